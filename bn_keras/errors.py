@@ -1,0 +1,9 @@
+"""The one exception for what a person gave that cannot work."""
+
+
+class InputError(ValueError):
+    """A flag, file or data set that cannot work.
+
+    The message is one line that names the thing, where it was found, and the fix. The launchers
+    print it without a traceback and exit with a non-zero status.
+    """

@@ -1,0 +1,1 @@
+"""Turns image data sets into TFRecord shards with a manifest; never imports TensorFlow or Keras."""

@@ -1,0 +1,8 @@
+"""The one exception for what a person gave that cannot be converted."""
+
+
+class InputError(ValueError):
+    """A flag, folder, archive or image that cannot work.
+
+    The message is one line that names the thing, where it was found, and the fix.
+    """
