@@ -1,0 +1,402 @@
+"""Batch normalization (Ioffe & Szegedy, 2015): Algorithm 1 in training, moving averages in inference."""
+
+import math
+
+import keras
+from keras import ops
+
+from bn_keras.batch_statistics import (
+    Moments,
+    average_of_groups,
+    fused_kernel_fits,
+    moments_over,
+    normalize_fused,
+    replica_count,
+    transform,
+    transform_fused,
+)
+
+
+@keras.saving.register_keras_serializable(package="bn_keras")
+class BatchNormalization(keras.layers.Layer):
+    """Normalizes each channel by the mean and variance of the mini-batch (Section 3, Algorithm 1).
+
+    In training (`training=True` and `layer.trainable`), over the m values of a channel:
+
+        mean = sum(x) / m
+        variance = sum((x - mean)^2) / m
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    and the moving averages that inference will use take a step towards them:
+
+        moving_mean = momentum * moving_mean + (1 - momentum) * mean
+        moving_variance = momentum * moving_variance + (1 - momentum) * variance * m / (m - 1)
+
+    In inference:
+
+        y = gamma * (x - moving_mean) / sqrt(moving_variance + epsilon) + beta
+
+    The arguments, weights and semantics are those of `keras.layers.BatchNormalization` (Keras 3.15); the
+    arguments that Keras does not have follow after `synchronized`.
+
+    Args:
+        axis: int, the channel axis; 1 for `channels_first` images.
+        momentum: weight of the *old* value in the moving averages, in [0, 1]. 0.99 (not in the paper: Keras).
+        epsilon: added to the variance. 1e-3 (not in the paper: TF-Slim, Keras).
+        center: whether there is a beta.
+        scale: whether there is a gamma.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer:
+            initializers; 0, 1, 0 and 1 (not in the paper: Keras).
+        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: optional.
+        renorm, renorm_clipping, renorm_momentum: batch renormalization (Ioffe, 2017), as in Keras.
+        synchronized: TensorFlow only. Takes mean and variance over the examples of all replicas, at one collective
+            forward and one backward.
+        unbiased: whether moving_variance averages the unbiased variance of Algorithm 2, line 10, m/(m-1) times the
+            variance; `False` is Keras's behaviour. m is the global count when synchronized.
+        virtual_batch_size: int or None. Statistics over groups of this many consecutive examples (32 in the paper)
+            at any real batch size; the last group is smaller where the batch does not divide.
+        per_activation: whether each activation, channel *and* position, has its own statistics, gamma and beta
+            (the "non-convolutional" BN of Section 4.2.3). Needs a fixed input shape; m is the batch.
+        debias: whether the moving averages weigh only mini-batches, not their initial 0 and 1: after t steps the
+            weights are divided by their sum, 1 - momentum^t. Early evaluation then sees the data's statistics.
+
+    Call arguments:
+        inputs: floating point [batch, ...] of rank 2 or more. float16 and bfloat16 keep float32 statistics.
+        training: bool. `layer.trainable = False` means inference, whatever `training` says.
+        mask: bool, shape `inputs.shape[:-1]` or broadcastable to it. False positions do not enter the statistics.
+
+    A channel with one value has no variance (m > 1 is required, Section 3): where the shape says so in training, an
+    error; where m is only known at run time (a dynamic batch, a mask), y = beta and the moving averages stay.
+
+    Raises:
+        ValueError: an argument out of range; a mask of the wrong rank; one value per channel in training.
+    """
+
+    def __init__(
+        self,
+        axis=-1,
+        momentum=0.99,
+        epsilon=1e-3,
+        center=True,
+        scale=True,
+        beta_initializer="zeros",
+        gamma_initializer="ones",
+        moving_mean_initializer="zeros",
+        moving_variance_initializer="ones",
+        beta_regularizer=None,
+        gamma_regularizer=None,
+        beta_constraint=None,
+        gamma_constraint=None,
+        renorm=False,
+        renorm_clipping=None,
+        renorm_momentum=0.99,
+        synchronized=False,
+        unbiased=True,
+        virtual_batch_size=None,
+        per_activation=False,
+        debias=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if synchronized and keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "`synchronized=True` needs the TensorFlow backend. "
+                f"Received: synchronized={synchronized} on {keras.backend.backend()}"
+            )
+        if synchronized and virtual_batch_size:
+            raise ValueError(
+                "`synchronized` statistics are over more than a replica's batch, `virtual_batch_size` over less. "
+                f"Received: {synchronized=}, {virtual_batch_size=}"
+            )
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"`momentum` is the weight of the old value, in [0, 1]. Received: {momentum=}")
+        if epsilon < 0.0:
+            raise ValueError(f"`epsilon` must not be negative. Received: {epsilon=}")
+        if virtual_batch_size is not None and virtual_batch_size < 1:
+            raise ValueError(f"`virtual_batch_size` counts examples, 1 or more. Received: {virtual_batch_size=}")
+        if per_activation and axis != -1:
+            raise ValueError(f"`per_activation` statistics have no channel axis. Received: {axis=}")
+        self.axis = int(axis)
+        self.momentum = float(momentum)
+        self.epsilon = float(epsilon)
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = keras.initializers.get(beta_initializer)
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
+        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.beta_constraint = keras.constraints.get(beta_constraint)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.renorm = renorm
+        self.renorm_clipping = _checked_clipping(renorm_clipping or {}) if renorm else renorm_clipping
+        self.renorm_momentum = renorm_momentum
+        self.synchronized = synchronized
+        self.unbiased = unbiased
+        self.virtual_batch_size = virtual_batch_size
+        self.per_activation = per_activation
+        self.debias = debias
+        self.supports_masking = True
+        self.gamma = None
+        self.beta = None
+        self.moving_mean = None
+        self.moving_variance = None
+        self.moving_weight = None
+
+    def build(self, input_shape):
+        rank = len(input_shape)
+        self.compute_output_shape(input_shape)
+        axis = self.axis % rank
+        own = tuple(range(1, rank)) if self.per_activation else (axis,)
+        shape = tuple(input_shape[i] for i in own)
+        if None in shape:
+            raise ValueError(
+                f"Dimensions {own}, which have their own statistics, must be known. Received: {input_shape=}"
+            )
+        self._reduction_axes = tuple(i for i in range(rank) if i not in own)
+        self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
+        if self.scale:
+            self.gamma = self.add_weight(
+                shape=shape,
+                name="gamma",
+                initializer=self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+                autocast=False,
+            )
+        if self.center:
+            self.beta = self.add_weight(
+                shape=shape,
+                name="beta",
+                initializer=self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+                autocast=False,
+            )
+        self.moving_mean = self._add_average("moving_mean", shape, self.moving_mean_initializer)
+        self.moving_variance = self._add_average("moving_variance", shape, self.moving_variance_initializer)
+        if self.renorm:
+            deviation = _square_root_of(self.moving_variance_initializer)
+            self.moving_stddev = self._add_average("moving_stddev", shape, deviation)
+            self.renorm_mean = self._add_average("renorm_mean", shape, self.moving_mean_initializer)
+            self.renorm_stddev = self._add_average("renorm_stddev", shape, deviation)
+        if self.debias:
+            # State, as a seed generator's is, and no weight: it is in `variables` and in files, but not in `weights`,
+            # which stay those of Keras's layer.
+            self.moving_weight = self._add_average("moving_weight", shape, "zeros")
+            self._untrack_variable(self.moving_weight)
+        self.input_spec = keras.layers.InputSpec(ndim=rank, axes=dict(zip(own, shape, strict=True)))
+
+    def _add_average(self, name, shape, initializer):
+        return self.add_weight(shape=shape, name=name, initializer=initializer, trainable=False, autocast=False)
+
+    @property
+    def variables(self):
+        variables = super().variables
+        return variables if self.moving_weight is None else [*variables, self.moving_weight]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.moving_weight is not None:
+            store["moving_weight"] = self.moving_weight
+
+    def load_own_variables(self, store):
+        """Also loads what a layer without `debias` saved, as averages whose initial value has been forgotten."""
+        store = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
+        weight = store.pop("moving_weight", None)
+        super().load_own_variables(store)
+        if self.moving_weight is not None:
+            self.moving_weight.assign(ops.ones(self.moving_weight.shape) if weight is None else weight)
+
+    def compute_output_shape(self, input_shape):
+        if not -len(input_shape) <= self.axis < len(input_shape):
+            raise ValueError(
+                f"Axis {self.axis} is out of bounds for input shape {input_shape}. Received: axis={self.axis}"
+            )
+        return input_shape
+
+    def call(self, inputs, training=None, mask=None):
+        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
+            raise ValueError(
+                "The mask provided should be one dimension less than the inputs. "
+                f"Received: mask.shape={mask.shape}, inputs.shape={inputs.shape}"
+            )
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            inputs = ops.cast(inputs, "float32")
+        # Statistics of float16 and bfloat16 inputs are float32: 70000 is beyond float16, 257 is no bfloat16.
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        gamma, beta = (value if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
+        if not (training and self.trainable):
+            mean, variance = ops.cast(self.moving_mean, dtype), ops.cast(self.moving_variance, dtype)
+            outputs = self._transform(inputs, mean, variance, gamma, beta)
+        else:
+            self._check_more_than_one_value(inputs, mask)
+            outputs, moments = self._normalize(inputs, mask, gamma, beta)
+            self._update_moving_averages(moments)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _check_more_than_one_value(self, inputs, mask):
+        sizes = [inputs.shape[i] for i in self._reduction_axes]
+        if self.virtual_batch_size and sizes[0] is not None:
+            sizes[0] = min(sizes[0], self.virtual_batch_size)
+        pooled = self.synchronized and replica_count() > 1
+        if mask is None and not pooled and None not in sizes and math.prod(sizes) == 1:
+            raise ValueError(
+                f"Layer '{self.name}' has one value per channel, whose variance is 0: every output would be beta. "
+                "Training needs m > 1 (Section 3): a larger batch, or `training=False`. "
+                f"Received: inputs.shape={tuple(inputs.shape)}, virtual_batch_size={self.virtual_batch_size}"
+            )
+
+    def _transform(self, x, mean, variance, gamma, beta):
+        """Normalizes x by a given mean and variance, [*gamma.shape]."""
+        if fused_kernel_fits(x):
+            view, axis, parameters = self._channel_view(x, mean, variance, gamma, beta)
+            return ops.reshape(transform_fused(view, axis, *parameters, self.epsilon), ops.shape(x))
+        mean, variance, gamma, beta = (self._broadcast(value) for value in (mean, variance, gamma, beta))
+        return transform(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
+
+    def _normalize(self, x, mask, gamma, beta):
+        """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
+        groups = self._equal_groups(x)
+        if fused_kernel_fits(x) and groups and mask is None and not self.renorm and not self.synchronized:
+            return self._normalize_fused(x, groups, gamma, beta)
+        x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
+        if mask is not None:
+            mask = ops.broadcast_to(ops.expand_dims(ops.cast(mask, "bool"), -1), ops.shape(x))
+        grouped, mask = self._split_into_groups(x, groups, mask)
+        moments = moments_over(grouped, [1 + i for i in self._reduction_axes], mask, self.synchronized)
+        gamma, beta = self._broadcast(gamma), self._broadcast(beta)
+        if self.renorm:
+            gamma, beta = self._renormalized(moments, gamma, beta)
+        outputs = transform(grouped, moments.mean, moments.variance, gamma, beta, self.epsilon)
+        outputs = ops.reshape(outputs, (-1, *ops.shape(x)[1:]))[: ops.shape(x)[0]]
+        shape = (-1, *self.moving_mean.shape)
+        return outputs, Moments(*(ops.reshape(value, shape) for value in moments))
+
+    def _normalize_fused(self, x, groups, gamma, beta):
+        view, axis, parameters = self._channel_view(x, gamma, beta)
+        parts = ops.split(view, groups) if groups > 1 else [view]
+        outputs, moments = zip(*(normalize_fused(part, axis, *parameters, self.epsilon) for part in parts), strict=True)
+        outputs = ops.concatenate(outputs) if groups > 1 else outputs[0]
+        shape = (groups, *self.moving_mean.shape)
+        moments = Moments(*(ops.reshape(ops.stack(values), shape) for values in zip(*moments, strict=True)))
+        return ops.reshape(outputs, ops.shape(x)), moments
+
+    def _channel_view(self, x, *parameters):
+        """x with its channels, or its activations, in one dimension; that dimension; the parameters alike."""
+        if not self.per_activation:
+            return x, self.axis % len(x.shape), parameters
+        flat = ops.reshape(x, (-1, math.prod(x.shape[1:])))
+        return flat, 1, [value if value is None else ops.reshape(value, (-1,)) for value in parameters]
+
+    def _broadcast(self, value):
+        return value if value is None else ops.reshape(value, self._broadcast_shape)
+
+    def _equal_groups(self, x):
+        """The number of groups that x divides into, or None where the last is smaller, or the batch unknown."""
+        if self.virtual_batch_size is None:
+            return 1
+        batch = x.shape[0]
+        if batch is None or (batch > self.virtual_batch_size and batch % self.virtual_batch_size):
+            return None
+        return max(1, batch // self.virtual_batch_size)
+
+    def _split_into_groups(self, x, groups, mask):
+        """x as [groups, examples, ...], its last group padded where it is smaller; the mask alike, padding False."""
+        batch, *rest = ops.shape(x)
+        if groups is None:
+            size = self.virtual_batch_size
+            groups = (batch + size - 1) // size
+            padding = (groups * size - batch, *rest)
+            mask = ops.ones((batch, *rest), "bool") if mask is None else mask
+            mask = ops.concatenate([mask, ops.zeros(padding, "bool")])
+            x = ops.concatenate([x, ops.zeros(padding, x.dtype)])
+        else:
+            size = batch // groups
+        shape = (groups, size, *rest)
+        return ops.reshape(x, shape), mask if mask is None else ops.reshape(mask, shape)
+
+    def _update_moving_averages(self, moments):
+        """Moves the averages towards the batch: the mean over groups and replicas, alike on every replica."""
+        mean, variance, known = average_of_groups(moments, self.unbiased, across_replicas=not self.synchronized)
+        step = known * (1.0 - self.momentum)
+        if self.debias:
+            # The moving average, from 0, of the constant 1: 1 - momentum^t after t steps.
+            weight = self.moving_weight * (1.0 - step) + step
+            self.moving_weight.assign(weight)
+            step = step / ops.maximum(weight, keras.backend.epsilon())
+        _move(self.moving_mean, mean, step)
+        if self.renorm:
+            # Averages the deviation (Ioffe, 2017, Algorithm 1); sqrt(v + epsilon)^2 - epsilon may round below 0.
+            _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), step)
+            self.moving_variance.assign(ops.relu(ops.square(self.moving_stddev) - self.epsilon))
+        else:
+            _move(self.moving_variance, variance, step)
+
+    def _renormalized(self, moments, gamma, beta):
+        """gamma and beta that also hold the correction (r, d) of batch renormalization; moves its averages."""
+        deviation = ops.sqrt(moments.variance + self.epsilon)
+        average = ops.maximum(self._broadcast(self.renorm_stddev), math.sqrt(self.epsilon))
+        r = deviation / average
+        d = (moments.mean - self._broadcast(self.renorm_mean)) / average
+        limits = self.renorm_clipping
+        r = ops.clip(r, limits.get("rmin", -math.inf), limits.get("rmax", math.inf))
+        d = ops.clip(d, -limits.get("dmax", math.inf), limits.get("dmax", math.inf))
+        r, d = ops.stop_gradient(r), ops.stop_gradient(d)
+        groups = Moments(*(ops.reshape(value, (-1, *self.renorm_mean.shape)) for value in moments))
+        mean, variance, known = average_of_groups(groups, False, across_replicas=not self.synchronized)
+        step = known * (1.0 - self.renorm_momentum)
+        _move(self.renorm_mean, mean, step)
+        _move(self.renorm_stddev, ops.sqrt(variance + self.epsilon), step)
+        beta = (d if gamma is None else d * gamma) + (0.0 if beta is None else beta)
+        return (r if gamma is None else r * gamma), beta
+
+    def get_config(self):
+        config = {
+            "axis": self.axis,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+            "beta_initializer": keras.initializers.serialize(self.beta_initializer),
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+            "moving_mean_initializer": keras.initializers.serialize(self.moving_mean_initializer),
+            "moving_variance_initializer": keras.initializers.serialize(self.moving_variance_initializer),
+            "beta_regularizer": keras.regularizers.serialize(self.beta_regularizer),
+            "gamma_regularizer": keras.regularizers.serialize(self.gamma_regularizer),
+            "beta_constraint": keras.constraints.serialize(self.beta_constraint),
+            "gamma_constraint": keras.constraints.serialize(self.gamma_constraint),
+            "renorm": self.renorm,
+            "renorm_clipping": self.renorm_clipping,
+            "renorm_momentum": self.renorm_momentum,
+            "synchronized": self.synchronized,
+            "unbiased": self.unbiased,
+            "virtual_batch_size": self.virtual_batch_size,
+            "per_activation": self.per_activation,
+            "debias": self.debias,
+        }
+        return {**super().get_config(), **config}
+
+
+def _move(average, value, step):
+    """average * (1 - step) + value * step; exactly value where step is 1."""
+    step = ops.cast(step, average.dtype)
+    average.assign(average * (1.0 - step) + ops.cast(value, average.dtype) * step)
+
+
+def _square_root_of(initializer):
+    """An initializer of a deviation, from that of a variance. A copy: an initializer object draws once a seed."""
+    copy = keras.initializers.get(keras.initializers.serialize(initializer))
+    return lambda shape, dtype=None: ops.sqrt(copy(shape, dtype=dtype))
+
+
+def _checked_clipping(clipping):
+    rmin, rmax, dmax = clipping.get("rmin", -math.inf), clipping.get("rmax", math.inf), clipping.get("dmax", 0.0)
+    if set(clipping) - {"rmin", "rmax", "dmax"}:
+        raise ValueError(f"Received invalid keys for `renorm_clipping`, which has rmin, rmax and dmax: {clipping}")
+    if rmax < rmin:
+        raise ValueError(f"rmax should be at least rmin in `renorm_clipping`. Received: {rmin=}, {rmax=}")
+    if dmax < 0:
+        raise ValueError(f"dmax should be non-negative in `renorm_clipping`. Received: {dmax=}")
+    return clipping
