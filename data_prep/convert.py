@@ -1,0 +1,479 @@
+"""Plan -> shards -> manifest: image data set in, TFRecord shards with `dataset.json` out.
+
+The plan (which image goes into which shard, at which place) is a pure function of the inputs and the options and is
+written first. Each shard is a pure function of its line of the plan: written aside, synced, renamed, and recorded in
+the journal with its count, size and checksum. The manifest is put together from the journal, last. Killed anywhere,
+the same command goes on with the shards that are missing, and the result is the same to the byte.
+
+In the output folder:
+  train-00000-of-01024, ...        the shards
+  dataset.json                     the manifest: what a reader needs to know; its presence says that all is there
+  .data_prep/plan.jsonl            the plan: a line about all, then a line a shard
+  .data_prep/journal/SHARD.json    what became of each finished shard
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import posixpath
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from data_prep import image as images
+from data_prep import storage, tfrecord
+from data_prep.dataset import SPLITS, Contents, Dataset, Image, read_image
+from data_prep.errors import InputError
+from data_prep.progress import Progress
+
+MANIFEST = "dataset.json"
+WORK_FOLDER = ".data_prep"
+
+# The shard counts of TF-Slim and tf-models for the full ILSVRC2012; other sets get a power of two by size.
+_ILSVRC2012_SHARDS = {"train": (1_281_167, 1024), "validation": (50_000, 128)}
+_SHARD_BYTES = 160 << 20  # 1,024 shards of ILSVRC2012's training images have 138 MiB
+_FEWEST_SHARDS = {"train": 4, "validation": 1}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes that are written, beside the inputs.
+
+    Attributes:
+      seed: of the global shuffle.
+      label_base: label of class index 0.
+      train_shards, validation_shards: how many; 0: by size.
+      limit: at most so many images a split, the first of the shuffled order; 0: all.
+      max_side, quality: see `data_prep.image.Storage`.
+      decode: decode every image to find damage that no header shows.
+    """
+
+    seed: int = 0
+    label_base: int = 1
+    train_shards: int = 0
+    validation_shards: int = 0
+    limit: int = 0
+    max_side: int = 0
+    quality: int = 95
+    decode: bool = False
+
+
+def shard_count(split: str, examples: int, size: int) -> int:
+    """How many shards `examples` images of `size` bytes together get: at least one image each."""
+    full, shards = _ILSVRC2012_SHARDS[split]
+    if examples < full:
+        shards = max(_FEWEST_SHARDS[split], 1 << math.ceil(math.log2(max(size / _SHARD_BYTES, 1))))
+    return min(shards, examples)
+
+
+def shuffled(seed: int, split: str, found: list[Image]) -> list[Image]:
+    """A permutation that depends on nothing but the seed and the images' classes and names.
+
+    Images are sorted by a hash of these, so the order is the same for any listing order, archive or folder, and Python.
+    """
+    prefix = f"{seed}/{split}/"
+
+    def key(image: Image) -> bytes:
+        identity = f"{prefix}{image.synset}/{posixpath.basename(image.path)}"
+        return hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+    return sorted(found, key=lambda image: (key(image), image.path))
+
+
+def make_plan(dataset: Dataset, contents: Contents, options: Options, request: dict) -> Iterator[dict]:
+    """The lines of the plan: first what all shards share, then a line a shard with its members in order.
+
+    A member is [path, offset, size, class index, bounding boxes].
+    """
+    class_index = {synset: index for index, synset in enumerate(contents.synsets)}
+    shards = []
+    for split in SPLITS:
+        order = shuffled(options.seed, split, contents.images[split])[: options.limit or None]
+        wanted = getattr(options, f"{split}_shards")
+        count = wanted or shard_count(split, len(order), sum(image.size for image in order))
+        if count > len(order):
+            raise InputError(f"--{split}_shards={count}: there are only {len(order)} images to put into them")
+        for index in range(count):
+            members = order[index * len(order) // count : (index + 1) * len(order) // count]
+            shards.append((f"{split}-{index:05}-of-{count:05}", split, members))
+    identity = hashlib.sha256(json.dumps([contents.synsets, contents.class_names, asdict(options)]).encode())
+
+    def line(file: str, split: str, members: list[Image]) -> dict:
+        rows = []
+        for image in members:
+            boxes = contents.boxes.get(posixpath.splitext(posixpath.basename(image.path))[0], [])
+            rows.append([image.path, image.offset, image.size, class_index[image.synset], boxes])
+        return {"file": file, "split": split, "members": rows}
+
+    for shard in shards:
+        for path, _, size, label, boxes in line(*shard)["members"]:
+            identity.update(json.dumps([posixpath.basename(path), size, label, boxes]).encode())
+    yield {
+        "format": "bn_keras.plan",
+        "version": 1,
+        "fingerprint": identity.hexdigest(),
+        "request": request,
+        "classes": list(zip(contents.synsets, contents.class_names, strict=True)),
+        "shards": [[file, len(members), sum(image.size for image in members)] for file, _, members in shards],
+    }
+    for shard in shards:
+        yield line(*shard)
+
+
+def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda images, size, bad: None) -> dict:
+    """Writes one shard and its journal entry; a pure function of `task`, so any worker anywhere may run it.
+
+    Args:
+      task: file, split, members (a line of the plan); classes, source, output_dir, label_base, storage, on_bad, reread.
+      count: called with images, bytes and bad images as they are done.
+    Returns:
+      The journal entry.
+    Raises:
+      InputError: a bad image and on_bad is "fail"; the shard is then not there.
+    """
+    path = storage.join(task["output_dir"], task["file"])
+    kept = images.Storage(*task["storage"])
+    bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
+    with storage.written_aside(path) as file:
+        shard = tfrecord.ShardWriter(file.write_all)
+        for member, offset, size, class_index, boxes in task["members"]:
+            try:
+                if size > images.MAX_FILE_BYTES:
+                    raise images.BadImageError(f"has {size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
+                stored = images.prepare(read_image(task["source"], member, offset, size), member, kept)
+            except images.BadImageError as error:
+                if task["on_bad"] == "fail":
+                    place = storage.join(task["source"], member)
+                    raise InputError(
+                        f"{place}: {error}; fix: replace or remove it, or leave out all such with --on_bad=skip"
+                    ) from None
+                bad.append([member, str(error)])
+                count(1, size, 1)
+                continue
+            synset, text = task["classes"][class_index]
+            label = task["label_base"] + class_index
+            shard.write(*tfrecord.encode_example(_features(stored, member, label, synset, text, boxes)))
+            if stored.repaired:
+                repaired.append([member, stored.repaired])
+            short_sides[min(stored.width, stored.height)] += 1
+            gray += stored.channels == 1
+            count(1, size, 0)
+        if task["reread"] and not storage.is_remote(path):
+            _check_written(file.temporary, shard)
+    entry = {
+        "file": task["file"],
+        "split": task["split"],
+        "examples": shard.examples,
+        "bytes": shard.bytes,
+        "crc32c": f"{shard.crc32c:08x}",
+        "gray": gray,
+        "short_sides": sorted(short_sides.items()),
+        "bad": bad,
+        "repaired": repaired,
+    }
+    storage.write(_journal(task["output_dir"], task["file"]), _json(entry))
+    return entry
+
+
+def _features(stored: images.Stored, path: str, label: int, synset: str, text: str, boxes: list) -> dict:
+    xmin, ymin, xmax, ymax = zip(*boxes, strict=True) if boxes else ((), (), (), ())
+    return {
+        "image/channels": stored.channels,
+        "image/class/label": label,
+        "image/class/synset": synset.encode("utf-8", "surrogateescape"),
+        "image/class/text": text.encode("utf-8", "surrogateescape"),
+        "image/colorspace": b"Grayscale" if stored.channels == 1 else b"RGB",
+        "image/encoded": stored.encoded,
+        "image/filename": posixpath.basename(path).encode("utf-8", "surrogateescape"),
+        "image/format": stored.format.encode(),
+        "image/height": stored.height,
+        "image/object/bbox/label": [label] * len(boxes),
+        "image/object/bbox/xmax": xmax,
+        "image/object/bbox/xmin": xmin,
+        "image/object/bbox/ymax": ymax,
+        "image/object/bbox/ymin": ymin,
+        "image/width": stored.width,
+    }
+
+
+def _check_written(path: str, shard: tfrecord.ShardWriter) -> None:
+    """Reads a shard back; raises OSError if the file system did not keep what was written."""
+    with storage.open_read(path) as file:
+        try:
+            records = sum(1 for _ in tfrecord.read_records(file))
+        except tfrecord.DamagedRecordError as damage:
+            raise OSError(f"{path}: just written, the record at byte {damage.offset} {damage}: failing disk?") from None
+    if records != shard.examples:
+        raise OSError(f"{path}: just written with {shard.examples} records, reads back {records}: failing disk?")
+
+
+def _json(value) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _journal(output_dir: str, file: str) -> str:
+    return storage.join(output_dir, WORK_FOLDER, "journal", f"{file}.json")
+
+
+def _plan_path(output_dir: str) -> str:
+    return storage.join(output_dir, WORK_FOLDER, "plan.jsonl")
+
+
+def _read_journal(output_dir: str, file: str) -> dict | None:
+    """The journal entry of a shard that is still there with the size it was written with, else None."""
+    try:
+        entry = json.loads(storage.read(_journal(output_dir, file)))
+    except FileNotFoundError:
+        return None
+    return entry if storage.size(storage.join(output_dir, file)) == entry["bytes"] else None
+
+
+@contextlib.contextmanager
+def _locked(output_dir: str) -> Iterator[None]:
+    """Holds the output folder against a second conversion at the same time (local folders)."""
+    if storage.is_remote(output_dir):
+        yield
+        return
+    with open(os.path.join(output_dir, WORK_FOLDER, "lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{output_dir}: another conversion is running there; wait for it or end it") from None
+        yield
+
+
+def _claim(output_dir: str, request: dict) -> bool:
+    """Makes the output folder ours; True if it already holds this plan.
+
+    Raises:
+      InputError: it holds another plan, or files that no conversion wrote.
+    """
+    try:
+        with storage.open_read(_plan_path(output_dir)) as plan:
+            held = json.loads(plan.readline())["request"]
+    except FileNotFoundError:
+        if foreign := [name for name in storage.names(output_dir) if name != WORK_FOLDER]:
+            raise InputError(
+                f"{output_dir}: holds {foreign[0]!r} and {len(foreign) - 1} other file(s), no conversion of ours; "
+                "give --output_dir an empty or new folder"
+            ) from None
+        return False
+    if held == request:
+        return True
+    differences = [
+        f"{key} is {held.get(key)!r} there and {value!r} here"
+        for key, value in request.items()
+        if held.get(key) != value and key != "stamp"
+    ]
+    raise InputError(
+        f"{output_dir}: holds another plan, {_describe(held)}; this command asks for {_describe(request)}: "
+        f"{'; '.join(differences) or 'the input files have changed since (names, sizes or times of modification)'}. "
+        "Give another --output_dir, or delete that folder"
+    )
+
+
+def _describe(request: dict) -> str:
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
+    return f"{digest} ({request['name']} from {request['origin']}, seed {request['seed']})"
+
+
+def convert(
+    dataset: Dataset,
+    output_dir: str,
+    options: Options = Options(),
+    *,
+    workers: int = 1,
+    on_bad: str = "fail",
+    reread: bool = True,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Converts a data set, or finishes what an earlier call began.
+
+    Args:
+      dataset: what to convert.
+      output_dir: empty, new, or holding the same conversion.
+      options: what decides the bytes that are written.
+      workers: processes; the output does not depend on it.
+      on_bad: "fail" stops at the first bad image; "skip" leaves bad images out and lists them in bad.tsv; "report" goes
+        through all, lists them in bad.tsv and then fails without a manifest.
+      reread: read every shard back before it gets its name.
+      log: takes lines for the person who waits.
+    Returns:
+      The manifest.
+    Raises:
+      InputError: the inputs or the output folder cannot work, or a bad image was found.
+      OSError: the disk is full, the folder not writable, ...
+    """
+    request = {"name": dataset.name, "origin": dataset.origin, **asdict(options), "stamp": dataset.stamp}
+    request = json.loads(json.dumps(request))  # tuples become lists, as in the plan
+    planned = _claim(output_dir, request)
+    storage.make_folder(storage.join(output_dir, WORK_FOLDER, "journal"))
+    with _locked(output_dir):
+        _remove_temporary(output_dir)
+        if not planned:
+            log(f"planning {dataset.name}: {dataset.origin}")
+            contents = dataset.scan()
+            for note in contents.notes:
+                log(note)
+            with storage.written_aside(_plan_path(output_dir)) as file:
+                for line in make_plan(dataset, contents, options, request):
+                    file.write_all([json.dumps(line, separators=(",", ":")).encode(), b"\n"])
+            del contents
+        with storage.open_read(_plan_path(output_dir)) as plan:
+            head = json.loads(plan.readline())
+            entries = {file: _read_journal(output_dir, file) for file, _, _ in head["shards"]}
+            missing = {file for file, entry in entries.items() if entry is None}
+            if missing:
+                if not all(storage.exists(source) for source in dataset.sources.values()):
+                    dataset.scan()  # writes an embedded set again, or says what is missing
+                if len(missing) < len(entries):
+                    log(f"{len(entries) - len(missing)} of {len(entries)} shards are already there")
+                shared = {
+                    "output_dir": output_dir,
+                    "classes": head["classes"],
+                    "label_base": options.label_base,
+                    "storage": [options.max_side, options.quality, options.decode],
+                    "on_bad": on_bad,
+                    "reread": reread,
+                }
+                tasks = (
+                    line | shared | {"source": dataset.sources[line["split"]]}
+                    for line in map(json.loads, plan)
+                    if line["file"] in missing
+                )
+                progress = Progress(*(sum(s[i] for s in head["shards"] if s[0] in missing) for i in (1, 2)))
+                for entry in _run(tasks, workers, progress):
+                    entries[entry["file"]] = entry
+                progress.tick(final=True)
+        return _finish(output_dir, head, options, list(entries.values()), on_bad, bool(missing), log)
+
+
+def _remove_temporary(output_dir: str) -> None:
+    """Removes what a killed run left half-written."""
+    if storage.is_remote(output_dir):
+        return
+    for folder in (output_dir, *(os.path.join(output_dir, WORK_FOLDER, part) for part in ("", "journal"))):
+        for name in storage.names(folder):
+            if name.endswith(".tmp"):
+                os.unlink(os.path.join(folder, name))
+
+
+_counters = ()
+
+
+def _count(*amounts: int) -> None:
+    for counter, amount in zip(_counters, amounts, strict=True):
+        if amount:
+            with counter.get_lock():
+                counter.value += amount
+
+
+def _start_worker(counters) -> None:
+    """Prepares a worker process; it ends at once when its parent does, also by SIGKILL."""
+    global _counters
+    _counters = counters
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _write_shard_in_worker(task: dict) -> dict:
+    return write_shard(task, _count)
+
+
+def _run(tasks: Iterator[dict], workers: int, progress: Progress) -> Iterator[dict]:
+    """Journal entries of all tasks, as they get done; at most two tasks a worker are in memory."""
+    if workers == 1:
+        global _counters
+        _counters = progress.counters()
+
+        def count(*amounts: int) -> None:
+            _count(*amounts)
+            progress.tick()
+
+        for task in tasks:
+            yield write_shard(task, count)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (progress.counters(),)
+    )
+    pending = set()
+    try:
+        while True:
+            while len(pending) < 2 * workers and (task := next(tasks, None)):
+                pending.add(pool.submit(_write_shard_in_worker, task))
+            if not pending:
+                break
+            done, pending = concurrent.futures.wait(pending, 0.25, concurrent.futures.FIRST_COMPLETED)
+            progress.tick()
+            for future in done:
+                yield future.result()
+    except concurrent.futures.BrokenExecutor:
+        raise InputError("a worker process died (out of memory?); run again, with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finish(output_dir, head, options, entries, on_bad, wrote, log) -> dict:
+    """Checks the journal as a whole and writes bad.tsv and the manifest."""
+    bad = sorted(row for entry in entries for row in entry["bad"])
+    repaired = sum(len(entry["repaired"]) for entry in entries)
+    bad_path = storage.join(output_dir, "bad.tsv")
+    if bad:
+        storage.write(bad_path, "".join(f"{path}\t{why}\n" for path, why in bad).encode("utf-8", "surrogateescape"))
+        if on_bad != "skip":
+            raise InputError(
+                f"{len(bad)} bad image(s), listed in {bad_path}, the first: {bad[0][0]}: {bad[0][1]}; "
+                "the rest is converted; run again with --on_bad=skip to leave these out"
+            )
+    manifest = _manifest(head, options, entries)
+    path = storage.join(output_dir, MANIFEST)
+    if wrote or not storage.exists(path):
+        storage.write(path, _json(manifest))
+        counts = ", ".join(f"{split['examples']:,} {name}" for name, split in manifest["splits"].items())
+        log(f"done: {counts} images in {output_dir}; {repaired} re-encoded, {len(bad)} bad left out")
+    else:
+        log(f"{output_dir}: already complete, nothing to do")
+    return manifest
+
+
+def _manifest(head: dict, options: Options, entries: list[dict]) -> dict:
+    short_sides = collections.Counter()
+    for entry in entries:
+        short_sides.update(dict(entry["short_sides"]))
+    total, seen, median = sum(short_sides.values()), 0, 0
+    if not total:
+        raise InputError("every image was bad; nothing to write a manifest about")
+    for side in sorted(short_sides):
+        seen += short_sides[side]
+        if 2 * seen >= total:
+            median = side
+            break
+    splits = {}
+    for split in SPLITS:
+        shards = [entry for entry in entries if entry["split"] == split]
+        splits[split] = {
+            "examples": sum(entry["examples"] for entry in shards),
+            "shards": [{key: entry[key] for key in ("file", "examples", "bytes", "crc32c")} for entry in shards],
+        }
+    return {
+        "format": "bn_keras.dataset",
+        "version": 1,
+        "name": head["request"]["name"],
+        "label_base": options.label_base,
+        "channels": 1 if sum(entry["gray"] for entry in entries) == total else 3,
+        "class_names": [text for _, text in head["classes"]],
+        "synsets": [synset for synset, _ in head["classes"]],
+        "short_side": {"min": min(short_sides), "median": median, "max": max(short_sides)},
+        "splits": splits,
+        "plan": {
+            "fingerprint": head["fingerprint"],
+            "source": head["request"]["origin"],
+            "options": asdict(options),
+        },
+    }

@@ -1,0 +1,113 @@
+"""The input of a conversion: labelled images somewhere in a folder or an archive, not yet read."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from data_prep import storage
+from data_prep.errors import InputError
+
+SPLITS = ("train", "validation")
+
+# (xmin, ymin, xmax, ymax) of one object, as fractions of the image's width and height.
+Box = tuple[float, float, float, float]
+
+
+class Image(NamedTuple):
+    """One image file: the class it belongs to and where its bytes are."""
+
+    synset: str  # class folder, for ImageNet the WordNet id
+    path: str  # in its folder or archive
+    size: int  # bytes
+    offset: int = -1  # in the archive; -1: a file of a folder
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a data set turned out to hold.
+
+    Attributes:
+      images: split -> its images, in any order.
+      synsets: class folders or WordNet ids, by class index.
+      class_names: what a person calls the classes, by class index.
+      boxes: file name without extension -> bounding boxes.
+      notes: lines about what was left out.
+    """
+
+    images: dict[str, list[Image]]
+    synsets: list[str]
+    class_names: list[str]
+    boxes: dict[str, list[Box]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as the command line names it.
+
+    Attributes:
+      name: short, goes into the manifest.
+      origin: what it is made from, for people.
+      sources: split -> folder or archive that images' paths and offsets refer to.
+      stamp: JSON value that changes when the inputs do; cheap to get.
+      scan: lists everything; may take minutes.
+    """
+
+    name: str
+    origin: str
+    sources: dict[str, str]
+    stamp: object
+    scan: Callable[[], Contents]
+
+
+def check_classes(images: dict[str, list[Image]], sources: dict[str, str]) -> list[str]:
+    """The sorted classes of the training images.
+
+    Raises:
+      InputError: a split without images, fewer than two classes, or a class that only the validation images have.
+    """
+    for split in SPLITS:
+        if not images[split]:
+            raise InputError(f"{sources[split]}: no images found for the {split} split")
+    train, validation = ({image.synset for image in images[split]} for split in SPLITS)
+    if len(train) < 2:
+        raise InputError(
+            f"{sources['train']}: holds one class ({', '.join(train)}); give a folder that holds one folder a class, "
+            "with at least two classes"
+        )
+    if unknown := sorted(validation - train):
+        raise InputError(
+            f"{sources['validation']}: {len(unknown)} class(es) that {sources['train']} lacks: "
+            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; no network can learn these; "
+            "add training images or remove the folders"
+        )
+    return sorted(train)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(archive: str):
+    return storage.open_read(archive)
+
+
+def read_image(source: str, path: str, offset: int, size: int) -> bytes:
+    """The bytes of one image; `source` is the folder or archive it is in.
+
+    Raises:
+      InputError: it is gone or no longer has `size` bytes.
+    """
+    try:
+        if offset < 0:
+            data = storage.read(storage.join(source, path))
+        elif storage.is_remote(source):
+            file = _opened(source)
+            file.seek(offset)
+            data = file.read(size)
+        else:
+            data = os.pread(_opened(source).fileno(), size, offset)
+    except FileNotFoundError:
+        raise InputError(f"{storage.join(source, path)}: was there when the plan was made and is gone") from None
+    if len(data) != size:
+        raise InputError(f"{storage.join(source, path)}: had {size} bytes when the plan was made, now {len(data)}")
+    return data

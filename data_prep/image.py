@@ -1,0 +1,115 @@
+"""What is stored for one image file: its own bytes where training decodes them as they are, else a re-encoding.
+
+Gray stays gray. EXIF orientation is not applied: TF-Slim, TFDS and torchvision train on the stored pixels too, and
+ImageNet's bounding boxes refer to them. Alpha is dropped, 16 bits become the upper 8, CMYK becomes RGB by
+(255 - C)(255 - K)/255 of Adobe's inverted values, as `tf.io.decode_jpeg` does it.
+"""
+
+import io
+from typing import NamedTuple
+
+from data_prep import jpeg, png
+
+# The largest of ILSVRC2012 has 61 million pixels (n04197391, 9331 x 6530); beyond this a file is a decompression bomb.
+MAX_PIXELS = 1 << 26
+# The largest file of ILSVRC2012 is under 16 MiB; more is not read into memory.
+MAX_FILE_BYTES = 1 << 26
+
+_JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
+_DECODED_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+
+
+class BadImageError(ValueError):
+    """An image that cannot be stored; the message says why, without the file's name."""
+
+
+class Stored(NamedTuple):
+    """An image as it goes into a record; `repaired` says what was wrong with the file if it was re-encoded."""
+
+    encoded: bytes
+    format: str  # JPEG or PNG
+    width: int
+    height: int
+    channels: int  # 1 or 3
+    repaired: str = ""
+
+
+class Storage(NamedTuple):
+    """How images are stored: the larger side at most `max_side` pixels (0: any), re-encoded at JPEG `quality`."""
+
+    max_side: int = 0
+    quality: int = 95
+    decode: bool = False  # decode every image, to find damage that no header shows
+
+
+def prepare(data: bytes, name: str, storage: Storage) -> Stored:
+    """Turns one image file into what its record holds.
+
+    Args:
+      data: the file's bytes; its kind is found from these, never from the name.
+      name: the file's name; under a JPEG name only JPEG is stored.
+      storage: size and quality to store.
+    Raises:
+      BadImageError: empty, truncated, damaged, not an image, or too large.
+    """
+    if not data:
+        raise BadImageError("is empty (0 bytes)")
+    kind = "JPEG" if data.startswith(jpeg.SIGNATURE) else "PNG" if data.startswith(png.SIGNATURE) else ""
+    try:
+        if not kind:
+            raise jpeg.UnusualError("another format")
+        header = (jpeg if kind == "JPEG" else png).parse(data)
+        if kind == "PNG" and name.lower().endswith(_JPEG_NAMES):
+            raise jpeg.UnusualError("PNG under a JPEG name")
+    except jpeg.UnusualError as unusual:
+        return _reencode(data, name, storage, str(unusual))
+    _check_pixels(header.width, header.height)
+    if storage.max_side and max(header.width, header.height) > storage.max_side:
+        return _reencode(data, name, storage)
+    if storage.decode:
+        _decode(data)
+    return Stored(data, kind, *header)
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"declares {width} x {height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
+
+
+def _decode(data: bytes, max_side: int = 0):
+    """Decodes with Pillow to mode L or RGB, every pixel; raises BadImageError."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_DECODED_FORMATS) as image:
+            _check_pixels(*image.size)
+            if max_side:
+                image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # decodes JPEGs at a fitting scale
+            image.load()
+            if image.mode in ("I;16", "I;16B", "I;16L", "I", "I;16N"):
+                image = image.point(lambda value: value / 256).convert("L")
+            gray = image.mode in ("1", "L", "LA", "La")
+            return image.convert("L" if gray else "RGB"), image.format
+    except BadImageError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for damaged files
+        raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from error
+
+
+def _reencode(data: bytes, name: str, storage: Storage, repaired: str = "") -> Stored:
+    image, kind = _decode(data, storage.max_side)
+    if repaired == "another format":
+        repaired = f"{kind} under a JPEG name" if name.lower().endswith(_JPEG_NAMES) else f"{kind} image"
+    lossless = not name.lower().endswith(_JPEG_NAMES) and kind in ("PNG", "GIF", "BMP", "TIFF")
+    encoded = io.BytesIO()
+    if lossless:
+        image.save(encoded, "PNG")
+    else:
+        image.save(encoded, "JPEG", quality=storage.quality)
+    return Stored(
+        encoded.getvalue(),
+        "PNG" if lossless else "JPEG",
+        *image.size,
+        1 if image.mode == "L" else 3,
+        repaired,
+    )

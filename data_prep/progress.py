@@ -1,0 +1,51 @@
+"""How far the conversion is: images/s, MB/s, time left; one line rewritten on a terminal, else a line now and then."""
+
+import multiprocessing
+import sys
+import time
+
+
+class Progress:
+    """Counts images and bytes, also those of worker processes, and prints at most every `period` seconds.
+
+    Attributes:
+      images, bytes, bad: shared counters (`multiprocessing.Value`) that any process may add to.
+    """
+
+    def __init__(self, images: int, size: int, stream=None):
+        """`images` and `size` (bytes) are what there is to do in this run."""
+        self._total_images, self._total_bytes = images, size
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._period = 0.5 if self._terminal else 10.0
+        context = multiprocessing.get_context("spawn")
+        self.images, self.bytes, self.bad = (context.Value("q", 0) for _ in range(3))
+        self._start = self._last = time.monotonic()
+
+    def counters(self):
+        return self.images, self.bytes, self.bad
+
+    def tick(self, final: bool = False) -> None:
+        """Prints the state if it is time to, or if it is the final one."""
+        now = time.monotonic()
+        if now - self._last < self._period and not final:
+            return
+        self._last = now
+        seconds = max(now - self._start, 1e-9)
+        done = self.images.value
+        left = "" if final or not done else f", {_duration(seconds * (self._total_images - done) / done)} left"
+        line = (
+            f"{done:,} of {self._total_images:,} images, {done / seconds:,.0f} images/s, "
+            f"{self.bytes.value / 1e6 / seconds:,.1f} MB/s{left}, {self.bad.value} bad"
+        )
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{line}" + "\n" * final)
+        else:
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,156 @@
+"""Files by path: local ones through the operating system, `gs://`, `s3://` and other URLs through fsspec.
+
+A local file is written aside, synced to disk and renamed, so that a name never holds half a file. An object store
+shows an object only once its upload is complete, so there it is written under its own name.
+"""
+
+import contextlib
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+
+from data_prep.errors import InputError
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _filesystem(url: str):
+    """The fsspec file system of a URL."""
+    try:
+        import fsspec
+    except ImportError:
+        raise InputError(f"{url}: remote paths need fsspec; fix: pip install 'bn_keras[remote]'") from None
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from None
+
+
+def join(folder: str, *names: str) -> str:
+    return (posixpath if is_remote(folder) else os.path).join(folder, *names)
+
+
+def exists(path: str) -> bool:
+    return _filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+    return _filesystem(path).isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def size(path: str) -> int:
+    """Size in bytes, -1 if there is no such file."""
+    if is_remote(path):
+        filesystem = _filesystem(path)
+        return filesystem.size(path) if filesystem.exists(path) else -1
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
+
+
+def version(path: str) -> list:
+    """Size in bytes and what changes when the file's content does: its time of modification, or the store's tag."""
+    if is_remote(path):
+        info = _filesystem(path).info(path)
+        return [info["size"], str(info.get("etag") or info.get("ETag") or info.get("mtime") or info.get("updated", ""))]
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def make_folder(path: str) -> None:
+    if is_remote(path):
+        _filesystem(path).makedirs(path, exist_ok=True)
+    else:
+        os.makedirs(path, exist_ok=True)
+
+
+def names(folder: str) -> list[str]:
+    """Sorted names in a folder; empty if there is none."""
+    if is_remote(folder):
+        filesystem = _filesystem(folder)
+        if not filesystem.exists(folder):
+            return []
+        return sorted(posixpath.basename(path.rstrip("/")) for path in filesystem.ls(folder, detail=False))
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def open_read(path: str):
+    """A binary file open for reading."""
+    return _filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb")
+
+
+def read(path: str) -> bytes:
+    with open_read(path) as file:
+        return file.read()
+
+
+class _LocalFile:
+    """A file under a temporary name until `publish`."""
+
+    def __init__(self, path: str):
+        self._path, self.temporary = path, f"{path}.{os.getpid()}.tmp"
+        self._descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def write_all(self, parts: Sequence[bytes]) -> None:
+        """Writes every byte of every part, or raises OSError."""
+        written, wanted = os.writev(self._descriptor, parts), sum(map(len, parts))
+        while written < wanted:  # a nearly full disk, or a signal
+            written += os.write(self._descriptor, b"".join(parts)[written:])
+
+    def publish(self) -> None:
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        os.replace(self.temporary, self._path)
+        folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(self.temporary)
+
+
+class _RemoteFile:
+    """An object whose upload is completed by `publish`."""
+
+    def __init__(self, path: str):
+        self._file = _filesystem(path).open(path, "wb", autocommit=False)
+
+    def write_all(self, parts: Sequence[bytes]) -> None:
+        self._file.write(b"".join(parts))
+
+    def publish(self) -> None:
+        self._file.close()
+        self._file.commit()
+
+    def discard(self) -> None:
+        self._file.close()
+        self._file.discard()
+
+
+@contextlib.contextmanager
+def written_aside(path: str) -> Iterator[_LocalFile | _RemoteFile]:
+    """A file that appears under `path`, whole and on disk, when the block ends, and not at all when it raises."""
+    file = (_RemoteFile if is_remote(path) else _LocalFile)(path)
+    try:
+        yield file
+        file.publish()
+    except BaseException:
+        file.discard()
+        raise
+
+
+def write(path: str, content: bytes) -> None:
+    """Writes a whole file atomically."""
+    with written_aside(path) as file:
+        file.write_all([content])
