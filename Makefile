@@ -1,0 +1,41 @@
+# make demo: Figures 2 and 3 of the paper on this machine. make test: the whole test suite. Both set up .venv first.
+
+VARIANTS ?= inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid inception_x5 inception_sigmoid
+DATA ?= data/mnist
+RUNS ?= runs
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
+	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
+
+.PHONY: demo setup test test-slow format
+
+demo: .venv/installed
+	@.venv/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
+		sys.exit(bad and f"VARIANTS={bad[0]}: the variants are " + " ".join(bn_keras.VARIANTS))' $(VARIANTS)
+	@.venv/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
+	@n=0; for variant in $(VARIANTS); do \
+		n=$$((n + 1)); echo; echo "[$$n/$(words $(VARIANTS))] $$variant"; \
+		launch/train --variant=$$variant --data_dir=$(DATA) --workdir=$(RUNS)/$$variant --on_divergence=record \
+			|| exit; \
+	done
+	@echo; launch/report --workdir=$(RUNS)
+
+setup: .venv/installed
+
+test: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/python -m pytest
+
+test-slow: .venv/installed
+	.venv/bin/python -m pytest -m slow
+
+format: .venv/installed
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+.venv/installed: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "This project needs Python 3.11 to 3.13: install one, or give make PYTHON=PATH" >&2; exit 1; }
+	@echo "Setting up .venv with $(PYTHON): 2 GB, some minutes where the packages must be downloaded"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,test]'
+	@touch $@

@@ -1,0 +1,31 @@
+"""Batch Normalization (Ioffe & Szegedy, 2015) on Keras: the layer, the networks, and what is needed to train them.
+
+    from bn_keras import BatchNormalization, build_model, VARIANTS
+
+Names are loaded when first used, so that `bn_keras.VARIANTS` costs no import of TensorFlow.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "VARIANTS": "variants",
+    "Variant": "variants",
+    "InputError": "errors",
+    "BatchNormalization": "batch_normalization",
+    "build_model": "inception",
+    "read_dataset": "dataset",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bn_keras' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"bn_keras.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *_HOMES]

@@ -1,0 +1,25 @@
+"""Dropout whose masks differ between the replicas of a distribution strategy and survive a resume."""
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="bn_keras")
+class Dropout(keras.layers.Dropout):
+    """`keras.layers.Dropout` with one mask per replica.
+
+    Keras draws the same mask on every replica, so that two replicas of 16 examples drop what one device would drop for
+    examples 1 to 16, twice. Here the replica's number is folded into the seed; one device is unchanged. The seed and
+    the count of masks drawn are in `model.variables`, so a checkpoint of those resumes with the very next mask.
+    """
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0 or keras.backend.backend() != "tensorflow":
+            return super().call(inputs, training=training)
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return super().call(inputs, training=training)
+        seed = tf.cast(self.seed_generator.next() % tf.int32.max, tf.int32)
+        seed = tf.random.fold_in(seed, context.replica_id_in_sync_group)
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed, noise_shape=self.noise_shape)

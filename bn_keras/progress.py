@@ -1,0 +1,58 @@
+"""How far a run is and when it will end: one living line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+_PLAIN_EVERY = 30.0  # seconds between plain lines
+_BAR = 24  # characters
+
+
+class Progress:
+    """Progress of one run on stderr.
+
+    Args:
+      name: of the run.
+      steps: the step at which it ends.
+    """
+
+    def __init__(self, name: str, steps: int):
+        self._name, self._steps = name, steps
+        self._accuracy = ""
+        self._first = None  # (step, time) after the first update, which holds the compilation
+        self._last_line = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def update(self, step: int):
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        if self._live or now - self._last_line >= _PLAIN_EVERY:
+            self._show(step, now)
+
+    def evaluated(self, step: int, accuracy: float):
+        self._accuracy = f"  validation accuracy {accuracy:.3f} at step {step}"
+        self._show(step, time.monotonic())
+
+    def close(self, message: str):
+        print(f"{chr(10) if self._live else ''}{self._name}: {message}", file=sys.stderr, flush=True)
+
+    def _show(self, step, now):
+        first_step, first_time = self._first
+        left = (
+            ""
+            if step == first_step
+            else f"  {_clock((now - first_time) / (step - first_step) * (self._steps - step))} left"
+        )
+        filled = _BAR * step // self._steps
+        bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self._live else ""
+        line = f"{self._name} {bar}{step}/{self._steps}{left}{self._accuracy}"
+        print(f"\r{line}\x1b[K" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        self._last_line = now
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days} d " if days else "") + (
+        f"{hours}:{minutes:02}:{seconds:02}" if days or hours else f"{minutes}:{seconds:02}"
+    )

@@ -1,0 +1,165 @@
+"""A run: its configuration, and the directory that holds everything about it; standard library only.
+
+    run.json               the configuration
+    curve.jsonl            loss, learning rate and accuracy by step
+    checkpoint-*.npz       the last two checkpoints
+    model.keras            the trained model
+    events.out.tfevents.*  the curve for TensorBoard
+
+Starting a run whose directory exists continues it, provided that the configuration is the same.
+"""
+
+import dataclasses
+import fcntl
+import glob
+import json
+import os
+
+from bn_keras.errors import InputError
+from bn_keras.training_curve import FILE as CURVE_FILE
+from bn_keras.training_curve import TrainingCurve
+from bn_keras.variants import PAPER_BATCH_SIZE, Variant
+
+CONFIG_FILE = "run.json"
+MODEL_FILE = "model.keras"
+
+# What may differ when a run goes on: how far, and how often something is written. Nothing of it changes the weights.
+_CADENCE = {"steps", "eval_every", "eval_batch_size", "log_every", "checkpoint_every"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run's weights and curve are a function of.
+
+    Attributes:
+      variant: the network and its training, with any field that the person changed.
+      dataset: name of the data set.
+      dataset_fingerprint: sha256 of its manifest.
+      train_examples: examples of one epoch.
+      validation_examples: examples of one evaluation.
+      classes: outputs of the network.
+      channels: of the input, 1 or 3.
+      image_size: height and width of the input in pixels.
+      width: factor on the network's feature maps.
+      augmentation: "imagenet" or "none".
+      bn_momentum: weight of the old value in the moving averages.
+      batch_size: images of one step, over all replicas.
+      replicas: devices that share a batch; with batch statistics per replica, they change what is learned.
+      seed: of weights, order, distortion and Dropout.
+      steps: of `batch_size` images each.
+      eval_every, log_every, checkpoint_every: in steps.
+      eval_batch_size: images of one evaluation step, over all replicas.
+    """
+
+    variant: Variant
+    dataset: str
+    dataset_fingerprint: str
+    train_examples: int
+    validation_examples: int
+    classes: int
+    channels: int
+    image_size: int
+    width: float
+    augmentation: str
+    bn_momentum: float
+    batch_size: int
+    replicas: int
+    seed: int
+    steps: int
+    eval_every: int
+    eval_batch_size: int
+    log_every: int
+    checkpoint_every: int
+
+    @property
+    def initial_learning_rate(self) -> float:
+        """The paper's rate is per mini-batch of 32; the run's grows linearly with its batch."""
+        return self.variant.learning_rate * self.batch_size / PAPER_BATCH_SIZE
+
+    @property
+    def decay_examples(self) -> int:
+        """Images between two decays of the learning rate."""
+        return max(1, round(self.variant.decay_epochs * self.train_examples))
+
+    def flat(self) -> dict:
+        """All fields as one flat dictionary of numbers, strings and truth values."""
+        fields = dataclasses.asdict(self)
+        variant = fields.pop("variant")
+        results = {name for name in variant if name.startswith("paper_")} | {"name", "title", "steps"}
+        return {"variant": variant["name"], **{k: v for k, v in variant.items() if k not in results}, **fields}
+
+
+class RunDirectory:
+    """The directory of one run. Nothing is written before `open`."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.curve = TrainingCurve(os.path.join(path, CURVE_FILE))
+
+    def read_config(self) -> dict | None:
+        """The flat configuration that the directory was made with, and "title"; None where there is no run."""
+        try:
+            with open(os.path.join(self.path, CONFIG_FILE), encoding="utf-8") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(
+                f"{os.path.join(self.path, CONFIG_FILE)} is damaged ({error}): remove {self.path}"
+            ) from None
+
+    def check(self, config: RunConfig):
+        """Refuses to continue a run of another configuration; a field that is None is not known yet and agrees.
+
+        Raises:
+          InputError: names every field that differs and both of its values.
+        """
+        found = self.read_config()
+        if found is None:
+            return
+        wanted = config.flat()
+        changed = [k for k in wanted if k not in _CADENCE and wanted[k] not in (None, found.get(k))]
+        if changed:
+            differences = ", ".join(f"{k} {found.get(k)} (now {wanted[k]})" for k in changed)
+            raise InputError(f"{self.path} holds a run with {differences}: give another --workdir, or remove that one")
+
+    def finished(self, config: RunConfig) -> bool:
+        """Whether the run has all its steps, its last evaluation and its model, or has diverged."""
+        if self.read_config() is None:
+            return False
+        if self.curve.diverged():
+            return True
+        done = any(row["kind"] == "validation" and row["step"] >= config.steps for row in self.curve.rows)
+        return done and os.path.exists(os.path.join(self.path, MODEL_FILE))
+
+    def open(self, config: RunConfig):
+        """Makes the directory, locks it for this process and writes the configuration.
+
+        Raises:
+          InputError: another process is training in it.
+        """
+        os.makedirs(self.path, exist_ok=True)
+        self._lock = open(os.path.join(self.path, ".lock"), "w")  # noqa: SIM115 (held until the process ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is training in {self.path}: wait for it, or give another --workdir"
+            ) from None
+        path = os.path.join(self.path, CONFIG_FILE)
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump({"title": config.variant.title, **config.flat()}, file, indent=1)
+        os.replace(path + ".tmp", path)
+
+
+def find_runs(root: str) -> list[RunDirectory]:
+    """Every run in `root` or below it, by path.
+
+    Raises:
+      InputError: there is none.
+    """
+    pattern = os.path.join(glob.escape(root), "**", CONFIG_FILE)
+    runs = [RunDirectory(os.path.dirname(path)) for path in sorted(glob.glob(pattern, recursive=True))]
+    if not runs:
+        raise InputError(f"no runs in {root}: train one with `launch/train --variant=bn_x5 --workdir={root}/bn_x5`")
+    return runs

@@ -1,0 +1,68 @@
+"""TensorBoard's view of a run: scalars of its curve, its hyper-parameters; needs tensorboard, not TensorFlow.
+
+The curve is the truth and the event file a picture of it: opening a run's writer deletes its old event files and draws
+the whole curve again. So a run that was killed and resumed shows one unbroken line, with the times at which its points
+were first made.
+"""
+
+import glob
+import os
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.scalar import summary as scalar
+from tensorboard.plugins.text import summary as text
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+_SCALARS = {
+    "training": {
+        "loss": "training/loss",
+        "accuracy": "accuracy/training",
+        "learning_rate": "training/learning_rate",
+        "images_per_second": "training/images_per_second",
+    },
+    "validation": {"top1": "accuracy/validation", "top5": "accuracy/validation_top5"},
+    "diverged": {},
+}
+
+
+class TensorBoardWriter:
+    """Writes the events of one run into `directory`, under the run's folder name in TensorBoard.
+
+    Args:
+      directory: the run's.
+      hyper_parameters: flat dictionary of numbers and strings, shown under HPARAMS and TEXT.
+      rows: what the curve holds already.
+    """
+
+    def __init__(self, directory: str, hyper_parameters: dict, rows: list[dict]):
+        for old in glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*")):
+            os.remove(old)
+        self._writer = EventFileWriter(directory)
+        start = rows[0]["wall_time"] if rows else None
+        table = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in hyper_parameters.items())])
+        for summary in (
+            hparams.hparams_pb(hyper_parameters, start_time_secs=start),
+            text.pb("hyper-parameters", table),
+        ):
+            self._add(summary, 0, start)
+        for row in rows:
+            self.add(row)
+        self.flush()
+
+    def add(self, row: dict):
+        """Adds one row of the curve."""
+        for field, tag in _SCALARS[row["kind"]].items():
+            value = row[field] / row["of"] if row["kind"] == "validation" else row[field]
+            self._add(scalar.pb(tag, value), row["step"], row["wall_time"])
+
+    def flush(self):
+        self._writer.flush()
+
+    def close(self):
+        self._writer.close()
+
+    def _add(self, summary, step, wall_time):
+        event = Event(step=step, wall_time=wall_time or 0.0)
+        event.summary.ParseFromString(summary.SerializeToString())
+        self._writer.add_event(event)

@@ -1,0 +1,152 @@
+"""The networks of Section 4.2.2 as a table of frozen rows; standard library only.
+
+Every row is a `replace` of an earlier one, as the paper tells it: BN-Baseline is Inception with Batch Normalization
+before each nonlinearity, the accelerated networks are BN-Baseline with the seven changes of Section 4.2.1, and each
+control is Inception with one thing moved.
+
+    >>> VARIANTS["bn_x30"].learning_rate
+    0.045
+"""
+
+import dataclasses
+from dataclasses import replace
+
+PAPER_BATCH_SIZE = 32
+"""Section 4.2: "mini-batches of size 32". Every learning rate and step count of the table is per 32 images."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One network and the way it is trained.
+
+    Attributes:
+      name: the value of `--variant`.
+      title: the paper's name, for plots and tables.
+      batch_normalization: BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.
+      activation: the nonlinearity, "relu" or "sigmoid".
+      learning_rate: initial rate of SGD per mini-batch of 32.
+      decay_epochs: the rate is multiplied by `DECAY_FACTOR` once in so many epochs.
+      l2_weight: lambda in the gradient's `+ lambda * w` of every convolution and of the classifier.
+      dropout: fraction of the classifier's inputs set to 0 in training, in [0, 1).
+      local_response_normalization: after the first pooling and after the 3x3 convolution with 192 maps.
+      shuffling: "within_shard" mixes all examples of several shards; "shard_order" permutes only the shards and keeps
+        the order inside each.
+      photometric_distortion: "full" or "reduced" (half of full).
+      paper_steps_to_72_2: Figure 3, steps of 32 to 72.2% single-crop validation accuracy; None where it has none.
+      paper_max_accuracy: Figure 3, as a fraction; None for the negative controls.
+      steps: how long to train by default, in steps of 32.
+    """
+
+    name: str
+    title: str
+    batch_normalization: bool
+    activation: str
+    learning_rate: float
+    decay_epochs: float
+    l2_weight: float
+    dropout: float
+    local_response_normalization: bool
+    shuffling: str
+    photometric_distortion: str
+    paper_steps_to_72_2: float | None
+    paper_max_accuracy: float | None
+    steps: int
+
+
+MOMENTUM = 0.9
+"""Of SGD. Not in the paper: GoogLeNet's."""
+
+DECAY_FACTOR = 0.96
+"""Not in the paper: GoogLeNet's 4%, every 8 epochs."""
+
+_INCEPTION = Variant(
+    name="inception",
+    title="Inception",
+    batch_normalization=False,
+    activation="relu",
+    learning_rate=0.0015,
+    decay_epochs=8.0,  # not in the paper: GoogLeNet
+    l2_weight=2e-4,  # not in the paper: Caffe's GoogLeNet
+    dropout=0.4,  # Section 4.2.3
+    local_response_normalization=True,
+    shuffling="shard_order",
+    photometric_distortion="full",
+    paper_steps_to_72_2=31.0e6,
+    paper_max_accuracy=0.722,
+    steps=31_000_000,
+)
+
+_BN_BASELINE = replace(
+    _INCEPTION,
+    name="bn_baseline",
+    title="BN-Baseline",
+    batch_normalization=True,
+    paper_steps_to_72_2=13.3e6,
+    paper_max_accuracy=0.727,
+)
+
+
+def _accelerated(rate_factor: float) -> dict:
+    """The seven changes of Section 4.2.1, in its order; its first, the rate, differs between the networks."""
+    return {
+        "learning_rate": _BN_BASELINE.learning_rate * rate_factor,  # 1. increase the learning rate
+        "dropout": 0.0,  # 2. remove Dropout
+        "l2_weight": _BN_BASELINE.l2_weight / 5,  # 3. reduce the L2 weight regularization by a factor of 5
+        "decay_epochs": _BN_BASELINE.decay_epochs / 6,  # 4. decay the learning rate 6 times faster
+        "local_response_normalization": False,  # 5. remove Local Response Normalization
+        "shuffling": "within_shard",  # 6. shuffle training examples more thoroughly
+        "photometric_distortion": "reduced",  # 7. reduce the photometric distortions
+    }
+
+
+_BN_X5 = replace(
+    _BN_BASELINE,
+    name="bn_x5",
+    title="BN-x5",
+    **_accelerated(5),
+    paper_steps_to_72_2=2.1e6,
+    paper_max_accuracy=0.730,
+    steps=6_000_000,  # not in the paper: as long as BN-x30
+)
+
+_BN_X30 = replace(
+    _BN_X5,
+    name="bn_x30",
+    title="BN-x30",
+    learning_rate=_BN_BASELINE.learning_rate * 30,
+    paper_steps_to_72_2=2.7e6,
+    paper_max_accuracy=0.748,
+    steps=6_000_000,  # Section 4.2.2: 74.8% after 6e6 steps
+)
+
+_BN_X5_SIGMOID = replace(
+    _BN_X5,
+    name="bn_x5_sigmoid",
+    title="BN-x5-Sigmoid",
+    activation="sigmoid",
+    paper_steps_to_72_2=None,
+    paper_max_accuracy=0.698,
+)
+
+_INCEPTION_X5 = replace(
+    _INCEPTION,
+    name="inception_x5",
+    title="Inception at 5x the rate",
+    learning_rate=_INCEPTION.learning_rate * 5,
+    paper_steps_to_72_2=None,  # Section 4.2.2: the parameters reach machine infinity
+    paper_max_accuracy=None,
+)
+
+_INCEPTION_SIGMOID = replace(
+    _INCEPTION,
+    name="inception_sigmoid",
+    title="Inception with sigmoid",
+    activation="sigmoid",
+    paper_steps_to_72_2=None,  # Section 4.2.2: never better than chance
+    paper_max_accuracy=None,
+)
+
+VARIANTS: dict[str, Variant] = {
+    row.name: row
+    for row in (_INCEPTION, _BN_BASELINE, _BN_X5, _BN_X30, _BN_X5_SIGMOID, _INCEPTION_X5, _INCEPTION_SIGMOID)
+}

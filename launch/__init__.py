@@ -1,0 +1,1 @@
+"""Programs: flags, then a main short enough to read at a glance."""

@@ -1,0 +1,47 @@
+"""How every program starts and fails: flags first, one clear line for what cannot work, an exit status."""
+
+import os
+import sys
+
+from absl import flags
+
+from bn_keras.errors import InputError
+from data_prep.errors import InputError as DataInputError
+
+BAD_FLAGS = 2
+BAD_INPUT = 1
+
+
+def run(main, doc: str):
+    """Parses the flags, calls `main()` and exits with what it returns.
+
+    `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
+    parsed exits with 2; bad input and failures of files and disks exit with 1; each with one line on stderr.
+
+    Args:
+      main: the program; returns an exit status, or None for 0.
+      doc: what `--help` says before the flags.
+    """
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
+    asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
+    if asked & {"help", "helpshort", "h"}:
+        print(f"{doc.strip()}\n\nFlags of {name}:\n{flags.FLAGS.module_help(module)}")
+        sys.exit(0)
+    if "helpfull" in asked:
+        print(f"{doc.strip()}\n{flags.FLAGS.get_help()}")
+        sys.exit(0)
+    try:
+        if unexpected := flags.FLAGS(sys.argv)[1:]:
+            raise flags.Error(f"unexpected argument {unexpected[0]!r}: flags look like --name=value")
+    except flags.Error as error:
+        fail(name, f"{error} (--help lists the flags)", BAD_FLAGS)
+    try:
+        sys.exit(main())
+    except (InputError, DataInputError, OSError) as error:
+        fail(name, error, BAD_INPUT)
+
+
+def fail(name, message, status):
+    print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)

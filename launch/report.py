@@ -1,0 +1,34 @@
+"""Writes Figure 2 and Figure 3 of the paper from the runs below a folder.
+
+launch/report --workdir=runs
+"""
+
+import os
+
+from absl import flags
+
+from bn_keras.report import write_report
+from bn_keras.run import find_runs
+from launch import program
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", "runs", "A run, or a folder with runs in it at any depth.")
+flags.DEFINE_string("output_dir", None, "Where the report goes. Default: workdir.")
+
+
+def main():
+    figure, table = write_report(find_runs(FLAGS.workdir), FLAGS.output_dir or FLAGS.workdir)
+    with open(table, encoding="utf-8") as file:
+        print(file.read())
+    print(f"Figure 2: {os.path.abspath(figure)}")
+    print(f"Figure 3: {os.path.abspath(table)}")
+    print(f"All curves: tensorboard --logdir={FLAGS.workdir}")
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()
