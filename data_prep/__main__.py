@@ -2,6 +2,8 @@
 
   python -m data_prep --embedded=mnist --output_dir=D                    5,000 real digits, no download
   python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  one folder a class, JPEG or PNG
+  python -m data_prep --imagenet=FOLDER --output_dir=D                   ILSVRC2012, as archives or extracted
+  python -m data_prep verify D                                           checks what is in D
 
 The same command again goes on where it was interrupted.
 """
@@ -17,14 +19,24 @@ from data_prep.errors import InputError
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("embedded", None, embedded.NAMES, "Convert this small data set, which needs no download.")
-flags.DEFINE_string("train", None, "Folder with one folder of training images a class.")
-flags.DEFINE_string("validation", None, "Folder with one folder of validation images a class.")
-flags.DEFINE_string("output_dir", None, "Where shards and manifest go: a new or empty folder, or one to finish.")
+flags.DEFINE_string("imagenet", "", "Folder with ILSVRC2012: the release's archives, torchvision's tree or Kaggle's.")
+flags.DEFINE_string(
+    "train", "", "Training images: a folder with one folder a class, or a tar of these or of class tars."
+)
+flags.DEFINE_string("validation", "", "Validation images, likewise; ILSVRC2012_img_val.tar needs --devkit.")
+flags.DEFINE_string("devkit", "", "ILSVRC2012_devkit_t12.tar.gz or its folder: synset words and validation labels.")
+flags.DEFINE_string("train_boxes", "", "ILSVRC2012_bbox_train_v2.tar.gz or a folder of annotations.")
+flags.DEFINE_string("validation_boxes", "", "ILSVRC2012_bbox_val_v3.tgz or a folder of annotations.")
+flags.DEFINE_bool("strict_imagenet", False, "Assert 1,000 synsets, 1,281,167 training and 50,000 validation images.")
+flags.DEFINE_string("output_dir", "", "Where shards and manifest go: a new or empty folder, or one to finish.")
 flags.DEFINE_string("name", "", "Name of the data set in the manifest; by default the folder above --train.")
 flags.DEFINE_integer("seed", 0, "Of the shuffle, and of the split of embedded data.")
 flags.DEFINE_integer("label_base", 1, "Label of the first class; TF-Slim's is 1 (0 is background), TFDS's 0.", 0)
-flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: by size.", 0)
-flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: by size.", 0)
+flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: by size.", 0, 99999)
+flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: by size.", 0, 99999)
+flags.DEFINE_integer("limit", 0, "At most so many images a split, a random choice; 0: all.", 0)
+flags.DEFINE_integer("max_side", 0, "Shrink images whose larger side has more pixels, such as 500; 0: never.", 0)
+flags.DEFINE_integer("quality", 95, "JPEG quality of images that are re-encoded (shrunk or repaired).", 1, 100)
 flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Processes; the output does not depend on it.", 1)
 flags.DEFINE_enum("on_bad", "fail", ["fail", "skip", "report"], "Bad images: stop; leave out; list all, then fail.")
 flags.DEFINE_enum(
@@ -33,29 +45,34 @@ flags.DEFINE_enum(
     ["none", "crc", "decode"],
     "Check: nothing; read every shard back; also decode every image, which finds damage that no header shows.",
 )
+flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 
 
 def _dataset():
     """The data set that the flags name."""
-    from data_prep import convert, image_folder
+    from data_prep import convert, ilsvrc2012, image_folder
 
-    if not FLAGS.output_dir:
-        raise InputError("--output_dir is missing: where shall the shards go?")
     if FLAGS.embedded:
-        if FLAGS.train or FLAGS.validation:
-            raise InputError("--embedded needs no --train or --validation; give one or the other")
+        if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
+            raise InputError("--embedded needs no --train, --validation or --imagenet; give one or the other")
         folder = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
         return embedded.dataset(FLAGS.embedded, FLAGS.seed, folder)
-    if not (FLAGS.train and FLAGS.validation):
-        raise InputError("what to convert? Give --embedded=mnist, or both --train=FOLDER and --validation=FOLDER")
+    if not FLAGS.imagenet and not (FLAGS.train and FLAGS.validation):
+        raise InputError(
+            "what to convert? Give --embedded=mnist, or --train=FOLDER and --validation=FOLDER, or --imagenet=FOLDER"
+        )
+    parts = {part: FLAGS[part].value for part in ("train", "validation", "devkit", "train_boxes", "validation_boxes")}
+    of_imagenet = FLAGS.imagenet, FLAGS.strict_imagenet, *list(parts.values())[2:]
+    if any(of_imagenet) or any(path.endswith(".tar") for path in parts.values()):
+        return ilsvrc2012.dataset(ilsvrc2012.find(FLAGS.imagenet, parts), FLAGS.name, FLAGS.strict_imagenet)
     return image_folder.dataset(FLAGS.train, FLAGS.validation, FLAGS.name)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}; see --help")
+def _convert() -> None:
     from data_prep import convert
 
+    if not FLAGS.output_dir:
+        raise InputError("--output_dir is missing: where shall the shards go?")
     dataset = _dataset()
     convert.convert(
         dataset,
@@ -65,19 +82,42 @@ def main(argv: list[str]) -> None:
             label_base=FLAGS.label_base,
             train_shards=FLAGS.train_shards,
             validation_shards=FLAGS.validation_shards,
+            limit=FLAGS.limit,
+            max_side=FLAGS.max_side,
+            quality=FLAGS.quality,
             decode=FLAGS.verify == "decode",
         ),
         workers=FLAGS.workers,
         on_bad=FLAGS.on_bad,
         reread=FLAGS.verify != "none",
+        dry_run=FLAGS.dry_run,
     )
-    if FLAGS.embedded:
+    if FLAGS.embedded and not FLAGS.dry_run:
         embedded.remove(dataset)
+
+
+def _verify(folder: str) -> None:
+    from data_prep import verify
+
+    findings, records = verify.verify(folder, FLAGS.verify == "decode", FLAGS.workers)
+    if findings:
+        raise InputError("\n".join([f"{len(findings)} finding(s):", *findings]))
+    print(f"{folder}: {records:,} records, all whole")
 
 
 def _main(argv: list[str]) -> int:
     try:
-        main(argv)
+        match argv[1:]:
+            case []:
+                _convert()
+            case ["verify"] if FLAGS.output_dir:
+                _verify(FLAGS.output_dir)
+            case ["verify", folder]:
+                _verify(folder)
+            case ["verify"]:
+                raise InputError("verify what? Give the folder: verify FOLDER")
+            case [unknown, *_]:
+                raise InputError(f"unknown command or argument {unknown!r}; the one command is: verify FOLDER")
     except (InputError, OSError) as error:
         print(f"data_prep: {error}", file=sys.stderr)
         return 1

@@ -120,6 +120,7 @@ def make_plan(dataset: Dataset, contents: Contents, options: Options, request: d
         "fingerprint": identity.hexdigest(),
         "request": request,
         "classes": list(zip(contents.synsets, contents.class_names, strict=True)),
+        "rejected": contents.rejected,
         "shards": [[file, len(members), sum(image.size for image in members)] for file, _, members in shards],
     }
     for shard in shards:
@@ -143,24 +144,24 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
     with storage.written_aside(path) as file:
         shard = tfrecord.ShardWriter(file.write_all)
         for member, offset, size, class_index, boxes in task["members"]:
+            place = f"{task['source']}/{member}"
             try:
                 if size > images.MAX_FILE_BYTES:
                     raise images.BadImageError(f"has {size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
                 stored = images.prepare(read_image(task["source"], member, offset, size), member, kept)
             except images.BadImageError as error:
                 if task["on_bad"] == "fail":
-                    place = storage.join(task["source"], member)
                     raise InputError(
                         f"{place}: {error}; fix: replace or remove it, or leave out all such with --on_bad=skip"
                     ) from None
-                bad.append([member, str(error)])
+                bad.append([place, str(error)])
                 count(1, size, 1)
                 continue
             synset, text = task["classes"][class_index]
             label = task["label_base"] + class_index
             shard.write(*tfrecord.encode_example(_features(stored, member, label, synset, text, boxes)))
             if stored.repaired:
-                repaired.append([member, stored.repaired])
+                repaired.append([place, stored.repaired])
             short_sides[min(stored.width, stored.height)] += 1
             gray += stored.channels == 1
             count(1, size, 0)
@@ -291,6 +292,7 @@ def convert(
     workers: int = 1,
     on_bad: str = "fail",
     reread: bool = True,
+    dry_run: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict:
     """Converts a data set, or finishes what an earlier call began.
@@ -303,6 +305,7 @@ def convert(
       on_bad: "fail" stops at the first bad image; "skip" leaves bad images out and lists them in bad.tsv; "report" goes
         through all, lists them in bad.tsv and then fails without a manifest.
       reread: read every shard back before it gets its name.
+      dry_run: only say what would be done; nothing is written.
       log: takes lines for the person who waits.
     Returns:
       The manifest.
@@ -313,6 +316,8 @@ def convert(
     request = {"name": dataset.name, "origin": dataset.origin, **asdict(options), "stamp": dataset.stamp}
     request = json.loads(json.dumps(request))  # tuples become lists, as in the plan
     planned = _claim(output_dir, request)
+    if dry_run:
+        return _describe_plan(dataset, options, request, log)
     storage.make_folder(storage.join(output_dir, WORK_FOLDER, "journal"))
     with _locked(output_dir):
         _remove_temporary(output_dir)
@@ -327,6 +332,9 @@ def convert(
             del contents
         with storage.open_read(_plan_path(output_dir)) as plan:
             head = json.loads(plan.readline())
+            if head["rejected"] and on_bad == "fail":
+                path, why = head["rejected"][0]
+                raise InputError(f"{path}: {why}; fix: leave out all such with --on_bad=skip")
             entries = {file: _read_journal(output_dir, file) for file, _, _ in head["shards"]}
             missing = {file for file, entry in entries.items() if entry is None}
             if missing:
@@ -352,6 +360,22 @@ def convert(
                     entries[entry["file"]] = entry
                 progress.tick(final=True)
         return _finish(output_dir, head, options, list(entries.values()), on_bad, bool(missing), log)
+
+
+def _describe_plan(dataset: Dataset, options: Options, request: dict, log: Callable[[str], None]) -> dict:
+    """Says what a conversion would do; returns the plan's first line."""
+    contents = dataset.scan()
+    head = next(make_plan(dataset, contents, options, request))
+    log(f"{dataset.name} from {dataset.origin}: {len(contents.synsets):,} classes, plan {head['fingerprint'][:8]}")
+    for split in SPLITS:
+        shards = [shard for shard in head["shards"] if shard[0].startswith(f"{split}-")]
+        examples, size = (sum(shard[i] for shard in shards) for i in (1, 2))
+        log(f"{split}: {examples:,} images, {size / 1e9:.3g} GB, in {len(shards):,} shards from {shards[0][0]}")
+    log(f"{len(contents.boxes):,} annotations with bounding boxes, {len(contents.rejected):,} members to leave out")
+    for line in [*contents.notes, *(": ".join(row) for row in contents.rejected[:20])]:
+        log(line)
+    log("dry run: nothing written")
+    return head
 
 
 def _remove_temporary(output_dir: str) -> None:
@@ -421,22 +445,23 @@ def _run(tasks: Iterator[dict], workers: int, progress: Progress) -> Iterator[di
 
 def _finish(output_dir, head, options, entries, on_bad, wrote, log) -> dict:
     """Checks the journal as a whole and writes bad.tsv and the manifest."""
-    bad = sorted(row for entry in entries for row in entry["bad"])
-    repaired = sum(len(entry["repaired"]) for entry in entries)
-    bad_path = storage.join(output_dir, "bad.tsv")
-    if bad:
-        storage.write(bad_path, "".join(f"{path}\t{why}\n" for path, why in bad).encode("utf-8", "surrogateescape"))
-        if on_bad != "skip":
-            raise InputError(
-                f"{len(bad)} bad image(s), listed in {bad_path}, the first: {bad[0][0]}: {bad[0][1]}; "
-                "the rest is converted; run again with --on_bad=skip to leave these out"
-            )
+    bad = head["rejected"] + sorted(row for entry in entries for row in entry["bad"])
+    repaired = sorted(row for entry in entries for row in entry["repaired"])
+    for name, rows in (("bad.tsv", bad), ("repaired.tsv", repaired)):
+        if rows:
+            lines = (f"{json.dumps(path, ensure_ascii=False)[1:-1]}\t{why}\n" for path, why in rows)
+            storage.write(storage.join(output_dir, name), "".join(lines).encode("utf-8", "surrogateescape"))
+    if bad and on_bad != "skip":
+        raise InputError(
+            f"{len(bad)} bad image(s), listed in {storage.join(output_dir, 'bad.tsv')}, the first: "
+            f"{': '.join(bad[0])}; the rest is converted; run again with --on_bad=skip to leave these out"
+        )
     manifest = _manifest(head, options, entries)
     path = storage.join(output_dir, MANIFEST)
     if wrote or not storage.exists(path):
         storage.write(path, _json(manifest))
         counts = ", ".join(f"{split['examples']:,} {name}" for name, split in manifest["splits"].items())
-        log(f"done: {counts} images in {output_dir}; {repaired} re-encoded, {len(bad)} bad left out")
+        log(f"done: {counts} images in {output_dir}; {len(repaired)} re-encoded, {len(bad)} bad left out")
     else:
         log(f"{output_dir}: already complete, nothing to do")
     return manifest

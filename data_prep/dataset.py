@@ -34,6 +34,7 @@ class Contents:
       class_names: what a person calls the classes, by class index.
       boxes: file name without extension -> bounding boxes.
       notes: lines about what was left out.
+      rejected: (path, why) of members that must not be used; they count as bad images.
     """
 
     images: dict[str, list[Image]]
@@ -41,6 +42,7 @@ class Contents:
     class_names: list[str]
     boxes: dict[str, list[Box]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

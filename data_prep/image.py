@@ -6,6 +6,7 @@ ImageNet's bounding boxes refer to them. Alpha is dropped, 16 bits become the up
 """
 
 import io
+import warnings
 from typing import NamedTuple
 
 from data_prep import jpeg, png
@@ -16,7 +17,7 @@ MAX_PIXELS = 1 << 26
 MAX_FILE_BYTES = 1 << 26
 
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
-_DECODED_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_DECODED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
 
 class BadImageError(ValueError):
@@ -81,7 +82,7 @@ def _decode(data: bytes, max_side: int = 0):
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=_DECODED_FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_DECODED_FORMATS) as image:
             _check_pixels(*image.size)
             if max_side:
                 image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # decodes JPEGs at a fitting scale
@@ -96,16 +97,22 @@ def _decode(data: bytes, max_side: int = 0):
         raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from error
 
 
+def decoded_size(data: bytes) -> tuple[int, int, int]:
+    """Width, height and channels of an image, after decoding every pixel; raises BadImageError."""
+    image, _ = _decode(data)
+    return *image.size, 1 if image.mode == "L" else 3
+
+
 def _reencode(data: bytes, name: str, storage: Storage, repaired: str = "") -> Stored:
     image, kind = _decode(data, storage.max_side)
     if repaired == "another format":
         repaired = f"{kind} under a JPEG name" if name.lower().endswith(_JPEG_NAMES) else f"{kind} image"
-    lossless = not name.lower().endswith(_JPEG_NAMES) and kind in ("PNG", "GIF", "BMP", "TIFF")
+    lossless = not name.lower().endswith(_JPEG_NAMES) and kind in ("PNG", "GIF", "BMP")
     encoded = io.BytesIO()
     if lossless:
         image.save(encoded, "PNG")
     else:
-        image.save(encoded, "JPEG", quality=storage.quality)
+        image.save(encoded, "JPEG", quality=storage.quality, subsampling="4:4:4" if repaired else "4:2:0")
     return Stored(
         encoded.getvalue(),
         "PNG" if lossless else "JPEG",

@@ -9,7 +9,7 @@ from data_prep.dataset import SPLITS, Contents, Dataset, Image, check_classes
 from data_prep.errors import InputError
 
 # What people keep images under; other files (Thumbs.db, README, annotations) are left out and counted.
-IMAGE_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+IMAGE_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 
 
 def list_files(folder: str) -> list[tuple[str, int, object]]:
@@ -46,12 +46,12 @@ def digest(files: list[tuple[str, int, object]]) -> str:
     return hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def images(files: list[tuple[str, int, object]]) -> tuple[list[Image], list[str]]:
-    """The images in class folders, and a note about other files if there are any."""
+def images(files: list[tuple[str, int, object]], flat: bool = False) -> tuple[list[Image], list[str]]:
+    """The images in class folders, if `flat` also those outside (class ""), and a note about other files if any."""
     found, others = [], []
     for path, size, _ in files:
-        synset, _, name = path.partition("/")
-        if name and name.lower().endswith(IMAGE_NAMES):
+        synset = path.partition("/")[0] if "/" in path else ""
+        if (synset or flat) and path.lower().endswith(IMAGE_NAMES):
             found.append(Image(synset, path, size))
         else:
             others.append(path)

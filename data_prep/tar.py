@@ -1,0 +1,140 @@
+"""The index of a tar archive (POSIX ustar and pax, GNU): where each member's bytes lie, from its headers alone.
+
+Nothing is unpacked, so no member can name a place to write to; members that try are handed out as rejected, by name.
+An archive that is cut, or whose headers do not fit their checksums, is refused as a whole.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from data_prep.errors import InputError
+
+_BLOCK = 512
+_PADDING = 1 << 20  # zeros that may follow the end mark; GNU tar pads to 10 kB, tapes to at most 1 MiB
+_MAX_EXTENSION = 1 << 16  # bytes of a long name or pax header
+
+_REGULAR, _FOLDER, _GNU_LONG_NAME, _PAX, _PAX_GLOBAL = b"\x0007", b"5", b"L", b"x", b"g"
+_REJECTED_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a named pipe",
+    b"K": "a link",
+    b"S": "a sparse file",
+}
+
+
+class Member(NamedTuple):
+    """A regular file in an archive; `rejected` says why it must not be used."""
+
+    name: str
+    offset: int  # of its bytes, in the file that was indexed
+    size: int
+    rejected: str = ""
+
+
+def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
+    """The members of the tar archive in bytes `start` to `end` of a file.
+
+    Args:
+      read: (offset, size) -> bytes of the file; fewer only at its end.
+      start, end: the archive's range: the whole file, or a member that is itself an archive.
+      archive: what messages call it.
+    Raises:
+      InputError: not a tar archive, cut, or damaged.
+    """
+    position, seen, long_name, pax = start, set(), "", {}
+
+    def broken(why: str) -> InputError:
+        where = f"{archive}: damaged tar archive at byte {position}: {why}"
+        return InputError(f"{where}; fix: download it again and compare its checksum")
+
+    while True:
+        block = read(position, _BLOCK) if position + _BLOCK <= end else b""
+        if len(block) < _BLOCK:
+            raise broken("it ends without an end mark")
+        if not any(block):
+            break
+        if block[:2] == b"\x1f\x8b" and position == start:
+            raise InputError(f"{archive}: is compressed with gzip, so members cannot be found quickly; fix: gunzip it")
+        size, checksum = _number(block[124:136]), _number(block[148:156])
+        # A header's checksum is the sum of its bytes, itself taken as spaces: Adler-32's low half, 12 times faster
+        # than sum(), is that, modulo 65,521 (starting from 0).
+        if zlib.adler32(block[:148] + 8 * b" " + block[156:], 0) & 0xFFFF != checksum % 65521:
+            raise broken("a header does not fit its checksum")
+        kind = block[156:157]
+        if kind in (_PAX, _PAX_GLOBAL, _GNU_LONG_NAME):
+            if not 0 <= size <= min(_MAX_EXTENSION, end - position - _BLOCK):
+                raise broken(f"an extended header of {size:,} bytes")
+            payload = read(position + _BLOCK, size)
+            if kind == _GNU_LONG_NAME:
+                long_name = _text(payload)
+            elif kind == _PAX:
+                pax = _pax_records(payload)
+                if pax is None:
+                    raise broken("a malformed extended header")
+            position += _BLOCK + _blocks(size)
+            continue
+        if "size" in pax:
+            size = int(pax["size"]) if pax["size"].isascii() and pax["size"].isdigit() else -1
+        prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
+        name = pax.get("path") or long_name or (f"{prefix}/" if prefix else "") + _text(block[:100])
+        offset = position + _BLOCK
+        if kind == _FOLDER or (kind in _REJECTED_KINDS and kind != b"S"):
+            size = 0
+        if size < 0 or offset + size > end:
+            raise broken(f"member {name!r} declares {size:,} bytes, {max(end - offset, 0):,} are left")
+        position = offset + _blocks(size)
+        extensions, long_name, pax = pax, "", {}
+        if kind == _FOLDER:
+            continue
+        name = name.removeprefix("./")
+        rejected = ""
+        if kind not in _REGULAR or not kind:
+            rejected = f"is {_REJECTED_KINDS.get(kind, f'of unknown type {kind!r}')}, not a file"
+        elif any(key.startswith("GNU.sparse") for key in extensions):
+            rejected = "is a sparse file"
+        elif name.startswith("/") or "\\" in name or (".." in name and ".." in name.split("/")):
+            rejected = "has an absolute path or one with '..'"
+        elif not name or any(character < " " or character == "\x7f" for character in name):
+            rejected = "has a name with control characters"
+        elif name in seen:
+            rejected = "is the second member of that name"
+        seen.add(name)
+        yield Member(name, offset, size, rejected)
+    rest = read(position, min(end - position, _PADDING))
+    if any(rest) or end - position > _PADDING:
+        raise broken("something follows the end mark")
+
+
+def _blocks(size: int) -> int:
+    return (size + _BLOCK - 1) // _BLOCK * _BLOCK
+
+
+def _number(field: bytes) -> int:
+    """A number field: octal text, or base 256 if the first bit is set; -1 if it is neither."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:], "big") if not field[0] & 0x40 else -1
+    digits = field.partition(b"\0")[0].strip()
+    return int(digits or b"0", 8) if all(digit in b"01234567" for digit in digits) else -1
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _pax_records(payload: bytes) -> dict[str, str] | None:
+    """The `length key=value` records of a pax extended header; None if they are malformed."""
+    records = {}
+    while payload:
+        length, space, _ = payload.partition(b" ")
+        if not space or not length.isdigit() or not len(length) + 2 < int(length) <= len(payload):
+            return None
+        record, payload = payload[len(length) + 1 : int(length)], payload[int(length) :]
+        key, equals, value = record.removesuffix(b"\n").partition(b"=")
+        if not equals:
+            return None
+        records[_text(key)] = value.decode("utf-8", "surrogateescape")
+    return records

@@ -1,0 +1,122 @@
+"""Checks finished shards: every checksum, every record's place in the schema, on request every image's pixels."""
+
+import concurrent.futures
+import json
+import multiprocessing
+from collections.abc import Iterator
+
+import google_crc32c
+
+from data_prep import image, storage, tfrecord
+from data_prep.convert import MANIFEST, WORK_FOLDER
+from data_prep.errors import InputError
+
+_MOST_NAMED = 20  # findings a shard
+
+
+def verify(folder: str, decode: bool, workers: int) -> tuple[list[str], int]:
+    """Checks the shards of a folder: those its manifest lists, or without a manifest all files named like shards.
+
+    Args:
+      folder: what a conversion wrote, or TFRecord files of TF-Slim or tf-models.
+      decode: also decode every image and compare it with its record.
+      workers: processes.
+    Returns:
+      A line for each finding, naming file, record and byte offset; and the number of records that were read.
+    Raises:
+      InputError: no such folder, or no shards in it.
+    """
+    tasks = list(_tasks(folder, decode))
+    if workers == 1 or len(tasks) == 1:
+        results = map(check_shard, tasks)
+        return _joined(results)
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return _joined(pool.map(check_shard, tasks))
+
+
+def _joined(results) -> tuple[list[str], int]:
+    findings, records = [], 0
+    for found, read in results:
+        findings += found
+        records += read
+    return findings, records
+
+
+def _tasks(folder: str, decode: bool) -> Iterator[dict]:
+    if not storage.is_folder(folder):
+        raise InputError(f"{folder}: no such folder; give the --output_dir of a conversion")
+    path = storage.join(folder, MANIFEST)
+    if storage.exists(path):
+        try:
+            manifest = json.loads(storage.read(path))
+            shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+            labels = [manifest["label_base"], len(manifest["class_names"])]
+            for shard in shards:
+                yield {"folder": folder, "decode": decode, "labels": labels, **shard}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: is no manifest of ours ({error}); fix: convert again") from None
+        return
+    names = [name for name in storage.names(folder) if "-of-" in name and not name.endswith(".tmp")]
+    if not names:
+        raise InputError(f"{folder}: holds neither {MANIFEST} nor files named like train-00000-of-01024")
+    if WORK_FOLDER in storage.names(folder):
+        raise InputError(f"{folder}: the conversion is not finished; run its command again first")
+    for name in names:
+        yield {"folder": folder, "decode": decode, "labels": None, "file": name}
+
+
+def check_shard(task: dict) -> tuple[list[str], int]:
+    """Findings about one shard, and the number of records read from it."""
+    path = storage.join(task["folder"], task["file"])
+    findings, records = [], 0
+    size = storage.size(path)
+    if size < 0:
+        return [f"{path}: is missing"], 0
+    if size != task.get("bytes", size):
+        findings.append(f"{path}: has {size:,} bytes, the manifest says {task['bytes']:,}")
+    with storage.open_read(path) as file:
+        try:
+            for offset, data in tfrecord.read_records(file):
+                try:
+                    _check_example(data, task)
+                except (tfrecord.DamagedRecordError, image.BadImageError) as error:
+                    findings.append(f"{path}: record {records} at byte {offset:,} {error}")
+                records += 1
+        except tfrecord.DamagedRecordError as damage:
+            findings.append(f"{path}: record {records} at byte {damage.offset:,} {damage}; what follows was not read")
+    if not findings:
+        if records != task.get("examples", records):
+            findings.append(f"{path}: holds {records} records, the manifest says {task['examples']}")
+        elif "crc32c" in task and f"{_file_crc32c(path):08x}" != task["crc32c"]:
+            findings.append(f"{path}: every record is whole, but the file is not the one that was written")
+    if len(findings) > _MOST_NAMED:
+        findings[_MOST_NAMED:] = [f"{path}: ... and {len(findings) - _MOST_NAMED} more"]
+    return findings, records
+
+
+def _file_crc32c(path: str) -> int:
+    crc = 0
+    with storage.open_read(path) as file:
+        while block := file.read(1 << 20):
+            crc = google_crc32c.extend(crc, block)
+    return crc
+
+
+def _check_example(data: bytes, task: dict) -> None:
+    """Raises DamagedRecordError or BadImageError unless `data` is an Example of the schema, with a legal label."""
+    features = tfrecord.decode_example(data)
+    try:
+        (encoded,), (label,) = features["image/encoded"], features["image/class/label"]
+    except (KeyError, ValueError):
+        raise tfrecord.DamagedRecordError("lacks image/encoded or image/class/label") from None
+    if task["labels"]:
+        base, classes = task["labels"]
+        if not base <= label < base + classes:
+            raise tfrecord.DamagedRecordError(f"has label {label}, legal are {base} to {base + classes - 1}")
+    if task["decode"]:
+        actual = dict(zip(("width", "height", "channels"), image.decoded_size(encoded), strict=True))
+        if not task["labels"]:
+            del actual["channels"]  # TF-Slim's records say 3 of gray images too
+        for name, value in actual.items():
+            if (stated := features.get(f"image/{name}", [value])) != [value]:
+                raise tfrecord.DamagedRecordError(f"states {name} {stated}, its image has {value}")
