@@ -11,6 +11,7 @@ from bn_keras.batch_statistics import (
     fused_kernel_fits,
     moments_over,
     normalize_fused,
+    normalize_synchronized,
     replica_count,
     transform,
     transform_fused,
@@ -259,7 +260,7 @@ class BatchNormalization(keras.layers.Layer):
     def _normalize(self, x, mask, gamma, beta):
         """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
         groups = self._equal_groups(x)
-        if fused_kernel_fits(x) and groups and mask is None and not self.renorm and not self.synchronized:
+        if fused_kernel_fits(x) and groups and mask is None and not self.renorm:
             return self._normalize_fused(x, groups, gamma, beta)
         x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
         if mask is not None:
@@ -277,7 +278,8 @@ class BatchNormalization(keras.layers.Layer):
     def _normalize_fused(self, x, groups, gamma, beta):
         view, axis, parameters = self._channel_view(x, gamma, beta)
         parts = ops.split(view, groups) if groups > 1 else [view]
-        outputs, moments = zip(*(normalize_fused(part, axis, *parameters, self.epsilon) for part in parts), strict=True)
+        normalize = normalize_synchronized if self.synchronized and replica_count() > 1 else normalize_fused
+        outputs, moments = zip(*(normalize(part, axis, *parameters, self.epsilon) for part in parts), strict=True)
         outputs = ops.concatenate(outputs) if groups > 1 else outputs[0]
         shape = (groups, *self.moving_mean.shape)
         moments = Moments(*(ops.reshape(ops.stack(values), shape) for values in zip(*moments, strict=True)))

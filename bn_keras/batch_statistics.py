@@ -2,8 +2,8 @@
 
 Three kernels compute the same transform (Section 3, Algorithm 1); they differ in what they can do and in their cost:
 
-- `normalize_by_moments`: any backend, mask, groups, dtype; differentiated by the backend.
-- `normalize_fused`: TensorFlow's fused kernel; two passes over memory instead of the five of separate operations.
+- `moments_over` and `transform`: any backend, mask, groups, dtype; differentiated by the backend.
+- `normalize_fused`: TensorFlow's fused kernel, which keeps no intermediate tensor but x for the gradient.
 - `normalize_synchronized`: the fused kernel with the moments of all replicas, one collective each way.
 """
 
@@ -57,12 +57,7 @@ def average_of_groups(moments, unbiased, across_replicas):
 
 
 def moments_over(x, axes, mask=None, synchronized=False):
-    """Two-pass moments of the unmasked values of x over `axes`, which stay as dimensions of 1.
-
-    Replicas are combined by counts and sums in float64: sum(x) = m * mean and sum(x^2) = m * (variance + mean^2).
-    There, and only there, the variance is a difference of squares: with mean 1000 and deviation 1 it loses 20 of
-    float64's 53 bits, where float32 would keep 4 of its 24.
-    """
+    """Two-pass moments of the unmasked values of x over `axes`, which stay as dimensions of 1."""
     if mask is None:
         kept, count = x, ops.cast(math.prod(ops.shape(x)[axis] for axis in axes), x.dtype)
     else:
@@ -73,7 +68,7 @@ def moments_over(x, axes, mask=None, synchronized=False):
     squares = squares if mask is None else ops.where(mask, squares, 0)
     variance = ops.sum(squares, axes, keepdims=True) / divisor
     moments = Moments(count * ops.ones_like(mean), mean, variance)
-    return combine_replicas(moments) if synchronized else moments
+    return combine_replicas(moments, x.dtype) if synchronized and replica_count() > 1 else moments
 
 
 def replica_count():
@@ -95,17 +90,18 @@ def sum_over_replicas(value):
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def combine_replicas(moments):
-    """The moments of all replicas' values, by one collective; replicas may hold different counts, or none."""
-    if replica_count() == 1:
-        return moments
-    dtype = moments.mean.dtype
+def combine_replicas(moments, dtype):
+    """The moments of all replicas' values, as dtype, by one collective; replicas may hold different counts, or none.
+
+    Sums m * mean and m * (variance + mean^2) in float64. There, and only there, a variance is a difference of squares:
+    with mean 1000 and deviation 1 it loses 20 of float64's 53 bits; float32 would keep 4 of its 24.
+    """
     count, mean, variance = (ops.cast(value, "float64") for value in moments)
-    sums = sum_over_replicas(ops.stack([count, count * mean, count * (variance + ops.square(mean))]))
-    divisor = ops.maximum(sums[0], 1.0)
-    mean = sums[1] / divisor
-    variance = ops.maximum(sums[2] / divisor - ops.square(mean), 0.0)
-    return Moments(ops.cast(sums[0], dtype), ops.cast(mean, dtype), ops.cast(variance, dtype))
+    sums = ops.stack([count, count * mean, count * (variance + ops.square(mean))])
+    count, mean, square = ops.unstack(sum_over_replicas(sums))
+    divisor = ops.maximum(count, 1.0)
+    mean, square = mean / divisor, square / divisor
+    return Moments(*(ops.cast(value, dtype) for value in (count, mean, ops.relu(square - ops.square(mean)))))
 
 
 def transform(x, mean, variance, gamma, beta, epsilon):
@@ -141,17 +137,6 @@ def _parameters(x, axis, gamma, beta):
     )
 
 
-def _fused_moments(x, axis, mean, unbiased):
-    """Moments from what the fused kernel returns: NaN for no values, infinity where the squares overflow."""
-    import tensorflow as tf
-
-    shape = ops.shape(x)
-    count = ops.cast(math.prod(shape[:axis]) * math.prod(shape[axis + 1 :]), "float32")
-    mean = tf.math.multiply_no_nan(mean, tf.minimum(count, 1.0))
-    biased = tf.math.multiply_no_nan(unbiased, tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0))
-    return Moments(count * tf.ones_like(mean), mean, tf.minimum(biased, unbiased.dtype.max))
-
-
 def normalize_fused(x, axis, gamma, beta, epsilon):
     """The transform by the moments of x, on TensorFlow's fused kernel.
 
@@ -177,7 +162,12 @@ def normalize_fused(x, axis, gamma, beta, epsilon):
         data_format=data_format,
         is_training=True,
     )
-    return ops.reshape(y, ops.shape(x)), _fused_moments(x, axis, mean, unbiased)
+    # The kernel returns NaN for no values, and infinity where the sum of squares overflows: beyond 1e18 or so.
+    count = tf.cast(tf.size(x) // x.shape[axis], tf.float32)
+    mean = tf.math.multiply_no_nan(mean, tf.minimum(count, 1.0))
+    biased = tf.math.multiply_no_nan(unbiased, tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0))
+    moments = Moments(count * tf.ones_like(mean), mean, tf.minimum(biased, unbiased.dtype.max))
+    return tf.reshape(y, tf.shape(x)), moments
 
 
 def transform_fused(x, axis, mean, variance, gamma, beta, epsilon):
@@ -196,4 +186,75 @@ def transform_fused(x, axis, mean, variance, gamma, beta, epsilon):
         data_format=data_format,
         is_training=False,
     )
-    return ops.reshape(y, ops.shape(x))
+    return tf.reshape(y, tf.shape(x))
+
+
+def normalize_synchronized(x, axis, gamma, beta, epsilon):
+    """`normalize_fused` by the moments of all replicas' x: one collective forward and one backward.
+
+    With m the count of all replicas and xhat = (x - mean) / sqrt(variance + epsilon), the gradients are Section 3's,
+
+        dbeta = sum(dy)
+        dgamma = sum(dy * xhat)
+        dx = gamma / sqrt(variance + epsilon) * (dy - dbeta / m - xhat * dgamma / m)
+
+    with the sums over all replicas in dx. The gradients of gamma and beta are those of this replica's examples, as
+    every other variable's are: the optimizer adds them up. The gradient is not differentiable again.
+    """
+    import tensorflow as tf
+
+    images, data_format = _as_images(x, axis)
+    gamma, beta = _parameters(x, axis, gamma, beta)
+    axes = [0, 1, 2] if data_format == "NHWC" else [0, 2, 3]
+
+    @tf.custom_gradient
+    def normalize(images, gamma, beta):
+        moments = combine_replicas(_precise_moments(images, axes), "float64")
+        # The mean as the sum of two float32: 1000 alone would be off by 3e-5, and so would every output.
+        mean = tf.cast(moments.mean, tf.float32)
+        rest = tf.cast(moments.mean - tf.cast(mean, tf.float64), tf.float32)
+        variance = tf.cast(moments.variance, tf.float32)
+        count = tf.cast(moments.count, tf.float32)
+        inverse = tf.math.rsqrt(variance + epsilon)
+        y = transform_fused(images, axis_of_images, mean, variance, gamma, beta - gamma * inverse * rest, epsilon)
+
+        def gradient(dy, *_):
+            local = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=images,
+                scale=gamma,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=tf.constant([], tf.float32),
+                epsilon=epsilon,
+                data_format=data_format,
+                is_training=False,
+            )
+            dbeta = local.offset_backprop
+            dgamma = local.scale_backprop - inverse * rest * dbeta
+            mean_dy, mean_dy_xhat = tf.unstack(sum_over_replicas(tf.stack([dbeta, dgamma])) / tf.maximum(count, 1.0))
+            scale = -gamma * inverse * mean_dy_xhat
+            offset = -gamma * inverse * mean_dy - scale * inverse * rest
+            through_moments = transform_fused(images, axis_of_images, mean, variance, scale, offset, epsilon)
+            return local.x_backprop + through_moments, dgamma, dbeta
+
+        return (y, count, mean, variance), gradient
+
+    axis_of_images = 3 if data_format == "NHWC" else 1
+    y, *moments = normalize(images, gamma, beta)
+    return tf.reshape(y, tf.shape(x)), Moments(*moments)
+
+
+def _precise_moments(images, axes):
+    """Moments of float32 images; the mean, float64, is corrected by the mean of what is left after subtracting it."""
+    import tensorflow as tf
+
+    images = tf.cast(images, tf.float32)
+    count = tf.cast(tf.size(images) // math.prod(images.shape[i] for i in range(4) if i not in axes), tf.float32)
+    divisor = tf.maximum(count, 1.0)
+    mean = tf.reduce_sum(images, axes, keepdims=True) / divisor
+    centred = images - mean
+    rest = tf.reduce_sum(centred, axes) / divisor
+    variance = tf.reduce_sum(tf.square(centred), axes) / divisor - tf.square(rest)
+    mean = tf.cast(tf.squeeze(mean, axes), tf.float64) + tf.cast(rest, tf.float64)
+    return Moments(count * tf.ones_like(rest), mean, variance)
