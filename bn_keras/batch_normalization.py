@@ -144,6 +144,8 @@ class BatchNormalization(keras.layers.Layer):
         self.moving_mean = None
         self.moving_variance = None
         self.moving_weight = None
+        # Set by `population_statistics`: called with (layer, Moments) in batch mode, instead of moving the averages.
+        self.moments_observer = None
 
     def build(self, input_shape):
         rank = len(input_shape)
@@ -228,13 +230,16 @@ class BatchNormalization(keras.layers.Layer):
         # Statistics of float16 and bfloat16 inputs are float32: 70000 is beyond float16, 257 is no bfloat16.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         gamma, beta = (value if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
-        if not (training and self.trainable):
-            mean, variance = ops.cast(self.moving_mean, dtype), ops.cast(self.moving_variance, dtype)
-            outputs = self._transform(inputs, mean, variance, gamma, beta)
-        else:
+        if self.moments_observer is not None:
+            outputs, moments = self._normalize(inputs, mask, gamma, beta)
+            self.moments_observer(self, moments)
+        elif training and self.trainable:
             self._check_more_than_one_value(inputs, mask)
             outputs, moments = self._normalize(inputs, mask, gamma, beta)
             self._update_moving_averages(moments)
+        else:
+            mean, variance = ops.cast(self.moving_mean, dtype), ops.cast(self.moving_variance, dtype)
+            outputs = self._transform(inputs, mean, variance, gamma, beta)
         return ops.cast(outputs, self.compute_dtype)
 
     def _check_more_than_one_value(self, inputs, mask):
@@ -333,11 +338,14 @@ class BatchNormalization(keras.layers.Layer):
             # Averages the deviation (Ioffe, 2017, Algorithm 1); sqrt(v + epsilon)^2 - epsilon may round below 0.
             _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), step)
             self.moving_variance.assign(ops.relu(ops.square(self.moving_stddev) - self.epsilon))
+            mean, variance, known = average_of_groups(moments, False, across_replicas=not self.synchronized)
+            _move(self.renorm_mean, mean, known * (1.0 - self.renorm_momentum))
+            _move(self.renorm_stddev, ops.sqrt(variance + self.epsilon), known * (1.0 - self.renorm_momentum))
         else:
             _move(self.moving_variance, variance, step)
 
     def _renormalized(self, moments, gamma, beta):
-        """gamma and beta that also hold the correction (r, d) of batch renormalization; moves its averages."""
+        """gamma and beta that also hold the correction (r, d) of batch renormalization."""
         deviation = ops.sqrt(moments.variance + self.epsilon)
         average = ops.maximum(self._broadcast(self.renorm_stddev), math.sqrt(self.epsilon))
         r = deviation / average
@@ -346,11 +354,6 @@ class BatchNormalization(keras.layers.Layer):
         r = ops.clip(r, limits.get("rmin", -math.inf), limits.get("rmax", math.inf))
         d = ops.clip(d, -limits.get("dmax", math.inf), limits.get("dmax", math.inf))
         r, d = ops.stop_gradient(r), ops.stop_gradient(d)
-        groups = Moments(*(ops.reshape(value, (-1, *self.renorm_mean.shape)) for value in moments))
-        mean, variance, known = average_of_groups(groups, False, across_replicas=not self.synchronized)
-        step = known * (1.0 - self.renorm_momentum)
-        _move(self.renorm_mean, mean, step)
-        _move(self.renorm_stddev, ops.sqrt(variance + self.epsilon), step)
         beta = (d if gamma is None else d * gamma) + (0.0 if beta is None else beta)
         return (r if gamma is None else r * gamma), beta
 
