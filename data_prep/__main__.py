@@ -9,6 +9,7 @@ The same command again goes on where it was interrupted.
 """
 
 import os
+import shlex
 import sys
 
 from absl import app, flags
@@ -45,6 +46,8 @@ flags.DEFINE_enum(
     ["none", "crc", "decode"],
     "Check: nothing; read every shard back; also decode every image, which finds damage that no header shows.",
 )
+flags.DEFINE_enum("runner", "local", ["local", "beam"], "What runs the work: local processes, or Apache Beam.")
+flags.DEFINE_string("beam_options", "", "Beam's own flags, such as '--runner=DataflowRunner --project=P --region=R'.")
 flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 
 
@@ -73,6 +76,8 @@ def _convert() -> None:
 
     if not FLAGS.output_dir:
         raise InputError("--output_dir is missing: where shall the shards go?")
+    if FLAGS.beam_options and FLAGS.runner != "beam":
+        raise InputError("--beam_options needs --runner=beam")
     dataset = _dataset()
     convert.convert(
         dataset,
@@ -90,6 +95,7 @@ def _convert() -> None:
         workers=FLAGS.workers,
         on_bad=FLAGS.on_bad,
         reread=FLAGS.verify != "none",
+        beam_options=shlex.split(FLAGS.beam_options) if FLAGS.runner == "beam" else None,
         dry_run=FLAGS.dry_run,
     )
     if FLAGS.embedded and not FLAGS.dry_run:

@@ -8,6 +8,8 @@ the same command goes on with the shards that are missing, and the result is the
 In the output folder:
   train-00000-of-01024, ...        the shards
   dataset.json                     the manifest: what a reader needs to know; its presence says that all is there
+  bad.tsv, repaired.tsv            images left out or re-encoded, with the reason; only if there are any
+  dataset_info.json, features.json, image.class.label.labels.txt   see data_prep.tfds_metadata
   .data_prep/plan.jsonl            the plan: a line about all, then a line a shard
   .data_prep/journal/SHARD.json    what became of each finished shard
 """
@@ -16,6 +18,7 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -26,8 +29,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
+from data_prep import beam_runner, storage, tfds_metadata, tfrecord
 from data_prep import image as images
-from data_prep import storage, tfrecord
 from data_prep.dataset import SPLITS, Contents, Dataset, Image, read_image
 from data_prep.errors import InputError
 from data_prep.progress import Progress
@@ -131,24 +134,27 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
     """Writes one shard and its journal entry; a pure function of `task`, so any worker anywhere may run it.
 
     Args:
-      task: file, split, members (a line of the plan); classes, source, output_dir, label_base, storage, on_bad, reread.
+      task: see `_task`.
       count: called with images, bytes and bad images as they are done.
     Returns:
       The journal entry.
     Raises:
       InputError: a bad image and on_bad is "fail"; the shard is then not there.
     """
-    path = storage.join(task["output_dir"], task["file"])
-    kept = images.Storage(*task["storage"])
+    head = _read_head(task["plan"], task["fingerprint"])
+    line = json.loads(storage.read_range(task["plan"], *task["range"]))
+    source, path = task["sources"][line["split"]], storage.join(task["output_dir"], line["file"])
+    options = Options(**task["options"])
+    kept = images.Storage(options.max_side, options.quality, options.decode)
     bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
     with storage.written_aside(path) as file:
         shard = tfrecord.ShardWriter(file.write_all)
-        for member, offset, size, class_index, boxes in task["members"]:
-            place = f"{task['source']}/{member}"
+        for member, offset, size, class_index, boxes in line["members"]:
+            place = f"{source}/{member}"
             try:
                 if size > images.MAX_FILE_BYTES:
                     raise images.BadImageError(f"has {size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
-                stored = images.prepare(read_image(task["source"], member, offset, size), member, kept)
+                stored = images.prepare(read_image(source, member, offset, size), member, kept)
             except images.BadImageError as error:
                 if task["on_bad"] == "fail":
                     raise InputError(
@@ -157,8 +163,8 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
                 bad.append([place, str(error)])
                 count(1, size, 1)
                 continue
-            synset, text = task["classes"][class_index]
-            label = task["label_base"] + class_index
+            synset, text = head["classes"][class_index]
+            label = options.label_base + class_index
             shard.write(*tfrecord.encode_example(_features(stored, member, label, synset, text, boxes)))
             if stored.repaired:
                 repaired.append([place, stored.repaired])
@@ -168,8 +174,8 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
         if task["reread"] and not storage.is_remote(path):
             _check_written(file.temporary, shard)
     entry = {
-        "file": task["file"],
-        "split": task["split"],
+        "file": line["file"],
+        "split": line["split"],
         "examples": shard.examples,
         "bytes": shard.bytes,
         "crc32c": f"{shard.crc32c:08x}",
@@ -178,7 +184,7 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
         "bad": bad,
         "repaired": repaired,
     }
-    storage.write(_journal(task["output_dir"], task["file"]), _json(entry))
+    storage.write(_journal(task["output_dir"], line["file"]), _json(entry))
     return entry
 
 
@@ -194,7 +200,7 @@ def _features(stored: images.Stored, path: str, label: int, synset: str, text: s
         "image/filename": posixpath.basename(path).encode("utf-8", "surrogateescape"),
         "image/format": stored.format.encode(),
         "image/height": stored.height,
-        "image/object/bbox/label": [label] * len(boxes),
+        "image/object/bbox/label": (label,) * len(boxes),
         "image/object/bbox/xmax": xmax,
         "image/object/bbox/xmin": xmin,
         "image/object/bbox/ymax": ymax,
@@ -292,6 +298,7 @@ def convert(
     workers: int = 1,
     on_bad: str = "fail",
     reread: bool = True,
+    beam_options: list[str] | None = None,
     dry_run: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict:
@@ -305,6 +312,7 @@ def convert(
       on_bad: "fail" stops at the first bad image; "skip" leaves bad images out and lists them in bad.tsv; "report" goes
         through all, lists them in bad.tsv and then fails without a manifest.
       reread: read every shard back before it gets its name.
+      beam_options: have Apache Beam write the shards, with these flags of its; None: local processes.
       dry_run: only say what would be done; nothing is written.
       log: takes lines for the person who waits.
     Returns:
@@ -313,6 +321,8 @@ def convert(
       InputError: the inputs or the output folder cannot work, or a bad image was found.
       OSError: the disk is full, the folder not writable, ...
     """
+    if beam_options is not None:
+        beam_runner.require()
     request = {"name": dataset.name, "origin": dataset.origin, **asdict(options), "stamp": dataset.stamp}
     request = json.loads(json.dumps(request))  # tuples become lists, as in the plan
     planned = _claim(output_dir, request)
@@ -343,22 +353,22 @@ def convert(
                 if len(missing) < len(entries):
                     log(f"{len(entries) - len(missing)} of {len(entries)} shards are already there")
                 shared = {
+                    "plan": _plan_path(output_dir),
+                    "fingerprint": head["fingerprint"],
                     "output_dir": output_dir,
-                    "classes": head["classes"],
-                    "label_base": options.label_base,
-                    "storage": [options.max_side, options.quality, options.decode],
+                    "sources": dataset.sources,
+                    "options": asdict(options),
                     "on_bad": on_bad,
                     "reread": reread,
                 }
-                tasks = (
-                    line | shared | {"source": dataset.sources[line["split"]]}
-                    for line in map(json.loads, plan)
-                    if line["file"] in missing
-                )
-                progress = Progress(*(sum(s[i] for s in head["shards"] if s[0] in missing) for i in (1, 2)))
-                for entry in _run(tasks, workers, progress):
-                    entries[entry["file"]] = entry
-                progress.tick(final=True)
+                tasks = _tasks(plan, head, missing, shared)
+                if beam_options is None:
+                    progress = Progress(*(sum(s[i] for s in head["shards"] if s[0] in missing) for i in (1, 2)))
+                    _run(tasks, workers, progress)
+                    progress.tick(final=True)
+                else:
+                    beam_runner.run(tasks, beam_options)
+                entries |= {file: _read_journal(output_dir, file) for file in missing}
         return _finish(output_dir, head, options, list(entries.values()), on_bad, bool(missing), log)
 
 
@@ -375,6 +385,28 @@ def _describe_plan(dataset: Dataset, options: Options, request: dict, log: Calla
     for line in [*contents.notes, *(": ".join(row) for row in contents.rejected[:20])]:
         log(line)
     log("dry run: nothing written")
+    return head
+
+
+def _tasks(plan, head: dict, missing: set[str], shared: dict) -> Iterator[dict]:
+    """What `write_shard` needs for each missing shard; the shard's members stay in the plan, where it reads them.
+
+    `plan` is the open plan, after its first line. A task is a few hundred bytes, small enough for any Beam runner.
+    """
+    for file, *_ in head["shards"]:
+        start = plan.tell()
+        length = len(plan.readline())
+        if file in missing:
+            yield shared | {"file": file, "range": [start, length]}
+
+
+@functools.lru_cache(maxsize=1)
+def _read_head(plan: str, fingerprint: str) -> dict:
+    """The first line of a plan; `fingerprint` keeps the cache from mixing up plans of one path."""
+    with storage.open_read(plan) as file:
+        head = json.loads(file.readline())
+    if head["fingerprint"] != fingerprint:
+        raise InputError(f"{plan}: has been replaced by another plan while its shards were written")
     return head
 
 
@@ -410,8 +442,8 @@ def _write_shard_in_worker(task: dict) -> dict:
     return write_shard(task, _count)
 
 
-def _run(tasks: Iterator[dict], workers: int, progress: Progress) -> Iterator[dict]:
-    """Journal entries of all tasks, as they get done; at most two tasks a worker are in memory."""
+def _run(tasks: Iterator[dict], workers: int, progress: Progress) -> None:
+    """Writes all shards with local processes."""
     if workers == 1:
         global _counters
         _counters = progress.counters()
@@ -421,7 +453,7 @@ def _run(tasks: Iterator[dict], workers: int, progress: Progress) -> Iterator[di
             progress.tick()
 
         for task in tasks:
-            yield write_shard(task, count)
+            write_shard(task, count)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (progress.counters(),)
@@ -436,7 +468,7 @@ def _run(tasks: Iterator[dict], workers: int, progress: Progress) -> Iterator[di
             done, pending = concurrent.futures.wait(pending, 0.25, concurrent.futures.FIRST_COMPLETED)
             progress.tick()
             for future in done:
-                yield future.result()
+                future.result()
     except concurrent.futures.BrokenExecutor:
         raise InputError("a worker process died (out of memory?); run again, with fewer --workers") from None
     finally:
@@ -459,6 +491,8 @@ def _finish(output_dir, head, options, entries, on_bad, wrote, log) -> dict:
     manifest = _manifest(head, options, entries)
     path = storage.join(output_dir, MANIFEST)
     if wrote or not storage.exists(path):
+        for name, content in tfds_metadata.files(manifest).items():
+            storage.write(storage.join(output_dir, name), content)
         storage.write(path, _json(manifest))
         counts = ", ".join(f"{split['examples']:,} {name}" for name, split in manifest["splits"].items())
         log(f"done: {counts} images in {output_dir}; {len(repaired)} re-encoded, {len(bad)} bad left out")

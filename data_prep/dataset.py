@@ -1,7 +1,5 @@
 """The input of a conversion: labelled images somewhere in a folder or an archive, not yet read."""
 
-import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -88,11 +86,6 @@ def check_classes(images: dict[str, list[Image]], sources: dict[str, str]) -> li
     return sorted(train)
 
 
-@functools.lru_cache(maxsize=4)
-def _opened(archive: str):
-    return storage.open_read(archive)
-
-
 def read_image(source: str, path: str, offset: int, size: int) -> bytes:
     """The bytes of one image; `source` is the folder or archive it is in.
 
@@ -100,14 +93,7 @@ def read_image(source: str, path: str, offset: int, size: int) -> bytes:
       InputError: it is gone or no longer has `size` bytes.
     """
     try:
-        if offset < 0:
-            data = storage.read(storage.join(source, path))
-        elif storage.is_remote(source):
-            file = _opened(source)
-            file.seek(offset)
-            data = file.read(size)
-        else:
-            data = os.pread(_opened(source).fileno(), size, offset)
+        data = storage.read(storage.join(source, path)) if offset < 0 else storage.read_range(source, offset, size)
     except FileNotFoundError:
         raise InputError(f"{storage.join(source, path)}: was there when the plan was made and is gone") from None
     if len(data) != size:

@@ -15,7 +15,6 @@ import csv
 import functools
 import gzip
 import io
-import os
 import posixpath
 import re
 import tarfile
@@ -205,13 +204,11 @@ def _archive_images(archive: str, found: _Found) -> Iterator[Image]:
     """The images of a tar: in class tars, in class folders, or flat (then without a class)."""
     end = storage.size(archive)
     with storage.open_read(archive) as file:
-        if storage.is_remote(archive):
 
-            def read(offset: int, size: int) -> bytes:
-                file.seek(offset)
-                return file.read(size)
-        else:
-            read = functools.partial(_pread, file.fileno())
+        def read(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            return file.read(size)
+
         others = []
         for member in tar.index(read, 0, end, archive):
             folder, _, name = member.name.rpartition("/")
@@ -234,10 +231,6 @@ def _archive_images(archive: str, found: _Found) -> Iterator[Image]:
                 others.append(member.name)
         if others:
             found.notes.append(f"{archive}: left out {len(others)} member(s) that are no images, such as {others[0]}")
-
-
-def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    return os.pread(descriptor, size, offset)
 
 
 def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | None, found: _Found) -> Iterator[Image]:

@@ -79,7 +79,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 def _decode(data: bytes, max_side: int = 0):
     """Decodes with Pillow to mode L or RGB, every pixel; raises BadImageError."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_DECODED_FORMATS) as image:
@@ -93,6 +93,8 @@ def _decode(data: bytes, max_side: int = 0):
             return image.convert("L" if gray else "RGB"), image.format
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError("is no image of a known kind") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for damaged files
         raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from error
 

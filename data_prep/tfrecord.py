@@ -5,29 +5,30 @@ it. An Example is protocol buffer wire format; features are written in sorted or
 serialization does, so equal images give equal bytes.
 """
 
+import functools
 import struct
 from collections.abc import Iterator
 
 import google_crc32c
 
 # TF-Slim's build_imagenet_data.py and tf-models' imagenet_to_gcs.py; the field number in Feature's oneof.
-_BYTES, _FLOAT, _INT64 = 1, 2, 3
+BYTES, FLOAT, INT64 = 1, 2, 3
 SCHEMA = {
-    "image/channels": _INT64,
-    "image/class/label": _INT64,
-    "image/class/synset": _BYTES,
-    "image/class/text": _BYTES,
-    "image/colorspace": _BYTES,
-    "image/encoded": _BYTES,
-    "image/filename": _BYTES,
-    "image/format": _BYTES,
-    "image/height": _INT64,
-    "image/object/bbox/label": _INT64,
-    "image/object/bbox/xmax": _FLOAT,
-    "image/object/bbox/xmin": _FLOAT,
-    "image/object/bbox/ymax": _FLOAT,
-    "image/object/bbox/ymin": _FLOAT,
-    "image/width": _INT64,
+    "image/channels": INT64,
+    "image/class/label": INT64,
+    "image/class/synset": BYTES,
+    "image/class/text": BYTES,
+    "image/colorspace": BYTES,
+    "image/encoded": BYTES,
+    "image/filename": BYTES,
+    "image/format": BYTES,
+    "image/height": INT64,
+    "image/object/bbox/label": INT64,
+    "image/object/bbox/xmax": FLOAT,
+    "image/object/bbox/xmin": FLOAT,
+    "image/object/bbox/ymax": FLOAT,
+    "image/object/bbox/ymin": FLOAT,
+    "image/width": INT64,
 }
 
 
@@ -53,11 +54,28 @@ def _field(number: int, payload: bytes) -> bytes:
 _KEYS = {name: _field(1, name.encode()) for name in SCHEMA}
 
 
+@functools.lru_cache(maxsize=1 << 14)  # labels, names of classes, sizes, formats recur
+def _feature(name: str, value: bytes | int | tuple) -> bytes:
+    """One entry of the map of features."""
+    kind = SCHEMA[name]
+    if kind == BYTES:
+        values = _field(1, value)
+    elif isinstance(value, int):
+        values = _field(1, _varint(value))
+    elif not value:
+        values = b""
+    elif kind == INT64:
+        values = _field(1, b"".join(map(_varint, value)))
+    else:
+        values = _field(1, struct.pack(f"<{len(value)}f", *value))
+    return _field(1, _KEYS[name] + _field(2, _field(kind, values)))
+
+
 def encode_example(features: dict) -> tuple[bytes, bytes, bytes]:
     """Serializes a `tf.train.Example`.
 
     Args:
-      features: every name of SCHEMA -> bytes, int, or a list of float or int.
+      features: every name of SCHEMA -> bytes, int, or a tuple of float or int.
     Returns:
       What precedes the image's bytes, these themselves, what follows: joined, the serialized Example. Kept apart so
       that a large image is never copied.
@@ -65,7 +83,7 @@ def encode_example(features: dict) -> tuple[bytes, bytes, bytes]:
     image = features["image/encoded"]
     before, after = [], []
     part = before
-    for name, field in SCHEMA.items():
+    for name in SCHEMA:
         value = features[name]
         if name == "image/encoded":
             # The enclosing lengths count the image too; innermost first: value, BytesList, Feature, map entry.
@@ -76,17 +94,7 @@ def encode_example(features: dict) -> tuple[bytes, bytes, bytes]:
             part.append(b"\x0a" + _varint(len(entry) + len(image)) + entry)
             part = after
             continue
-        if field == _BYTES:
-            values = _field(1, value)
-        elif isinstance(value, int):
-            values = _field(1, _varint(value))
-        elif not value:
-            values = b""
-        elif field == _INT64:
-            values = _field(1, b"".join(map(_varint, value)))
-        else:
-            values = _field(1, struct.pack(f"<{len(value)}f", *value))
-        part.append(_field(1, _KEYS[name] + _field(2, _field(field, values))))
+        part.append(_feature(name, value))
     head, tail = b"".join(before), b"".join(after)
     return b"\x0a" + _varint(len(head) + len(image) + len(tail)) + head, image, tail
 
@@ -137,9 +145,9 @@ def decode_example(data: bytes) -> dict[str, list]:
         values = []
         for kind, listed in _wire_fields(_one(entry, 2)):
             for _, value in _wire_fields(listed if isinstance(listed, bytes) else b""):
-                if kind == _BYTES or isinstance(value, int):
+                if kind == BYTES or isinstance(value, int):
                     values.append(value)
-                elif kind == _FLOAT:
+                elif kind == FLOAT:
                     values.extend(struct.unpack(f"<{len(value) // 4}f", value[: len(value) // 4 * 4]))
                 else:
                     position = 0

@@ -1,0 +1,38 @@
+"""Writes shards on a cluster through Apache Beam: one element a shard, the same pure function as locally.
+
+The workers need this package, and the inputs and the output folder under the same paths (a shared disk, or gs://...).
+"""
+
+import importlib.util
+from collections.abc import Iterator
+
+from data_prep.errors import InputError
+
+
+def require() -> None:
+    """Raises InputError unless Beam is installed."""
+    if not importlib.util.find_spec("apache_beam"):
+        raise InputError("--runner=beam: Apache Beam is not installed; fix: pip install 'bn_keras[beam]'")
+
+
+def run(tasks: Iterator[dict], options: list[str]) -> None:
+    """Runs `write_shard` for every task and waits for the end.
+
+    Args:
+      tasks: see `data_prep.convert`.
+      options: Beam's own flags; without --runner its DirectRunner.
+    Raises:
+      InputError: what a worker raised.
+    """
+    import apache_beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from data_prep.convert import write_shard
+
+    try:
+        with apache_beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+            shards = pipeline | apache_beam.Create(list(tasks)) | apache_beam.Reshuffle()
+            shards | apache_beam.Map(write_shard)
+    except Exception as error:  # a runner's own kind, around a worker's traceback as text
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"--runner=beam: {lines[-1].partition(' [while running')[0]}") from error
