@@ -4,6 +4,7 @@ from setuptools import setup
 
 TENSORFLOW = ">=2.20,<2.22"
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+OTHER = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 setup(
     name="bn-keras",
@@ -25,7 +26,7 @@ setup(
     ],
     extras_require={
         # No TensorFlow is a hard requirement: its distributions exclude each other, and the TPU's stops at 2.20.
-        "cpu": [f"tensorflow-cpu{TENSORFLOW}; {LINUX_X86}", f"tensorflow{TENSORFLOW}; not ({LINUX_X86})"],
+        "cpu": [f"tensorflow-cpu{TENSORFLOW}; {LINUX_X86}", f"tensorflow{TENSORFLOW}; {OTHER}"],
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "tpu": ["tensorflow-tpu>=2.20,<2.21"],
         "demo": ["matplotlib>=3.9", "mlxtend>=0.24"],

@@ -9,9 +9,9 @@ import glob
 import os
 
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.plugins.hparams import summary_v2 as hparams
-from tensorboard.plugins.scalar import summary as scalar
-from tensorboard.plugins.text import summary as text
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 _SCALARS = {
@@ -42,8 +42,8 @@ class TensorBoardWriter:
         start = rows[0]["wall_time"] if rows else None
         table = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in hyper_parameters.items())])
         for summary in (
-            hparams.hparams_pb(hyper_parameters, start_time_secs=start),
-            text.pb("hyper-parameters", table),
+            hparams_pb(hyper_parameters, start_time_secs=start),
+            text_pb("hyper-parameters", table),
         ):
             self._add(summary, 0, start)
         for row in rows:
@@ -54,7 +54,7 @@ class TensorBoardWriter:
         """Adds one row of the curve."""
         for field, tag in _SCALARS[row["kind"]].items():
             value = row[field] / row["of"] if row["kind"] == "validation" else row[field]
-            self._add(scalar.pb(tag, value), row["step"], row["wall_time"])
+            self._add(scalar_pb(tag, value), row["step"], row["wall_time"])
 
     def flush(self):
         self._writer.flush()

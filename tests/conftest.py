@@ -1,0 +1,72 @@
+"""Small real data through the real converter, and programs run as a person runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("circle", "square", "stripe")
+
+
+def write_image(path, kind, seed, size=20):
+    """A gray PNG of one of three shapes at a random place under noise, so that no two are equal."""
+    random = np.random.default_rng([seed, CLASSES.index(kind)])
+    y, x = np.mgrid[:size, :size] - random.uniform(size * 0.3, size * 0.7, (2, 1, 1))
+    pixels = {"circle": x**2 + y**2 < 25, "square": np.maximum(abs(x), abs(y)) < 4, "stripe": abs(x + y) < 3}[kind]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels * 200 + random.integers(0, 40, (size, size))).astype("uint8")).save(path)
+
+
+@pytest.fixture(scope="session")
+def image_folders(tmp_path_factory):
+    """Folders `train` (60 images) and `validation` (21), one folder a class."""
+    folder = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 20), ("validation", 7)):
+        for number in range(count):
+            for kind in CLASSES:
+                write_image(folder / split / kind / f"{number}.png", kind, seed=(split == "train") * 1000 + number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(image_folders, tmp_path_factory):
+    """The folders as records: 60 training examples in 6 shards, 21 for validation in 2."""
+    output = tmp_path_factory.mktemp("records") / "shapes"
+    done = run_program(
+        "-m",
+        "data_prep",
+        f"--train={image_folders / 'train'}",
+        f"--validation={image_folders / 'validation'}",
+        f"--output_dir={output}",
+        "--train_shards=6",
+        "--validation_shards=2",
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def start_program(*arguments, **options):
+    """Starts `python ARGUMENTS` in the checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **{"cwd": ROOT, **options},
+    )
+
+
+def run_program(*arguments, **options):
+    """Runs `python ARGUMENTS` to its end."""
+    process = start_program(*arguments, **options)
+    stdout, stderr = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

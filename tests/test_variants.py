@@ -1,0 +1,63 @@
+"""The table of variants says what Sections 4.2.1 and 4.2.2 say."""
+
+import dataclasses
+
+import pytest
+
+from bn_keras.variants import VARIANTS
+
+RESULTS = {"name", "title", "steps", "paper_steps_to_72_2", "paper_max_accuracy"}
+SEVEN_CHANGES = {
+    "learning_rate",
+    "dropout",
+    "l2_weight",
+    "decay_epochs",
+    "local_response_normalization",
+    "shuffling",
+    "photometric_distortion",
+}
+
+
+def differences(one, other):
+    one, other = (dataclasses.asdict(VARIANTS[name]) for name in (one, other))
+    return {field for field in one if one[field] != other[field]} - RESULTS
+
+
+def test_bn_baseline_is_inception_with_batch_normalization():
+    assert differences("inception", "bn_baseline") == {"batch_normalization"}
+
+
+def test_bn_x5_is_bn_baseline_with_the_seven_changes():
+    assert differences("bn_baseline", "bn_x5") == SEVEN_CHANGES
+
+
+def test_bn_x30_is_bn_x5_at_another_rate():
+    assert differences("bn_x5", "bn_x30") == {"learning_rate"}
+
+
+def test_bn_x5_sigmoid_is_bn_x5_with_another_nonlinearity():
+    assert differences("bn_x5", "bn_x5_sigmoid") == {"activation"}
+
+
+def test_each_control_moves_one_thing():
+    assert differences("inception", "inception_x5") == {"learning_rate"}
+    assert differences("inception", "inception_sigmoid") == {"activation"}
+
+
+@pytest.mark.parametrize(
+    "name, rate",
+    [("inception", 0.0015), ("bn_baseline", 0.0015), ("bn_x5", 0.0075), ("bn_x30", 0.045), ("inception_x5", 0.0075)],
+)
+def test_learning_rates_are_the_papers(name, rate):
+    assert VARIANTS[name].learning_rate == pytest.approx(rate, rel=1e-12)
+
+
+def test_l2_is_divided_by_5_and_the_rate_decays_6_times_faster():
+    before, after = VARIANTS["bn_baseline"], VARIANTS["bn_x5"]
+    assert before.l2_weight / after.l2_weight == pytest.approx(5)
+    assert before.decay_epochs / after.decay_epochs == pytest.approx(6)
+
+
+def test_rows_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        VARIANTS["bn_x5"].learning_rate = 1.0
