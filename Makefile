@@ -24,7 +24,7 @@ setup: .venv/installed
 test: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow

@@ -1,12 +1,12 @@
 """The JPEG header (ITU-T T.81, annex B): an image's size, and that decoders will accept it, without decoding.
 
 Only ordinary files are vouched for: baseline, extended or progressive Huffman coding, 8 bits, one (gray) or three
-components, every table well-formed and present, nothing between segments, one image that ends in EOI. For anything
-else `parse` raises `UnusualError`, and `data_prep.image.prepare` decodes the file to find out what it really is.
+components, every table well-formed and present, nothing between segments, no stray marker in the coded data, and an end
+mark (no decoder looks at what follows it). For anything else `parse` raises `UnusualError`, and
+`data_prep.image.prepare` decodes the file to find out what it really is.
 """
 
 import functools
-import re
 from typing import NamedTuple
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -15,8 +15,6 @@ _SOF_CODING = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _SOF_UNSUPPORTED = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless, differential, arithmetic
 _DHT, _DQT, _DRI, _SOS = 0xC4, 0xDB, 0xDD, 0xDA
 _SKIPPED = {*range(0xE0, 0xF0), 0xFE}  # APPn (JFIF, EXIF, ICC, Adobe), COM
-_STUFFED_OR_RESTART = rb"\x00\xd0-\xd7"
-_NEXT_MARKER = re.compile(rb"\xff[^" + _STUFFED_OR_RESTART + rb"]")
 
 
 class UnusualError(ValueError):
@@ -108,6 +106,26 @@ def _check_scan(
         raise UnusualError("a scan without its Huffman table")
 
 
+def _next_marker(suspects: bytes, data: bytes, position: int) -> int:
+    """Position of the first marker that ends coded data, from `position` on: no restart; the file's end if none."""
+    while (position := suspects.find(1, position)) >= 0:
+        if data[position + 1] & 0xF8 != 0xD0:
+            return position
+        position += 1
+    return len(data)
+
+
+def _suspects(data: bytes) -> bytes:
+    """A byte 1 where there is 0xFF not followed by a stuffed zero, else 0.
+
+    With numpy, and `bytes.find` after it, 0.02 ms for 110 kB; a regular expression takes 0.14.
+    """
+    import numpy as np
+
+    values = np.frombuffer(data, np.uint8)
+    return ((values[:-1] == 0xFF) & (values[1:] != 0)).tobytes()
+
+
 def parse(data: bytes) -> Header:
     """Reads the segments of a whole JPEG file.
 
@@ -119,14 +137,12 @@ def parse(data: bytes) -> Header:
       UnusualError: the file is not an ordinary, complete JPEG; the message is a noun phrase that says why.
     """
     header, components, coding = None, {}, ""
-    huffman, quantization, scanned = set(), set(), set()
+    huffman, quantization, scanned, suspects = set(), set(), set(), b""
     position, size = 2, len(data)
     if not data.startswith(SIGNATURE):
         raise UnusualError("no JPEG signature")
     while True:
-        if position + 4 > size:
-            if data[position:] == b"\xff\xd9" and scanned == components.keys() and header:
-                return header
+        if position + 2 > size:
             raise UnusualError("a truncated file")
         if data[position] != 0xFF:
             raise UnusualError("garbage between segments")
@@ -135,7 +151,11 @@ def parse(data: bytes) -> Header:
             position += 1
             continue
         if marker == 0xD9:
-            raise UnusualError("an early end or bytes after the end of the image")
+            if scanned == components.keys() and header:
+                return header
+            raise UnusualError("an end before every component's scan")
+        if position + 4 > size:
+            raise UnusualError("a truncated file")
         length = data[position + 2] << 8 | data[position + 3]
         segment = data[position + 4 : position + 2 + length]
         position += 2 + length
@@ -162,13 +182,12 @@ def parse(data: bytes) -> Header:
             if not header:
                 raise UnusualError("a scan before the frame header")
             _check_scan(segment, coding == "progressive", components, huffman, quantization)
-            scanned.update(segment[1 : 1 + 2 * segment[0] : 2])
-            if coding != "progressive" and scanned == components.keys():  # the last scan: only EOI may follow
-                if data.endswith(b"\xff\xd9"):
-                    return header
-                raise UnusualError("a truncated file or bytes after the end of the image")
-            found = _NEXT_MARKER.search(data, position)
-            position = found.start() if found else size
+            ids = segment[1 : 1 + 2 * segment[0] : 2]
+            if coding != "progressive" and scanned.intersection(ids):
+                raise UnusualError("a second scan of a component")
+            scanned.update(ids)
+            suspects = suspects or _suspects(data)
+            position = _next_marker(suspects, data, position)
         elif marker == _DRI and length == 4:
             pass
         elif marker in _SOF_UNSUPPORTED:

@@ -143,10 +143,10 @@ def test_our_encoding_is_protobufs_deterministic_serialization():
         if name == "image/encoded":
             features[name] = bytes(range(256)) * 100
         elif "bbox" in name:
-            features[name] = [0.25, 0.1] if not name.endswith("label") else [1, 1000]
+            features[name] = (0.25, 0.1) if not name.endswith("label") else (1, 1000)
         else:
             features[name] = name.encode() if kind == 1 else 300
-        value = features[name] if isinstance(features[name], list) else [features[name]]
+        value = features[name] if isinstance(features[name], tuple) else [features[name]]
         feature = example.features.feature[name]
         getattr(feature, {1: "bytes_list", 2: "float_list", 3: "int64_list"}[kind]).value.extend(value)
     encoded = b"".join(tfrecord.encode_example(features))
