@@ -15,6 +15,7 @@ _HOMES = {
     "InputError": "errors",
     "BatchNormalization": "batch_normalization",
     "build_model": "inception",
+    "fold_batch_normalization": "folding",
     "read_dataset": "dataset",
 }
 
