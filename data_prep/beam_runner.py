@@ -4,7 +4,6 @@ The workers need this package, and the inputs and the output folder under the sa
 """
 
 import importlib.util
-from collections.abc import Iterator
 
 from data_prep.errors import InputError
 
@@ -15,7 +14,7 @@ def require() -> None:
         raise InputError("--runner=beam: Apache Beam is not installed; fix: pip install 'bn_keras[beam]'")
 
 
-def run(tasks: Iterator[dict], options: list[str]) -> None:
+def run(tasks: list[dict], options: list[str]) -> None:
     """Runs `write_shard` for every task and waits for the end.
 
     Args:
@@ -31,7 +30,7 @@ def run(tasks: Iterator[dict], options: list[str]) -> None:
 
     try:
         with apache_beam.Pipeline(options=PipelineOptions(options)) as pipeline:
-            shards = pipeline | apache_beam.Create(list(tasks)) | apache_beam.Reshuffle()
+            shards = pipeline | apache_beam.Create(tasks) | apache_beam.Reshuffle()
             shards | apache_beam.Map(write_shard)
     except Exception as error:  # a runner's own kind, around a worker's traceback as text
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -155,14 +155,14 @@ def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
 
 
 @dataclass
-class _Found:
+class Found:
     """What a scan gathers beside the images."""
 
     notes: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_boxes(path: str, found: _Found) -> Iterator[tuple[str, list[Box]]]:
+def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
     """Image name without extension and bounding boxes of every annotation, from an archive or folder of Pascal VOC XML.
 
     Coordinates become fractions of the size the annotation states, clipped to [0, 1]; boxes without area, which the
@@ -200,7 +200,7 @@ def _parse_boxes(content: bytes) -> list[Box]:
     return boxes
 
 
-def _archive_images(archive: str, found: _Found) -> Iterator[Image]:
+def _archive_images(archive: str, found: Found) -> Iterator[Image]:
     """The images of a tar: in class tars, in class folders, or flat (then without a class)."""
     end = storage.size(archive)
     with storage.open_read(archive) as file:
@@ -233,7 +233,7 @@ def _archive_images(archive: str, found: _Found) -> Iterator[Image]:
             found.notes.append(f"{archive}: left out {len(others)} member(s) that are no images, such as {others[0]}")
 
 
-def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | None, found: _Found) -> Iterator[Image]:
+def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | None, found: Found) -> Iterator[Image]:
     """Validation images that are in no class folder, with the class the ground truth gives them."""
     if release.validation_labels:
         with io.TextIOWrapper(storage.open_read(release.validation_labels), encoding="utf-8") as file:
@@ -258,7 +258,7 @@ def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | N
 
 
 def _scan(release: Release, files: dict, strict: bool) -> Contents:
-    found = _Found()
+    found = Found()
     devkit = read_devkit(release.devkit) if release.devkit else None
     images = {}
     for split in SPLITS:
