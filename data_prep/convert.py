@@ -336,7 +336,7 @@ def convert(
     with _locked(output_dir):
         _remove_temporary(output_dir)
         if not planned:
-            log(f"planning {dataset.name}: {dataset.origin}")
+            log(f"planning {dataset.name}: listing {dataset.origin}")
             contents = dataset.scan()
             for note in contents.notes:
                 log(note)
@@ -352,6 +352,7 @@ def convert(
             entries = {file: _read_journal(output_dir, file) for file, _, _ in head["shards"]}
             missing = {file for file, entry in entries.items() if entry is None}
             if missing:
+                storage.remove(storage.join(output_dir, MANIFEST))  # it says that all is there
                 if not all(storage.exists(source) for source in dataset.sources.values()):
                     dataset.scan()  # writes an embedded set again, or says what is missing
                 if len(missing) < len(entries):

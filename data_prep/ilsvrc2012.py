@@ -221,6 +221,8 @@ def _archive_images(archive: str, found: Found) -> Iterator[Image]:
                     path = f"{synset}/{posixpath.basename(image.name)}"
                     if image.rejected:
                         found.rejected.append((f"{archive}/{member.name}/{image.name}", image.rejected))
+                    elif _WNID.fullmatch(synset) and not path.startswith(f"{synset}/{synset}_"):
+                        found.rejected.append((f"{archive}/{member.name}/{image.name}", "is not named after its class"))
                     elif path.lower().endswith(image_folder.IMAGE_NAMES):
                         yield Image(synset, path, image.size, image.offset)
                     else:

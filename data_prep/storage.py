@@ -88,6 +88,16 @@ def open_read(path: str):
     return _filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb")
 
 
+def remove(path: str) -> None:
+    """Removes a file if it is there."""
+    if is_remote(path):
+        if exists(path):
+            _filesystem(path).rm_file(path)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def read(path: str) -> bytes:
     with open_read(path) as file:
         return file.read()

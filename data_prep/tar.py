@@ -59,6 +59,8 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
             break
         if block[:2] == b"\x1f\x8b" and position == start:
             raise InputError(f"{archive}: is compressed with gzip, so members cannot be found quickly; fix: gunzip it")
+        if block[257:262] != b"ustar":
+            raise broken("no POSIX or GNU tar header")
         size, checksum = _number(block[124:136]), _number(block[148:156])
         # A header's checksum is the sum of its bytes, itself taken as spaces: Adler-32's low half, 12 times faster
         # than sum(), is that, modulo 65,521 (starting from 0).

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -96,9 +97,17 @@ def test_mutated_images_are_stored_as_decoders_see_them_or_named_as_bad(count):
     assert 0.2 * count < stored < 0.5 * count
 
 
+def names_by_tarfile(content):
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return archive.getnames()
+
+
 @pytest.mark.parametrize("count", [1500, pytest.param(20_000, marks=SLOW)])
 def test_mutated_archives_give_only_what_is_in_them_or_are_refused(count):
-    """A header's checksum guards names and sizes, so a mutated archive lists the true members or raises InputError."""
+    """A header's checksum guards names and sizes, so a mutated archive lists the true members or raises InputError.
+
+    That checksum is a plain sum: two flips can cancel each other. Such a header is true to any reader; Python's agrees.
+    """
     members = {f"n{i:08}_{i}.JPEG": bytes((i,)) * (100 + 300 * i) for i in range(5)}
     whole = miniature_release.tar_of(members)
     nested = miniature_release.tar_of({"n00000001.tar": whole, "n00000002.tar": whole})
@@ -114,7 +123,7 @@ def test_mutated_archives_give_only_what_is_in_them_or_are_refused(count):
         try:
             for member in tar.index(read, 0, len(content), "a.tar"):
                 assert member.offset + member.size <= len(content)
-                assert member.rejected or member.name in truth
+                assert member.rejected or member.name in truth or member.name in names_by_tarfile(content)
         except InputError as error:
             refused += 1
             assert "a.tar" in str(error) and "\n" not in str(error)

@@ -1,5 +1,6 @@
 """ILSVRC2012 in each of the forms people have it, against the truth that the miniature's generator keeps."""
 
+import gzip
 import io
 import json
 import subprocess
@@ -216,6 +217,8 @@ def test_cut_or_damaged_archives_are_refused(release, tmp_path):
         (whole[: len(whole) // 2], "damaged tar archive at byte"),
         (whole[:-20480], "damaged tar archive"),
         (whole[:100] + b"7" + whole[101:], "checksum"),
+        (b"\0" + whole[:-1], "no POSIX or GNU tar header"),
+        (gzip.compress(whole), "gunzip"),
         (b"", "end mark"),
         (whole + whole, "follows the end mark"),
     ):

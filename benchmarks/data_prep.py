@@ -1,0 +1,184 @@
+"""Images a second of the converter, beside TF-Slim's way and TensorFlow Datasets' writer on the same JPEGs.
+
+  python benchmarks/data_prep.py                  prints a Markdown table; about two minutes on two cores
+  python benchmarks/data_prep.py --images=4000 --folder=/dev/shm
+
+The input is a tar of class tars of 110 kB JPEGs (500 x 375, as ImageNet's median), just written, so that it is in the
+page cache. TF-Slim's way, as in build_imagenet_data.py: decode the image to learn its size, build the tf.train.Example,
+write it with TFRecordWriter. TFDS: its writer fed with the same bytes through its Image feature, if tensorflow-datasets
+is installed. Rounds alternate between the ways.
+"""
+
+import io
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("images", 4000, "How many images to convert with data_prep; the slower ways take a tenth.", 200)
+flags.DEFINE_integer("rounds", 3, "Rounds; the table shows the median.", 1)
+flags.DEFINE_string("folder", None, "Where inputs and outputs go; by default the temporary folder. /dev/shm: no disk.")
+
+CLASSES = 20
+
+
+def make_jpegs(count):
+    """JPEGs of 500 x 375 pixels and about 110 kB: blurred blocks under noise."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        blocks = Image.fromarray(draw.integers(0, 256, (48, 64, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
+        noisy = np.clip(np.asarray(blocks, np.int16) + draw.integers(-21, 22, (375, 500, 3)), 0, 255)
+        file = io.BytesIO()
+        Image.fromarray(noisy.astype(np.uint8)).save(file, "JPEG", quality=92)
+        yield file.getvalue()
+
+
+def tar_of(members):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def write_inputs(folder, pool):
+    """train.tar, a tar of class tars, and a small validation.tar of class folders; returns their paths."""
+    names = [f"n{10_000_000 + index}" for index in range(CLASSES)]
+    tars = {}
+    for index, name in enumerate(names):
+        numbers = range(index, FLAGS.images, CLASSES)
+        tars[f"{name}.tar"] = tar_of({f"{name}_{n}.JPEG": pool[n % len(pool)] for n in numbers})
+    train, validation = folder / "train.tar", folder / "validation.tar"
+    train.write_bytes(tar_of(tars))
+    validation.write_bytes(tar_of({f"{name}/{name}_1.JPEG": pool[0] for name in names}))
+    return train, validation
+
+
+def data_prep(folder, inputs, workers):
+    """Our converter with its defaults: every shard synced and read back."""
+    from data_prep import convert, ilsvrc2012
+
+    train, validation = map(str, inputs)
+    data = ilsvrc2012.dataset(ilsvrc2012.find("", {"train": train, "validation": validation}))
+    options = convert.Options(train_shards=8)
+    convert.convert(data, str(folder), options, workers=workers, log=lambda line: None)
+    return FLAGS.images + CLASSES
+
+
+def tf_slim(folder, pool, count):
+    import tensorflow as tf
+
+    def feature(value):
+        if isinstance(value, bytes):
+            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    with tf.io.TFRecordWriter(str(folder / "train-00000-of-00001")) as writer:
+        for number in range(count):
+            content = pool[number % len(pool)]
+            height, width, channels = tf.io.decode_jpeg(content, channels=3).shape
+            values = {
+                "image/encoded": content,
+                "image/format": b"JPEG",
+                "image/colorspace": b"RGB",
+                "image/channels": channels,
+                "image/height": height,
+                "image/width": width,
+                "image/filename": b"n01440764_10026.JPEG",
+                "image/class/label": 1,
+                "image/class/synset": b"n01440764",
+                "image/class/text": b"tench, Tinca tinca",
+            }
+            features = tf.train.Features(feature={name: feature(value) for name, value in values.items()})
+            writer.write(tf.train.Example(features=features).SerializeToString())
+    return count
+
+
+def tfds_writer(folder, pool, count):
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(encoding_format="jpeg"), "label": tfds.features.ClassLabel(num_classes=1000)}
+    )
+
+    class Pool(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(count):
+                yield number, {"image": io.BytesIO(pool[number % len(pool)]), "label": number % 1000}
+
+    Pool(data_dir=str(folder)).download_and_prepare()
+    return count
+
+
+def measure(way, *arguments):
+    """Images a second of wall time and of CPU time, both of this process and its children."""
+    folder = Path(tempfile.mkdtemp(dir=FLAGS.folder))
+
+    def cpu():
+        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+    try:
+        started, used = time.perf_counter(), cpu()
+        images = way(folder, *arguments)
+        return images / (time.perf_counter() - started), images / (cpu() - used)
+    finally:
+        shutil.rmtree(folder)
+
+
+def main(_):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    folder = Path(tempfile.mkdtemp(dir=FLAGS.folder))
+    try:
+        pool = list(make_jpegs(200))
+        inputs = write_inputs(folder, pool)
+        few = max(FLAGS.images // 10, 100)
+        ways = {
+            "data_prep, 1 worker": (data_prep, inputs, 1),
+            "data_prep, 2 workers": (data_prep, inputs, 2),
+            "TF-Slim's way": (tf_slim, pool, few),
+        }
+        try:
+            import tensorflow_datasets  # noqa: F401
+
+            ways["TFDS's writer"] = (tfds_writer, pool, few)
+        except ImportError:
+            print("tensorflow-datasets is not installed: its row is left out", file=sys.stderr)
+        for way, *arguments in ways.values():  # imports and first calls are not measured
+            measure(way, *(100 if argument == few else argument for argument in arguments))
+        rounds = [{name: measure(*way) for name, way in ways.items()} for _ in range(FLAGS.rounds)]
+        median = {n: [statistics.median(r[n][kind] for r in rounds) for kind in (0, 1)] for n in ways}
+        size = statistics.mean(map(len, pool)) / 1e3
+        print(f"\n{FLAGS.images:,} JPEGs of {size:.0f} kB, median of {FLAGS.rounds} rounds, {os.cpu_count()} cores\n")
+        print("| | images/s | images per CPU second | speed of data_prep, 1 worker, against it |\n|---|---|---|---|")
+        for name, (wall, cpu) in median.items():
+            ratio = statistics.median(r["data_prep, 1 worker"][0] / r[name][0] for r in rounds)
+            print(f"| {name} | {wall:,.0f} | {cpu:,.0f} | {ratio:.2f} |")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    app.run(main)
