@@ -5,10 +5,11 @@
 
 The input is a tar of class tars of 110 kB JPEGs (500 x 375, as ImageNet's median), just written, so that it is in the
 page cache. TF-Slim's way, as in build_imagenet_data.py: decode the image to learn its size, build the tf.train.Example,
-write it with TFRecordWriter. TFDS: its writer fed with the same bytes through its Image feature, if tensorflow-datasets
-is installed. Rounds alternate between the ways.
+write it with TFRecordWriter. TFDS: its writer and Image feature, given decoded images, which it encodes again, or open
+files, which it copies, if tensorflow-datasets is installed. Rounds alternate between the ways.
 """
 
+import functools
 import io
 import os
 import resource
@@ -71,11 +72,11 @@ def write_inputs(folder, pool):
 
 def data_prep(folder, inputs, workers):
     """Our converter with its defaults: every shard synced and read back."""
-    from data_prep import convert, ilsvrc2012
+    from data_prep import convert, ilsvrc2012, plan
 
     train, validation = map(str, inputs)
     data = ilsvrc2012.dataset(ilsvrc2012.find("", {"train": train, "validation": validation}))
-    options = convert.Options(train_shards=8)
+    options = plan.Options(train_shards=8)
     convert.convert(data, str(folder), options, workers=workers, log=lambda line: None)
     return FLAGS.images + CLASSES
 
@@ -109,27 +110,38 @@ def tf_slim(folder, pool, count):
     return count
 
 
-def tfds_writer(folder, pool, count):
+@functools.cache
+def tfds_builder():
+    """A builder class of TFDS for a pool of images; TFDS allows only one of a name."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
-
-    features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(encoding_format="jpeg"), "label": tfds.features.ClassLabel(num_classes=1000)}
-    )
 
     class Pool(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
+        images, decoded = (), False
 
         def _info(self):
-            return self.dataset_info_from_configs(features=features)
+            image, label = tfds.features.Image(encoding_format="jpeg"), tfds.features.ClassLabel(num_classes=1000)
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"image": image, "label": label})
+            )
 
         def _split_generators(self, _):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for number in range(count):
-                yield number, {"image": io.BytesIO(pool[number % len(pool)]), "label": number % 1000}
+            for number, content in enumerate(self.images):
+                image = tf.io.decode_jpeg(content).numpy() if self.decoded else io.BytesIO(content)
+                yield number, {"image": image, "label": number % 1000}
 
-    Pool(data_dir=str(folder)).download_and_prepare()
+    return Pool
+
+
+def tfds_writer(folder, pool, count, decoded=False):
+    builder = tfds_builder()(data_dir=str(folder))
+    builder.decoded = decoded
+    builder.images = [pool[number % len(pool)] for number in range(count)]
+    builder.download_and_prepare()
     return count
 
 
@@ -163,7 +175,8 @@ def main(_):
         try:
             import tensorflow_datasets  # noqa: F401
 
-            ways["TFDS's writer"] = (tfds_writer, pool, few)
+            ways["TFDS's writer, given images"] = (tfds_writer, pool, few, True)
+            ways["TFDS's writer, given files"] = (tfds_writer, pool, few)
         except ImportError:
             print("tensorflow-datasets is not installed: its row is left out", file=sys.stderr)
         for way, *arguments in ways.values():  # imports and first calls are not measured

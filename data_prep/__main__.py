@@ -72,7 +72,7 @@ def _dataset():
 
 
 def _convert() -> None:
-    from data_prep import convert
+    from data_prep import convert, plan
 
     if not FLAGS.output_dir:
         raise InputError("--output_dir is missing: where shall the shards go?")
@@ -82,7 +82,7 @@ def _convert() -> None:
     convert.convert(
         dataset,
         FLAGS.output_dir,
-        convert.Options(
+        plan.Options(
             seed=FLAGS.seed,
             label_base=FLAGS.label_base,
             train_shards=FLAGS.train_shards,

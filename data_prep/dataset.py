@@ -21,6 +21,11 @@ class Image(NamedTuple):
     size: int  # bytes
     offset: int = -1  # in the archive; -1: a file of a folder
 
+    @property
+    def name(self) -> str:
+        """The file's name without folders."""
+        return self.path.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Contents:

@@ -12,6 +12,8 @@ import posixpath
 import secrets
 from collections.abc import Iterator, Sequence
 
+import google_crc32c
+
 from data_prep.errors import InputError
 
 
@@ -113,6 +115,15 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     if is_remote(path):
         return _filesystem(path).cat_file(path, offset, offset + size)
     return os.pread(_descriptor(path), size, offset)
+
+
+def crc32c(path: str) -> int:
+    """CRC-32C of a whole file."""
+    crc = 0
+    with open_read(path) as file:
+        while block := file.read(1 << 20):
+            crc = google_crc32c.extend(crc, block)
+    return crc
 
 
 def find(folder: str) -> list[tuple[str, int, object]]:

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 
-import google_crc32c
-
 from data_prep import image, storage, tfrecord
 from data_prep.convert import MANIFEST, WORK_FOLDER
 from data_prep.errors import InputError
@@ -87,19 +85,11 @@ def check_shard(task: dict) -> tuple[list[str], int]:
     if not findings:
         if records != task.get("examples", records):
             findings.append(f"{path}: holds {records} records, the manifest says {task['examples']}")
-        elif "crc32c" in task and f"{_file_crc32c(path):08x}" != task["crc32c"]:
+        elif "crc32c" in task and f"{storage.crc32c(path):08x}" != task["crc32c"]:
             findings.append(f"{path}: every record is whole, but the file is not the one that was written")
     if len(findings) > _MOST_NAMED:
         findings[_MOST_NAMED:] = [f"{path}: ... and {len(findings) - _MOST_NAMED} more"]
     return findings, records
-
-
-def _file_crc32c(path: str) -> int:
-    crc = 0
-    with storage.open_read(path) as file:
-        while block := file.read(1 << 20):
-            crc = google_crc32c.extend(crc, block)
-    return crc
 
 
 def _check_example(data: bytes, task: dict) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
 
-from data_prep import convert, ilsvrc2012, image, image_folder, tar, tfrecord, verify
+from data_prep import convert, ilsvrc2012, image, image_folder, plan, tar, tfrecord, verify
 from data_prep.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_verify_finds_every_mutation_of_a_shard(tmp_path, count):
                 (tmp_path / split / name / f"{number}.jpg").write_bytes(miniature_release.jpeg(rng))
     output = tmp_path / "out"
     data = image_folder.dataset(str(tmp_path / "train"), str(tmp_path / "validation"))
-    convert.convert(data, str(output), convert.Options(train_shards=1), log=lambda line: None)
+    convert.convert(data, str(output), plan.Options(train_shards=1), log=lambda line: None)
     shard = output / "train-00000-of-00001"
     whole = shard.read_bytes()
     draw = random.Random(0)

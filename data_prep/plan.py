@@ -1,0 +1,171 @@
+"""The plan of a conversion: which image goes into which shard, at which place.
+
+A pure function of the inputs and the options. On disk it is two files, the second written last:
+  members.jsonl   a line a shard: its members in order, each [path, offset, size, class index, bounding boxes]
+  plan.json       what all shards share, and where each shard's line is
+"""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from data_prep import storage
+from data_prep.dataset import SPLITS, Contents, Image
+from data_prep.errors import InputError
+
+# The shard counts of TF-Slim and tf-models for the full ILSVRC2012; other sets get a power of two by size.
+_ILSVRC2012_SHARDS = {"train": (1_281_167, 1024), "validation": (50_000, 128)}
+_SHARD_BYTES = 160 << 20  # 1,024 shards of ILSVRC2012's training images have 138 MiB
+_FEWEST_SHARDS = {"train": 4, "validation": 1}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes that are written, beside the inputs.
+
+    Attributes:
+      seed: of the global shuffle.
+      label_base: label of class index 0.
+      train_shards, validation_shards: how many; 0: by size.
+      limit: at most so many images a split, the first of the shuffled order; 0: all.
+      max_side, quality: see `data_prep.image.Storage`.
+      decode: decode every image to find damage that no header shows.
+    """
+
+    seed: int = 0
+    label_base: int = 1
+    train_shards: int = 0
+    validation_shards: int = 0
+    limit: int = 0
+    max_side: int = 0
+    quality: int = 95
+    decode: bool = False
+
+
+class Shard(NamedTuple):
+    """A shard to write: its file name, what goes in, and where in members.jsonl its line is."""
+
+    file: str
+    split: str
+    examples: int
+    size: int  # of its images, in bytes
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What plan.json holds.
+
+    Attributes:
+      fingerprint: SHA-256 of all members, classes and options.
+      request: what was asked for, with a stamp of the inputs: another request is another plan.
+      classes: (synset, name) by class index.
+      rejected: (path, why) of members that must not be used.
+      shards: in order.
+    """
+
+    fingerprint: str
+    request: dict
+    classes: list[tuple[str, str]]
+    rejected: list[tuple[str, str]]
+    shards: list[Shard]
+
+
+def shard_count(split: str, examples: int, size: int) -> int:
+    """How many shards `examples` images of `size` bytes together get: at least one image each."""
+    full, shards = _ILSVRC2012_SHARDS[split]
+    if examples < full:
+        shards = max(_FEWEST_SHARDS[split], 1 << math.ceil(math.log2(max(size / _SHARD_BYTES, 1))))
+    return min(shards, examples)
+
+
+def shuffled(seed: int, split: str, found: list[Image]) -> list[Image]:
+    """A permutation that depends on nothing but the seed and the images' classes and names.
+
+    Images are sorted by a hash of these, so the order is the same for any listing order, archive or folder, and Python.
+    """
+    prefix = f"{seed}/{split}/"
+
+    def key(image: Image) -> bytes:
+        identity = f"{prefix}{image.synset}/{image.name}"
+        return hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+    return sorted(found, key=lambda image: (key(image), image.path))
+
+
+def make(contents: Contents, options: Options, request: dict, write: Callable[[list[bytes]], None]) -> Plan:
+    """Plans a conversion, handing the lines of members.jsonl to `write` one by one.
+
+    Raises:
+      InputError: more shards are asked for than there are images.
+    """
+    class_index = {synset: index for index, synset in enumerate(contents.synsets)}
+    identity = hashlib.sha256(json.dumps([contents.synsets, contents.class_names, asdict(options)]).encode())
+    shards, start = [], 0
+    for split in SPLITS:
+        order = shuffled(options.seed, split, contents.images[split])[: options.limit or None]
+        wanted = getattr(options, f"{split}_shards")
+        count = wanted or shard_count(split, len(order), sum(image.size for image in order))
+        if count > len(order):
+            raise InputError(f"--{split}_shards={count}: there are only {len(order)} images to put into them")
+        for index in range(count):
+            members = order[index * len(order) // count : (index + 1) * len(order) // count]
+            rows = [
+                (i.path, i.offset, i.size, class_index[i.synset], contents.boxes.get(i.name.rpartition(".")[0], ()))
+                for i in members
+            ]
+            line = json.dumps(rows, separators=(",", ":")).encode() + b"\n"
+            identity.update(line)
+            write([line])
+            file = f"{split}-{index:05}-of-{count:05}"
+            shards.append(Shard(file, split, len(members), sum(image.size for image in members), start, len(line)))
+            start += len(line)
+    classes = list(zip(contents.synsets, contents.class_names, strict=True))
+    return Plan(identity.hexdigest(), request, classes, contents.rejected, shards)
+
+
+def save(folder: str, contents: Contents, options: Options, request: dict) -> None:
+    """Plans a conversion and writes both files into `folder`."""
+    with storage.written_aside(members_path(folder)) as file:
+        plan = make(contents, options, request, file.write_all)
+    storage.write(_path(folder), (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+
+def load(folder: str) -> Plan | None:
+    """The plan in `folder`, None if there is none."""
+    try:
+        plan = json.loads(storage.read(_path(folder)))
+    except FileNotFoundError:
+        return None
+    return Plan(**plan | {"shards": [Shard(*shard) for shard in plan["shards"]]})
+
+
+@functools.lru_cache(maxsize=1)
+def load_once(folder: str, fingerprint: str) -> Plan:
+    """The plan in `folder`, kept for a worker's next shard.
+
+    Raises:
+      InputError: it is no longer the one with that fingerprint.
+    """
+    plan = load(folder)
+    if not plan or plan.fingerprint != fingerprint:
+        raise InputError(f"{_path(folder)}: has been removed or replaced while its shards were written")
+    return plan
+
+
+def members(folder: str, start: int, length: int) -> list[list]:
+    """The members of one shard, from its line of members.jsonl."""
+    return json.loads(storage.read_range(members_path(folder), start, length))
+
+
+def members_path(folder: str) -> str:
+    return storage.join(folder, "members.jsonl")
+
+
+def _path(folder: str) -> str:
+    return storage.join(folder, "plan.json")
