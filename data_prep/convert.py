@@ -322,7 +322,7 @@ def _start_worker(counters) -> None:
 
 
 def _process_context() -> multiprocessing.context.BaseContext:
-    """How to start workers: by fork, 0.2 s faster, unless another thread (fsspec, BLAS, TensorFlow) is cut off by it."""
+    """How to start workers: by fork, 0.2 s faster, unless that would cut off other threads (fsspec, TensorFlow)."""
     alone = os.path.isdir("/proc/self/task") and len(os.listdir("/proc/self/task")) == 1
     return multiprocessing.get_context("fork" if alone else "spawn")
 

@@ -205,10 +205,12 @@ def _archive_images(archive: str, found: Found) -> Iterator[Image]:
     end = storage.size(archive)
     with storage.open_read(archive) as file:
 
-        def read(offset: int, size: int) -> bytes:
+        def read_through(offset: int, size: int) -> bytes:
             file.seek(offset)
             return file.read(size)
 
+        # A remote file is read on end, in large blocks; of a local one only the headers.
+        read = read_through if storage.is_remote(archive) else functools.partial(storage.read_range, archive)
         others = []
         for member in tar.index(read, 0, end, archive):
             folder, _, name = member.name.rpartition("/")

@@ -4,6 +4,7 @@ Nothing is unpacked, so no member can name a place to write to; members that try
 An archive that is cut, or whose headers do not fit their checksums, is refused as a whole.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from data_prep.errors import InputError
 
 _BLOCK = 512
 _PADDING = 1 << 20  # zeros that may follow the end mark; GNU tar pads to 10 kB, tapes to at most 1 MiB
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_EXTENSION = 1 << 16  # bytes of a long name or pax header
 
 _REGULAR, _FOLDER, _GNU_LONG_NAME, _PAX, _PAX_GLOBAL = b"\x0007", b"5", b"L", b"x", b"g"
@@ -100,7 +102,7 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
             rejected = "is a sparse file"
         elif name.startswith("/") or "\\" in name or (".." in name and ".." in name.split("/")):
             rejected = "has an absolute path or one with '..'"
-        elif not name or any(character < " " or character == "\x7f" for character in name):
+        elif not name or _CONTROL.search(name):
             rejected = "has a name with control characters"
         elif name in seen:
             rejected = "is the second member of that name"
@@ -120,7 +122,7 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:], "big") if not field[0] & 0x40 else -1
     digits = field.partition(b"\0")[0].strip()
-    return int(digits or b"0", 8) if all(digit in b"01234567" for digit in digits) else -1
+    return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
 
 
 def _text(field: bytes) -> str:
