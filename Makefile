@@ -10,7 +10,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 
 demo: .venv/installed
 	@.venv/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
-		sys.exit(bad and f"VARIANTS={bad[0]}: the variants are " + " ".join(bn_keras.VARIANTS))' $(VARIANTS)
+		sys.exit(f"VARIANTS={bad[0]}: the variants are " + " ".join(bn_keras.VARIANTS) if bad else 0)' $(VARIANTS)
 	@.venv/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
 	@n=0; for variant in $(VARIANTS); do \
 		n=$$((n + 1)); echo; echo "[$$n/$(words $(VARIANTS))] $$variant"; \

@@ -29,6 +29,8 @@ setup(
         "cpu": [f"tensorflow-cpu{TENSORFLOW}; {LINUX_X86}", f"tensorflow{TENSORFLOW}; {OTHER}"],
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "tpu": ["tensorflow-tpu>=2.20,<2.21"],
+        "beam": ["apache-beam>=2.77"],
+        "remote": ["fsspec>=2024.2"],
         "demo": ["matplotlib>=3.9", "mlxtend>=0.24"],
         "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "scipy>=1.14"],
     },
