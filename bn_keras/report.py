@@ -82,7 +82,7 @@ def _caption(runs, target):
     )
     note = "" if target is not None else f"No finished run of {REFERENCE}, so no steps to its best accuracy. "
     return (
-        f"{note}Ours: {'; '.join(conditions)}; validation accuracy of a single crop, steps of 32 images, read at every "
+        f"{note}Ours: {'; '.join(conditions)}; validation accuracy of one view an image, steps of 32 images, read at every "
         "evaluation. Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; blank: not run.\n"
     )
 
@@ -94,7 +94,7 @@ def draw_figure_2(runs: list[MeasuredRun], path: str):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
     for run in runs:
         points = run.curve.validation()
         # The same variant has the same color in every report; networks without BN are dashed.
@@ -114,7 +114,7 @@ def draw_figure_2(runs: list[MeasuredRun], path: str):
         axes.annotate("Inception's best", (0, best), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
     axes.set(xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None))
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     figure.savefig(path)
     plt.close(figure)
 
