@@ -82,8 +82,9 @@ def _caption(runs, target):
     )
     note = "" if target is not None else f"No finished run of {REFERENCE}, so no steps to its best accuracy. "
     return (
-        f"{note}Ours: {'; '.join(conditions)}; validation accuracy of one view an image, steps of 32 images, read at every "
-        "evaluation. Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; blank: not run.\n"
+        f"{note}Ours: {'; '.join(conditions)}; validation accuracy of one view an image, steps of 32 images, "
+        "read at every evaluation. Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; "
+        "blank: not run.\n"
     )
 
 
