@@ -160,23 +160,11 @@ class BatchNormalization(keras.layers.Layer):
         self._reduction_axes = tuple(i for i in range(rank) if i not in own)
         self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
         if self.scale:
-            self.gamma = self.add_weight(
-                shape=shape,
-                name="gamma",
-                initializer=self.gamma_initializer,
-                regularizer=self.gamma_regularizer,
-                constraint=self.gamma_constraint,
-                autocast=False,
-            )
+            rules = self.gamma_initializer, self.gamma_regularizer, self.gamma_constraint
+            self.gamma = self._add_parameter("gamma", shape, *rules)
         if self.center:
-            self.beta = self.add_weight(
-                shape=shape,
-                name="beta",
-                initializer=self.beta_initializer,
-                regularizer=self.beta_regularizer,
-                constraint=self.beta_constraint,
-                autocast=False,
-            )
+            rules = self.beta_initializer, self.beta_regularizer, self.beta_constraint
+            self.beta = self._add_parameter("beta", shape, *rules)
         self.moving_mean = self._add_average("moving_mean", shape, self.moving_mean_initializer)
         self.moving_variance = self._add_average("moving_variance", shape, self.moving_variance_initializer)
         if self.renorm:
@@ -190,6 +178,16 @@ class BatchNormalization(keras.layers.Layer):
             self.moving_weight = self._add_average("moving_weight", shape, "zeros")
             self._untrack_variable(self.moving_weight)
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes=dict(zip(own, shape, strict=True)))
+
+    def _add_parameter(self, name, shape, initializer, regularizer, constraint):
+        return self.add_weight(
+            shape=shape,
+            name=name,
+            initializer=initializer,
+            regularizer=regularizer,
+            constraint=constraint,
+            autocast=False,
+        )
 
     def _add_average(self, name, shape, initializer):
         return self.add_weight(shape=shape, name=name, initializer=initializer, trainable=False, autocast=False)

@@ -137,6 +137,25 @@ def _parameters(x, axis, gamma, beta):
     )
 
 
+def _fused_batch_norm(x, axis, mean, variance, gamma, beta, epsilon, *, is_training):
+    """TensorFlow's fused kernel on x of any rank. Returns y, like x, and the kernel's mean and variance."""
+    import tensorflow as tf
+
+    images, data_format = _as_images(x, axis)
+    gamma, beta = _parameters(x, axis, gamma, beta)
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=images,
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        data_format=data_format,
+        is_training=is_training,
+    )
+    return tf.reshape(y, tf.shape(x)), mean, variance
+
+
 def normalize_fused(x, axis, gamma, beta, epsilon):
     """The transform by the moments of x, on TensorFlow's fused kernel.
 
@@ -149,44 +168,19 @@ def normalize_fused(x, axis, gamma, beta, epsilon):
     """
     import tensorflow as tf
 
-    images, data_format = _as_images(x, axis)
-    gamma, beta = _parameters(x, axis, gamma, beta)
     unused = tf.constant([], tf.float32)
-    y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=images,
-        scale=gamma,
-        offset=beta,
-        mean=unused,
-        variance=unused,
-        epsilon=epsilon,
-        data_format=data_format,
-        is_training=True,
-    )
+    y, mean, unbiased = _fused_batch_norm(x, axis, unused, unused, gamma, beta, epsilon, is_training=True)
     # The kernel returns NaN for no values, and infinity where the sum of squares overflows: beyond 1e18 or so.
     count = tf.cast(tf.size(x) // x.shape[axis], tf.float32)
     mean = tf.math.multiply_no_nan(mean, tf.minimum(count, 1.0))
     biased = tf.math.multiply_no_nan(unbiased, tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0))
     moments = Moments(count * tf.ones_like(mean), mean, tf.minimum(biased, unbiased.dtype.max))
-    return tf.reshape(y, tf.shape(x)), moments
+    return y, moments
 
 
 def transform_fused(x, axis, mean, variance, gamma, beta, epsilon):
     """The transform by given moments, float32 [channels], on TensorFlow's fused kernel. Returns y, like x."""
-    import tensorflow as tf
-
-    images, data_format = _as_images(x, axis)
-    gamma, beta = _parameters(x, axis, gamma, beta)
-    y, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=images,
-        scale=gamma,
-        offset=beta,
-        mean=mean,
-        variance=variance,
-        epsilon=epsilon,
-        data_format=data_format,
-        is_training=False,
-    )
-    return tf.reshape(y, tf.shape(x))
+    return _fused_batch_norm(x, axis, mean, variance, gamma, beta, epsilon, is_training=False)[0]
 
 
 def normalize_synchronized(x, axis, gamma, beta, epsilon):

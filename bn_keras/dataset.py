@@ -5,6 +5,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 
@@ -17,10 +18,11 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One TFRecord file: its path and how many records it holds."""
+    """One TFRecord file: its path, how many records it holds, and its size in bytes."""
 
     path: str
     examples: int
+    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +79,22 @@ def read_dataset(data_dir: str) -> Dataset:
             channels=manifest["channels"],
             median_short_side=manifest["short_side"]["median"],
             splits={
-                split: tuple(Shard(os.path.join(data_dir, s["file"]), s["examples"]) for s in part["shards"])
+                split: tuple(
+                    Shard(os.path.join(data_dir, s["file"]), s["examples"], s["bytes"]) for s in part["shards"]
+                )
                 for split, part in manifest["splits"].items()
             },
             fingerprint=hashlib.sha256(content).hexdigest(),
         )
-        sizes = {
-            os.path.join(data_dir, s["file"]): s["bytes"]
-            for part in manifest["splits"].values()
-            for s in part["shards"]
-        }
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is not a manifest of data_prep ({error!r}): prepare the data again") from None
-    for shard, expected in sizes.items():
-        found = os.path.getsize(shard) if os.path.exists(shard) else None
-        if found != expected:
-            state = "is missing" if found is None else f"has {found} bytes, the manifest says {expected}"
-            raise InputError(f"shard {shard} {state}: prepare the data again into an empty folder")
+    for shard in itertools.chain(*dataset.splits.values()):
+        found = os.path.getsize(shard.path) if os.path.exists(shard.path) else None
+        if found != shard.bytes:
+            state = "is missing" if found is None else f"has {found} bytes, the manifest says {shard.bytes}"
+            raise InputError(f"shard {shard.path} {state}: prepare the data again into an empty folder")
     for split in ("train", "validation"):
         if split not in dataset.splits or not dataset.examples(split):
             raise InputError(f"{path} lists no {split} examples: prepare the data with both splits")

@@ -4,8 +4,6 @@ import tensorflow as tf
 
 from bn_keras.errors import InputError
 
-STRATEGIES = ("auto", "one_device", "mirrored")
-
 
 def make_strategy(name: str, devices: int | None = None) -> tf.distribute.Strategy:
     """Makes a strategy; must come before anything else that touches TensorFlow's devices.

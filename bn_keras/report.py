@@ -44,9 +44,7 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
 
 def figure_3(runs: list[MeasuredRun]) -> str:
     """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's."""
-    reference = next((run for run in runs if run.variant.name == REFERENCE), None)
-    target = reference.curve.max_accuracy() if reference else None
-    reference_steps = reference.curve.steps_to(target) if target is not None else None
+    target, reference_steps = _reference(runs)
     best = "Inception's best" if target is None else f"{target:.1%}"
     lines = [
         f"| Model | Steps to {best} | Speed-up | Max accuracy | Paper: steps to 72.2% | Speed-up | Max accuracy |",
@@ -68,6 +66,13 @@ def figure_3(runs: list[MeasuredRun]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n\n" + _caption(runs, target)
+
+
+def _reference(runs):
+    """The best accuracy of the first run of `REFERENCE` and its steps to it; None, None where nothing was measured."""
+    curve = next((run.curve for run in runs if run.variant.name == REFERENCE), None)
+    best = curve.max_accuracy() if curve else None
+    return best, None if best is None else curve.steps_to(best)
 
 
 def _caption(runs, target):
@@ -109,8 +114,8 @@ def draw_figure_2(runs: list[MeasuredRun], path: str):
         )
         if run.curve.diverged() and points:
             axes.plot(*points[-1], marker="x", markersize=9, color=f"C{run.rank}")
-    reference = next((run for run in runs if run.variant.name == REFERENCE), None)
-    if reference and (best := reference.curve.max_accuracy()) is not None:
+    best, _ = _reference(runs)
+    if best is not None:
         axes.axhline(best, color="0.7", linewidth=0.8, zorder=0)
         axes.annotate("Inception's best", (0, best), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
     axes.set(xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None))

@@ -97,7 +97,7 @@ class RunDirectory:
         self.curve = TrainingCurve(os.path.join(path, CURVE_FILE))
 
     def read_config(self) -> dict | None:
-        """The flat configuration that the directory was made with, and "title"; None where there is no run."""
+        """The flat configuration that the directory was made with; None where there is no run."""
         try:
             with open(os.path.join(self.path, CONFIG_FILE), encoding="utf-8") as file:
                 return json.load(file)
@@ -148,7 +148,7 @@ class RunDirectory:
             ) from None
         path = os.path.join(self.path, CONFIG_FILE)
         with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump({"title": config.variant.title, **config.flat()}, file, indent=1)
+            json.dump(config.flat(), file, indent=1)
         os.replace(path + ".tmp", path)
 
 

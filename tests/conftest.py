@@ -52,21 +52,20 @@ def data_dir(image_folders, tmp_path_factory):
     return output
 
 
+_AS_A_PERSON = {
+    "cwd": ROOT,
+    "env": {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
+
+
 def start_program(*arguments, **options):
     """Starts `python ARGUMENTS` in the checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **{"cwd": ROOT, **options},
-    )
+    return subprocess.Popen([sys.executable, *map(str, arguments)], **_AS_A_PERSON | options)
 
 
-def run_program(*arguments, **options):
-    """Runs `python ARGUMENTS` to its end."""
-    process = start_program(*arguments, **options)
-    stdout, stderr = process.communicate(timeout=600)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+def run_program(*arguments, timeout=600, **options):
+    """Runs `python ARGUMENTS` in the checkout to its end, at most `timeout` seconds."""
+    return subprocess.run([sys.executable, *map(str, arguments)], timeout=timeout, **_AS_A_PERSON | options)

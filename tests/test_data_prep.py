@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, run_program
 from PIL import Image
-
-ROOT = Path(__file__).parent.parent
 
 
 def data_prep(*arguments, **kwargs):
     """Runs the program; returns it with text output."""
-    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120, **kwargs)
+    return run_program("-m", "data_prep", *arguments, timeout=120, **kwargs)
 
 
 def convert(data, output, *arguments, **kwargs):
@@ -90,7 +88,7 @@ def test_help_and_a_mistyped_flag_answer_at_once_with_this_programs_flags():
 
 def test_the_console_script_prints_the_same_flags():
     code = "import sys; sys.argv = ['bn-data-prep', '--help']; from data_prep.__main__ import run; run()"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    result = run_program("-c", code)
     assert "--embedded" in result.stdout and "TFRecord shards with a manifest" in result.stdout
 
 
@@ -100,7 +98,7 @@ def test_no_module_imports_tensorflow_keras_or_bn_keras():
         "for m in pkgutil.iter_modules(data_prep.__path__, 'data_prep.'): importlib.import_module(m.name)\n"
         "print(sorted({'tensorflow', 'keras', 'bn_keras', 'numpy', 'PIL'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True).stdout == "[]\n"
+    assert run_program("-c", code).stdout == "[]\n"
 
 
 def test_tensorflow_reads_every_image_back_with_its_class_and_size(data, converted):

@@ -4,6 +4,7 @@ An image is either stored with the size and channels that decoders see, or named
 gives only bytes that are in it. Nothing hangs, nothing else is raised.
 """
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -22,11 +23,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
+from conftest import ROOT, run_program
 
 from data_prep import convert, ilsvrc2012, image, image_folder, plan, tar, tfrecord, verify
 from data_prep.errors import InputError
 
-ROOT = Path(__file__).parent.parent
 SLOW = pytest.mark.slow
 
 
@@ -258,9 +259,13 @@ def test_remote_inputs_and_outputs_go_through_fsspec(tmp_path):
     assert by_class[0] == by_class[1] == by_class[2]
 
 
-def program(code, *arguments):
-    """Runs Python code in a process of its own, where no TensorFlow is."""
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def converted(tmp_path):
+    """The miniature release, and the folder it was converted into without its bad images."""
+    release = miniature_release.write(tmp_path)
+    data = ilsvrc2012.dataset(ilsvrc2012.find(str(tmp_path), {}))
+    convert.convert(data, str(tmp_path / "out"), on_bad="skip", log=lambda line: None)
+    return release, tmp_path / "out"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("apache_beam"), reason="needs the extra [beam]")
@@ -277,10 +282,8 @@ def test_beam_writes_the_same_bytes(tmp_path):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("tensorflow_datasets"), reason="needs tensorflow-datasets")
-def test_tensorflow_datasets_opens_the_folder(tmp_path):
-    release = miniature_release.write(tmp_path)
-    data = ilsvrc2012.dataset(ilsvrc2012.find(str(tmp_path), {}))
-    convert.convert(data, str(tmp_path / "out"), on_bad="skip", log=lambda line: None)
+def test_tensorflow_datasets_opens_the_folder(converted):
+    release, output = converted
     code = (
         "import sys, tensorflow_datasets as tfds\n"
         "builder = tfds.builder_from_directory(sys.argv[1])\n"
@@ -291,15 +294,13 @@ def test_tensorflow_datasets_opens_the_folder(tmp_path):
         "        assert example['image/encoded'].shape == (example['image/height'], example['image/width'], 3)\n"
         "        print(example['image/filename'].decode())\n"
     )
-    result = program(code, tmp_path / "out")
+    result = run_program("-c", code, output)
     assert set(result.stdout.split()) == release.train.keys() | release.validation.keys(), result.stderr
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("tfrecord"), reason="needs the package tfrecord")
-def test_the_tfrecord_package_reads_every_record_back_equal(tmp_path):
-    release = miniature_release.write(tmp_path)
-    data = ilsvrc2012.dataset(ilsvrc2012.find(str(tmp_path), {}))
-    convert.convert(data, str(tmp_path / "out"), on_bad="skip", log=lambda line: None)
+def test_the_tfrecord_package_reads_every_record_back_equal(converted):
+    release, output = converted
     code = (
         "import glob, sys, hashlib\n"
         "from tfrecord.reader import tfrecord_loader\n"
@@ -309,9 +310,7 @@ def test_the_tfrecord_package_reads_every_record_back_equal(tmp_path):
         "        digest = hashlib.sha256(bytes(record['image/encoded'])).hexdigest()\n"
         "        print(bytes(record['image/filename']).decode(), int(record['image/class/label'][0]), digest)\n"
     )
-    import hashlib
-
-    lines = program(code, tmp_path / "out").stdout.splitlines()
+    lines = run_program("-c", code, output).stdout.splitlines()
     read = {name: (int(label), digest) for name, label, digest in map(str.split, lines)}
     truth = release.train | release.validation
     assert read.keys() == truth.keys()

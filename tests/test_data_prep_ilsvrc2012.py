@@ -14,16 +14,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
+from conftest import run_program
 from miniature_release import WNIDS, WORDS
 
 from data_prep import tfrecord
 
-ROOT = Path(__file__).parent.parent
-
 
 def data_prep(*arguments):
-    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+    return run_program("-m", "data_prep", *arguments, timeout=120)
 
 
 def converted(folder, output, *arguments):
