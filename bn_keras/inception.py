@@ -93,7 +93,8 @@ def build_model(
     """Builds the network of Figure 5 for one row of `VARIANTS`.
 
     Weights are initialized from Keras's global seed (`keras.utils.set_random_seed`): convolutions He-normal (not in the
-    paper: CNTK's), the classifier Glorot-uniform (Keras's), BN as the layer says.
+    paper: CNTK's) times the variant's `initial_weight_scale`, the classifier Glorot-uniform (Keras's), BN as the layer
+    says.
 
     Args:
       variant: a key of `VARIANTS`, or a row of your own.
@@ -101,8 +102,8 @@ def build_model(
       channels: 3 for color, 1 for gray.
       classes: outputs of the classifier.
       width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
-      batch_normalization: called with `name=` for every normalization; another layer class, or a
-        `functools.partial(BatchNormalization, ...)`, changes them all.
+      batch_normalization: called with `name=`, and `per_activation=True` where the variant says so, for every
+        normalization; another layer class, or a `functools.partial(BatchNormalization, ...)`, changes them all.
       separable_stem: the first 7x7 convolution is depthwise with multiplier 8, then 1x1 (Figure 5); False makes it a
         plain convolution.
       projection_4c_4d: maps of the pool projections of 4c and 4d, 96 (the figure's output column) or 128 (its
@@ -127,15 +128,27 @@ def build_model(
     if projection_4c_4d not in (96, 128):
         raise ValueError(f"projection_4c_4d must be 96 or 128. Received: projection_4c_4d={projection_4c_4d}")
 
+    if not 0 <= variant.per_activation_modules <= len(FIGURE_5):
+        raise ValueError(
+            f"per_activation_modules must be 0 to {len(FIGURE_5)}. Received: {variant.per_activation_modules}"
+        )
+
     # Keras's L2 is the penalty c * sum(w^2), whose gradient is 2c * w; `l2_weight` is Caffe's, the gradient's factor.
     l2 = keras.regularizers.L2(variant.l2_weight / 2) if variant.l2_weight else None
+    per_activation = tuple(
+        f"inception_{row.name}_" for row in FIGURE_5[len(FIGURE_5) - variant.per_activation_modules :]
+    )
+
+    def initializer():
+        """He-normal, scaled; a new one for every kernel, because each draws its seed when it is made."""
+        return keras.initializers.VarianceScaling(2.0 * variant.initial_weight_scale**2, "fan_in", "truncated_normal")
 
     def maps(count):
         return count if width == 1.0 else max(8, int(count * width) // 8 * 8)
 
     def conv(x, count, size, name, stride=1, layer=keras.layers.Conv2D, **initial):
         """Convolution, normalization and nonlinearity: `g(BN(Wu))`, or `g(Wu + b)` without BN (Section 3.2)."""
-        initial = initial or {"kernel_initializer": "he_normal", "kernel_regularizer": l2}
+        initial = initial or {"kernel_initializer": initializer(), "kernel_regularizer": l2}
         x = layer(
             maps(count),
             size,
@@ -146,7 +159,8 @@ def build_model(
             **initial,
         )(x)
         if variant.batch_normalization:
-            x = batch_normalization(name=f"{name}_bn")(x)
+            own = {"per_activation": True} if name.startswith(per_activation) else {}
+            x = batch_normalization(name=f"{name}_bn", **own)(x)
         return keras.layers.Activation(variant.activation, name=name)(x)
 
     def pool(x, kind, stride, name):
@@ -180,8 +194,8 @@ def build_model(
             2,
             keras.layers.SeparableConv2D,
             depth_multiplier=STEM_DEPTH_MULTIPLIER,
-            depthwise_initializer="he_normal",
-            pointwise_initializer="he_normal",
+            depthwise_initializer=initializer(),
+            pointwise_initializer=initializer(),
             depthwise_regularizer=l2,
             pointwise_regularizer=l2,
         )

@@ -8,6 +8,7 @@ together and, with shuffling "within_shard", permuted together. Starting at a st
 re-reads at most one.
 """
 
+import functools
 import os
 
 import numpy as np
@@ -112,7 +113,7 @@ def training_batches(
 
 
 def validation_batches(
-    dataset: Dataset, *, batch_size: int, image_size: int, augmentation: str = "imagenet"
+    dataset: Dataset, *, batch_size: int, image_size: int, augmentation: str = "imagenet", view=None
 ) -> tf.data.Dataset:
     """Every validation example exactly once, in order; the last batch is filled up with `PADDING_LABEL` rows.
 
@@ -121,22 +122,26 @@ def validation_batches(
       batch_size: examples of all replicas together.
       image_size: height and width in pixels of what comes out.
       augmentation: what training uses: "imagenet" evaluates a single central crop, "none" the whole image.
+      view: called with an image's bytes in place of that; returns one tensor or several, float32 of known shapes in
+        [0, 255].
 
     Returns:
-      A dataset of (images float32 `[batch_size, image_size, image_size, channels]` in [-1, 1],
-      labels int32 `[batch_size]` in [0, classes), or `PADDING_LABEL`).
+      A dataset of (images float32 `[batch_size, image_size, image_size, channels]` in [-1, 1], or what `view` returns,
+      in [-1, 1] and batched; labels int32 `[batch_size]` in [0, classes), or `PADDING_LABEL`).
     """
     paths, counts, _ = _shard_table(dataset, "validation")
-    crop = preprocessing.whole_image if augmentation == "none" else preprocessing.single_crop
+    if view is None:
+        crop = preprocessing.whole_image if augmentation == "none" else preprocessing.single_crop
+        view = functools.partial(crop, image_size=image_size, channels=dataset.channels)
 
     def prepare(serialized):
         encoded, label = _parse(serialized, dataset)
-        image = crop(encoded, image_size=image_size, channels=dataset.channels)
-        return preprocessing.to_network_range(image), label
+        return tf.nest.map_structure(preprocessing.to_network_range, view(encoded)), label
 
-    blank = (tf.zeros((image_size, image_size, dataset.channels)), tf.constant(PADDING_LABEL, tf.int32))
-    missing = -int(counts.sum()) % batch_size
     examples = tf.data.TFRecordDataset(paths).map(prepare, PARALLEL_CALLS)
+    black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), examples.element_spec[0])
+    blank = (black, tf.constant(PADDING_LABEL, tf.int32))
+    missing = -int(counts.sum()) % batch_size
     examples = examples.concatenate(tf.data.Dataset.from_tensors(blank).repeat(missing))
     return _with_options(examples.batch(batch_size, drop_remainder=True).prefetch(2))
 

@@ -1,6 +1,7 @@
 """A run: its configuration, and the directory that holds everything about it; standard library only.
 
     run.json               the configuration
+    classes.txt            the name of every class, one a line
     curve.jsonl            loss, learning rate and accuracy by step
     checkpoint-*.npz       the last two checkpoints
     model.keras            the trained model
@@ -14,6 +15,7 @@ import fcntl
 import glob
 import json
 import os
+from collections.abc import Sequence
 
 from bn_keras.errors import InputError
 from bn_keras.training_curve import FILE as CURVE_FILE
@@ -21,6 +23,7 @@ from bn_keras.training_curve import TrainingCurve
 from bn_keras.variants import PAPER_BATCH_SIZE, Variant
 
 CONFIG_FILE = "run.json"
+CLASSES_FILE = "classes.txt"
 MODEL_FILE = "model.keras"
 
 # What may differ when a run goes on: how far, and how often something is written. Nothing of it changes the weights.
@@ -108,6 +111,19 @@ class RunDirectory:
                 f"{os.path.join(self.path, CONFIG_FILE)} is damaged ({error}): remove {self.path}"
             ) from None
 
+    def read_class_names(self) -> list[str]:
+        """The name of every class, by index.
+
+        Raises:
+          InputError: there is no such file.
+        """
+        path = os.path.join(self.path, CLASSES_FILE)
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read().splitlines()
+        except FileNotFoundError:
+            raise InputError(f"no {path}: it holds the name of every class, one a line") from None
+
     def check(self, config: RunConfig):
         """Refuses to continue a run of another configuration; a field that is None is not known yet and agrees.
 
@@ -132,8 +148,8 @@ class RunDirectory:
         done = any(row["kind"] == "validation" and row["step"] >= config.steps for row in self.curve.rows)
         return done and os.path.exists(os.path.join(self.path, MODEL_FILE))
 
-    def open(self, config: RunConfig):
-        """Makes the directory, locks it for this process and writes the configuration.
+    def open(self, config: RunConfig, class_names: Sequence[str]):
+        """Makes the directory, locks it for this process and writes the configuration and the names of the classes.
 
         Raises:
           InputError: another process is training in it.
@@ -150,6 +166,8 @@ class RunDirectory:
         with open(path + ".tmp", "w", encoding="utf-8") as file:
             json.dump(config.flat(), file, indent=1)
         os.replace(path + ".tmp", path)
+        with open(os.path.join(self.path, CLASSES_FILE), "w", encoding="utf-8") as file:
+            file.writelines(f"{name}\n" for name in class_names)
 
 
 def find_runs(root: str) -> list[RunDirectory]:

@@ -148,7 +148,7 @@ def train(config: RunConfig, dataset: Dataset, directory: RunDirectory, strategy
       OSError: nothing more can be written; the last checkpoint is whole.
     """
     directory.check(config)
-    directory.open(config)
+    directory.open(config, dataset.class_names)
     curve = directory.curve
     state = TrainingState(config, strategy)
     if saved := checkpoint.load_newest(directory.path):

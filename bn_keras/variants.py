@@ -1,8 +1,8 @@
-"""The networks of Section 4.2.2 as a table of frozen rows; standard library only.
+"""The networks of Sections 4.2.2 and 4.2.3 as a table of frozen rows; standard library only.
 
 Every row is a `replace` of an earlier one, as the paper tells it: BN-Baseline is Inception with Batch Normalization
-before each nonlinearity, the accelerated networks are BN-Baseline with the seven changes of Section 4.2.1, and each
-control is Inception with one thing moved.
+before each nonlinearity, the accelerated networks are BN-Baseline with the seven changes of Section 4.2.1, each
+control is Inception with one thing moved, and the six networks of the ensemble are BN-x30 with a mix of three changes.
 
     >>> VARIANTS["bn_x30"].learning_rate
     0.045
@@ -28,6 +28,9 @@ class Variant:
       decay_epochs: the rate is multiplied by `DECAY_FACTOR` once in so many epochs.
       l2_weight: lambda in the gradient's `+ lambda * w` of every convolution and of the classifier.
       dropout: fraction of the classifier's inputs set to 0 in training, in [0, 1).
+      initial_weight_scale: factor on the deviation of the initial weights of the convolutions.
+      per_activation_modules: the last so many modules of Figure 5, 0 to 10, normalize each activation by itself (one
+        gamma and beta for each channel and position) in place of each channel.
       local_response_normalization: after the first pooling and after the 3x3 convolution with 192 maps.
       shuffling: "within_shard" mixes all examples of several shards; "shard_order" permutes only the shards and keeps
         the order inside each.
@@ -45,6 +48,8 @@ class Variant:
     decay_epochs: float
     l2_weight: float
     dropout: float
+    initial_weight_scale: float
+    per_activation_modules: int
     local_response_normalization: bool
     shuffling: str
     photometric_distortion: str
@@ -68,6 +73,8 @@ _INCEPTION = Variant(
     decay_epochs=8.0,  # not in the paper: GoogLeNet
     l2_weight=2e-4,  # not in the paper: Caffe's GoogLeNet
     dropout=0.4,  # Section 4.2.3
+    initial_weight_scale=1.0,
+    per_activation_modules=0,
     local_response_normalization=True,
     shuffling="shard_order",
     photometric_distortion="full",
@@ -146,7 +153,35 @@ _INCEPTION_SIGMOID = replace(
     paper_max_accuracy=None,
 )
 
+
+def _ensemble(number: int, **changes) -> Variant:
+    """One of the six networks of Section 4.2.3."""
+    name, title = f"ensemble_{number}", f"Ensemble member {number}"
+    return replace(_BN_X30, name=name, title=title, paper_steps_to_72_2=None, paper_max_accuracy=None, **changes)
+
+
+# Section 4.2.3: each is BN-x30 with some of: increased initial weights in the convolutional layers, Dropout of 5% or
+# 10%, per-activation BN with the last hidden layers. Which network has which, by how much the weights are increased and
+# how many layers are the last is not in the paper: ours.
+_ENSEMBLE = (
+    _ensemble(1, initial_weight_scale=2.0),  # not in the paper: our mix
+    _ensemble(2, dropout=0.05),  # not in the paper: our mix
+    _ensemble(3, per_activation_modules=1),  # not in the paper: our mix
+    _ensemble(4, dropout=0.1, initial_weight_scale=2.0),  # not in the paper: our mix
+    _ensemble(5, dropout=0.1, per_activation_modules=2),  # not in the paper: our mix
+    _ensemble(6, dropout=0.05, initial_weight_scale=1.5, per_activation_modules=1),  # not in the paper: our mix
+)
+
 VARIANTS: dict[str, Variant] = {
     row.name: row
-    for row in (_INCEPTION, _BN_BASELINE, _BN_X5, _BN_X30, _BN_X5_SIGMOID, _INCEPTION_X5, _INCEPTION_SIGMOID)
+    for row in (
+        _INCEPTION,
+        _BN_BASELINE,
+        _BN_X5,
+        _BN_X30,
+        _BN_X5_SIGMOID,
+        _INCEPTION_X5,
+        _INCEPTION_SIGMOID,
+        *_ENSEMBLE,
+    )
 }

@@ -22,7 +22,7 @@ INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("variant", None, list(VARIANTS), "Which network of Section 4.2.2.", required=True)
+flags.DEFINE_enum("variant", None, list(VARIANTS), "Which network of Sections 4.2.2 and 4.2.3.", required=True)
 flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote. Default: the embedded MNIST digits.")
 flags.DEFINE_string("workdir", None, "Folder of this run. Default: runs/VARIANT.")
 flags.DEFINE_integer("steps", None, "Steps to train, of batch_size images each. Default: the recipe's.", lower_bound=1)

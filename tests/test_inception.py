@@ -1,5 +1,7 @@
 """The network is Figure 5's."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -66,13 +68,12 @@ def test_the_other_reading_of_4c_and_4d_has_608_maps():
     assert [model.get_layer(f"inception_{name}").output.shape[-1] for name in ("4c", "4d", "4e")] == [608, 608, 1056]
 
 
-def test_variants_without_the_changes_have_lrn_and_dropout_and_those_with_them_have_not():
+def test_a_network_has_the_layers_that_its_row_says():
     for name, variant in VARIANTS.items():
         types = layer_types(build_model(name, image_size=32, width=0.1, classes=3))
-        changed = variant.dropout == 0
-        assert ("Dropout" in types) == (not changed)
-        assert ("LocalResponseNormalization" in types) == (not changed)
-        assert ("BatchNormalization" in types) == name.startswith("bn_")
+        assert ("Dropout" in types) == (variant.dropout > 0)
+        assert ("LocalResponseNormalization" in types) == variant.local_response_normalization
+        assert ("BatchNormalization" in types) == variant.batch_normalization
 
 
 def test_batch_normalization_stands_between_every_convolution_and_its_nonlinearity():
@@ -98,6 +99,29 @@ def test_the_penalty_is_half_lambda_times_the_squared_weights():
 def test_width_scales_the_maps_in_multiples_of_8():
     model = build_model("bn_x5", width=0.3, image_size=32)
     assert model.get_layer("conv2_3x3").output.shape[-1] == 56  # 192 * 0.3 = 57.6
+
+
+def test_initial_weights_of_convolutions_are_scaled():
+    def weights(name):
+        keras.utils.set_random_seed(0)
+        return build_model(name, image_size=32, width=0.1).get_weights()
+
+    once, twice = weights("bn_x30"), weights("ensemble_1")
+    for one, two in zip(once[:-2], twice[:-2], strict=True):
+        np.testing.assert_allclose(two, one * (2 if one.ndim == 4 else 1), rtol=1e-6)
+    np.testing.assert_array_equal(once[-2], twice[-2])  # the classifier's
+
+
+def test_the_last_modules_normalize_each_activation_by_itself():
+    model = build_model("ensemble_5", image_size=64, width=0.1)
+    own = {layer.name for layer in model.layers if getattr(layer, "per_activation", False)}
+    assert own == {layer.name for layer in model.layers if layer.name.startswith(("inception_5a", "inception_5b"))} & {
+        layer.name for layer in model.layers if layer.name.endswith("_bn")
+    }
+    assert model.get_layer("inception_5b_1x1_bn").gamma.shape == (2, 2, 32)
+    row = dataclasses.replace(VARIANTS["bn_x30"], per_activation_modules=11)
+    with pytest.raises(ValueError, match=r"per_activation_modules must be 0 to 10\. Received: 11"):
+        build_model(row)
 
 
 def test_another_normalization_layer_takes_every_place():

@@ -39,6 +39,24 @@ def test_bn_x5_sigmoid_is_bn_x5_with_another_nonlinearity():
     assert differences("bn_x5", "bn_x5_sigmoid") == {"activation"}
 
 
+@pytest.mark.parametrize(
+    "number, fields",
+    [
+        (1, {"initial_weight_scale"}),
+        (2, {"dropout"}),
+        (3, {"per_activation_modules"}),
+        (4, {"initial_weight_scale", "dropout"}),
+        (5, {"dropout", "per_activation_modules"}),
+        (6, {"initial_weight_scale", "dropout", "per_activation_modules"}),
+    ],
+)
+def test_each_network_of_the_ensemble_is_bn_x30_with_its_own_mix_of_three_changes(number, fields):
+    assert differences("bn_x30", f"ensemble_{number}") == fields
+    row = VARIANTS[f"ensemble_{number}"]
+    assert row.dropout in (0, 0.05, 0.1)  # Section 4.2.3: "5% or 10%"
+    assert row.initial_weight_scale >= 1
+
+
 def test_each_control_moves_one_thing():
     assert differences("inception", "inception_x5") == {"learning_rate"}
     assert differences("inception", "inception_sigmoid") == {"activation"}
