@@ -93,23 +93,27 @@ class RunConfig:
 
 
 class RunDirectory:
-    """The directory of one run. Nothing is written before `open`."""
+    """The directory of one run. Nothing is written before `open`.
 
-    def __init__(self, path: str):
+    Args:
+      path: of the directory.
+      config_file: name of the configuration in it; `find_runs` finds the default's only.
+    """
+
+    def __init__(self, path: str, config_file: str = CONFIG_FILE):
         self.path = path
+        self.config_path = os.path.join(path, config_file)
         self.curve = TrainingCurve(os.path.join(path, CURVE_FILE))
 
     def read_config(self) -> dict | None:
         """The flat configuration that the directory was made with; None where there is no run."""
         try:
-            with open(os.path.join(self.path, CONFIG_FILE), encoding="utf-8") as file:
+            with open(self.config_path, encoding="utf-8") as file:
                 return json.load(file)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise InputError(
-                f"{os.path.join(self.path, CONFIG_FILE)} is damaged ({error}): remove {self.path}"
-            ) from None
+            raise InputError(f"{self.config_path} is damaged ({error}): remove {self.path}") from None
 
     def read_class_names(self) -> list[str]:
         """The name of every class, by index.
@@ -162,10 +166,9 @@ class RunDirectory:
             raise InputError(
                 f"another process is training in {self.path}: wait for it, or give another --workdir"
             ) from None
-        path = os.path.join(self.path, CONFIG_FILE)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
+        with open(self.config_path + ".tmp", "w", encoding="utf-8") as file:
             json.dump(config.flat(), file, indent=1)
-        os.replace(path + ".tmp", path)
+        os.replace(self.config_path + ".tmp", self.config_path)
         with open(os.path.join(self.path, CLASSES_FILE), "w", encoding="utf-8") as file:
             file.writelines(f"{name}\n" for name in class_names)
 

@@ -5,7 +5,17 @@ import ast
 import pytest
 from conftest import ROOT
 
-STANDARD_LIBRARY_ONLY = ("variants", "training_curve", "run", "dataset", "recipes", "errors", "report", "progress")
+STANDARD_LIBRARY_ONLY = (
+    "variants",
+    "training_curve",
+    "run",
+    "dataset",
+    "recipes",
+    "errors",
+    "report",
+    "progress",
+    "figure_1",
+)
 HEAVY = {"tensorflow", "keras", "numpy", "matplotlib", "tensorboard", "jax", "torch"}
 
 

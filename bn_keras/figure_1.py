@@ -1,0 +1,112 @@
+"""Figure 1 of the paper, Section 4.1, from the curve that `bn_keras.mnist` wrote; nothing in it is typed by hand."""
+
+import os
+import statistics
+
+from bn_keras.errors import InputError
+from bn_keras.run import RunDirectory
+
+CONFIG_FILE = "mnist.json"
+FIGURE_1 = "figure1.png"
+TABLE_1 = "figure1.md"
+
+NETWORKS = {"without_bn": "Without BN", "with_bn": "With BN"}
+PERCENTILES = (15, 50, 85)
+
+
+def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
+    """Writes Figure 1 as a PNG and what it shows in numbers as Markdown; returns both paths.
+
+    Raises:
+      InputError: the directory holds no finished test of both networks.
+    """
+    rows = {name: [row for row in directory.curve.rows if row.get("network") == name] for name in NETWORKS}
+    if not all(rows.values()):
+        raise InputError(f"no Section 4.1 run in {directory.path}: make it with `launch/mnist`")
+    os.makedirs(output_dir, exist_ok=True)
+    paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
+    _draw(rows, paths[0])
+    with open(paths[1], "w", encoding="utf-8") as file:
+        file.write(_table(rows, directory.read_config()))
+    return paths
+
+
+def _accuracy(row):
+    return row["top1"] / row["of"]
+
+
+def _drift(rows, unit):
+    """How far the 50th percentile of a sigmoid's input travels over training: its highest less its lowest value."""
+    middle = [row["percentiles"][1][unit] for row in rows]
+    return max(middle) - min(middle)
+
+
+def _drifts(rows):
+    return [_drift(rows, unit) for unit in range(len(rows[0]["percentiles"][0]))]
+
+
+def typical_unit(rows) -> int:
+    """The paper shows "one typical sigmoid": ours is the one whose median drifts as far as the median one's does."""
+    drifts = _drifts(rows)
+    return drifts.index(statistics.median_low(drifts))
+
+
+def _table(rows, c):
+    target = max(map(_accuracy, rows["without_bn"]))
+    lines = [
+        f"| Network | Steps to {target:.1%} | Max test accuracy | At step | Last test accuracy | Drift of the median |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, title in NETWORKS.items():
+        best = max(rows[name], key=_accuracy)
+        reached = next((row["step"] for row in rows[name] if _accuracy(row) >= target), None)
+        lines.append(
+            f"| {title} | {'-' if reached is None else f'{reached:,}'} | {_accuracy(best):.1%} | {best['step']:,} "
+            f"| {_accuracy(rows[name][-1]):.1%} | {statistics.median(_drifts(rows[name])):.2f} |"
+        )
+    return "\n".join(lines) + (
+        f"\n\n{c['dataset']}: {c['train_examples']:,} training, {c['test_examples']:,} test images, binary; "
+        f"{c['steps']:,} steps of {c['batch_size']}, plain SGD at {c['learning_rate']:g}, Gaussian initial weights of "
+        f"deviation {c['weight_deviation']:g}, seed {c['seed']}. {target:.1%} is the best of the network without BN. "
+        "Drift: of the 50th percentile, over the test images, of the input of a sigmoid of the last hidden layer, "
+        "highest less lowest over training; the median of its 100 sigmoids.\n"
+    )
+
+
+def _draw(rows, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), dpi=130, layout="constrained")
+    for color, (name, title) in enumerate(NETWORKS.items()):
+        steps = [row["step"] for row in rows[name]]
+        style = {"color": f"C{color}", "linestyle": "-" if name == "with_bn" else "--"}
+        axes[0].plot(steps, [_accuracy(row) for row in rows[name]], label=title, **style)
+        unit = typical_unit(rows[name])
+        low, middle, high = ([row["percentiles"][k][unit] for row in rows[name]] for k in range(len(PERCENTILES)))
+        panel = axes[1 + color]
+        panel.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+        for values, percentile in zip((high, middle, low), reversed(PERCENTILES), strict=True):
+            panel.plot(steps, values, color=f"C{color}", linewidth=1.6 if percentile == 50 else 0.9)
+            panel.annotate(
+                f"{percentile}th",
+                (steps[-1], values[-1]),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        panel.set(title=f"({'bc'[color]}) {title}", ylabel=f"Input of sigmoid {unit}, last hidden layer")
+    limits = [axis.get_ylim() for axis in axes[1:]]
+    for axis in axes[1:]:
+        axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    axes[0].set(title="(a)", ylabel="Test accuracy", ylim=(None, 1))
+    axes[0].legend(loc="lower right")
+    for axis in axes:
+        axis.set(xlabel="Step")
+        axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}K" if step else "0")
+        axis.grid(alpha=0.25)
+    figure.savefig(path)
+    plt.close(figure)
