@@ -40,7 +40,7 @@ class Progress:
         left = (
             ""
             if step == first_step
-            else f"  {_clock((now - first_time) / (step - first_step) * (self._steps - step))} left"
+            else f"  {clock((now - first_time) / (step - first_step) * (self._steps - step))} left"
         )
         filled = _BAR * step // self._steps
         bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self._live else ""
@@ -49,7 +49,8 @@ class Progress:
         self._last_line = now
 
 
-def _clock(seconds):
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours and days where there are any: "1:30", "2:00:05", "1 d 0:00:10"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

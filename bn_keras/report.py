@@ -1,6 +1,8 @@
 """Figure 2 and Figure 3 of the paper, from the curves of runs; nothing in them is typed by hand."""
 
+import json
 import os
+import statistics
 
 from bn_keras.run import RunDirectory
 from bn_keras.variants import VARIANTS
@@ -13,109 +15,177 @@ REFERENCE = "inception"
 
 
 class MeasuredRun:
-    """One run as the report sees it: its configuration, curve and place among the paper's rows."""
+    """One run as the report sees it: its configuration and its curve."""
 
     def __init__(self, directory: RunDirectory):
         self.config = directory.read_config()
         self.curve = directory.curve
         self.path = directory.path
-        self.variant = VARIANTS[self.config["variant"]]
-        self.rank = list(VARIANTS).index(self.variant.name)
+        self.seed = self.config["seed"]
+
+
+class Row:
+    """Runs of one variant that differ in nothing but the seed: one line of Figure 2 and one row of Figure 3.
+
+    Args:
+      name: of the variant.
+      runs: none where it was not run, which leaves the row blank.
+    """
+
+    def __init__(self, name: str, runs: list[MeasuredRun]):
+        self.runs = sorted(runs, key=lambda run: run.seed)
+        self.variant = VARIANTS[name]
+        self.rank = list(VARIANTS).index(name)
+        self.path = self.runs[0].path if runs else ""
+
+    def band(self) -> list[tuple[float, float, float, float]]:
+        """Points (step, mean, lowest, highest validation accuracy) where every seed has been evaluated."""
+        curves = zip(*(run.curve.validation() for run in self.runs), strict=False)
+        return [(at[0][0], statistics.mean(a), min(a), max(a)) for at in curves for a in [[y for _, y in at]]]
+
+    def max_accuracies(self) -> list[float]:
+        return [most for run in self.runs if (most := run.curve.max_accuracy()) is not None]
+
+    def diverged(self) -> list[dict]:
+        return [row for run in self.runs if (row := run.curve.diverged())]
+
+
+def rows_of(runs: list[RunDirectory]) -> list[Row]:
+    """The rows of a report, in the order of the variants table."""
+    groups = {}
+    for run in map(MeasuredRun, runs):
+        conditions = {name: value for name, value in run.config.items() if name != "seed"}
+        groups.setdefault(json.dumps(conditions, sort_keys=True), []).append(run)
+    rows = [Row(group[0].config["variant"], group) for group in groups.values()]
+    return sorted(rows, key=lambda row: (row.rank, row.path))
 
 
 def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
     """Writes Figure 2 as a PNG and Figure 3 as a Markdown table.
 
     Args:
-      runs: of `find_runs`.
+      runs: of `find_runs`; runs that differ in the seed alone become one line and one row, mean and range.
       output_dir: where; files of an earlier report are replaced.
 
     Returns:
       The paths written.
     """
-    measured = sorted((MeasuredRun(run) for run in runs), key=lambda run: (run.rank, run.path))
+    rows = rows_of(runs)
     os.makedirs(output_dir, exist_ok=True)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_2, FIGURE_3)]
-    draw_figure_2(measured, paths[0])
+    draw_figure_2(rows, paths[0])
     with open(paths[1], "w", encoding="utf-8") as file:
-        file.write(figure_3(measured))
+        file.write(figure_3(rows))
     return paths
 
 
-def figure_3(runs: list[MeasuredRun]) -> str:
-    """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's."""
-    target, reference_steps = _reference(runs)
-    best = "Inception's best" if target is None else f"{target:.1%}"
+def mean_and_range(values, form) -> str:
+    """`form` of the mean, and of the lowest and highest where there is more than one value; "" of none."""
+    values = list(values)
+    if not values:
+        return ""
+    mean = form(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ({form(min(values))} to {form(max(values))})"
+
+
+def figure_3(rows: list[Row]) -> str:
+    """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's.
+
+    A run is compared with the run of Inception that has its seed: steps to that one's best, and the ratio of both
+    counts of steps.
+    """
+    reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
+    best = mean_and_range(reference.max_accuracies(), _percent) or "Inception's best"
     lines = [
         f"| Model | Steps to {best} | Speed-up | Max accuracy | Paper: steps to 72.2% | Speed-up | Max accuracy |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     paper_reference = VARIANTS[REFERENCE].paper_steps_to_72_2
-    for run in runs:
-        steps = run.curve.steps_to(target) if target is not None else None
-        most, row = run.curve.max_accuracy(), run.variant
-        diverged = run.curve.diverged()
+    for row in rows:
+        variant = row.variant
+        reached = compared_with_reference(row, reference)
+        missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
+        none = "-" if row.runs and reference.max_accuracies() else ""
         cells = (
-            row.title + (f" (diverged at step {diverged['step']:,})" if diverged else ""),
-            "" if target is None else "-" if steps is None else f"{steps:,.0f}",
-            f"{reference_steps / steps:.1f}x" if steps else "",
-            "" if most is None else f"{most:.1%}",
-            "-" if row.paper_steps_to_72_2 is None else f"{row.paper_steps_to_72_2 / 1e6:.1f}e6",
-            f"{paper_reference / row.paper_steps_to_72_2:.1f}x" if row.paper_steps_to_72_2 else "",
-            "-" if row.paper_max_accuracy is None else f"{row.paper_max_accuracy:.1%}",
+            variant.title + _divergence(row),
+            mean_and_range([steps for steps, _ in reached], "{:,.0f}".format) + missed or none,
+            mean_and_range([ratio for _, ratio in reached], "{:.1f}x".format),
+            mean_and_range(row.max_accuracies(), _percent),
+            "-" if variant.paper_steps_to_72_2 is None else f"{variant.paper_steps_to_72_2 / 1e6:.1f}e6",
+            f"{paper_reference / variant.paper_steps_to_72_2:.1f}x" if variant.paper_steps_to_72_2 else "",
+            "-" if variant.paper_max_accuracy is None else f"{variant.paper_max_accuracy:.1%}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n" + _caption(runs, target)
+    return "\n".join(lines) + "\n\n" + _caption(rows, bool(reference.max_accuracies()))
 
 
-def _reference(runs):
-    """The best accuracy of the first run of `REFERENCE` and its steps to it; None, None where nothing was measured."""
-    curve = next((run.curve for run in runs if run.variant.name == REFERENCE), None)
-    best = curve.max_accuracy() if curve else None
-    return best, None if best is None else curve.steps_to(best)
+def _percent(value):
+    return f"{value:.1%}"
 
 
-def _caption(runs, target):
-    """What the numbers were measured on, for every distinct set of conditions among the runs."""
+def _divergence(row):
+    diverged = row.diverged()
+    if not diverged:
+        return ""
+    of = "" if len(row.runs) == 1 else f" in {len(diverged)} of {len(row.runs)}"
+    return f" (diverged{of} at step {mean_and_range([found['step'] for found in diverged], '{:,.0f}'.format)})"
+
+
+def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float]]:
+    """(steps to the best accuracy of the reference's run of that seed, how many times sooner) of runs that reach it."""
+    curves = {run.seed: run.curve for run in reference.runs if run.curve.max_accuracy() is not None}
+    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves]
+    steps = [[curve.steps_to(other.max_accuracy()) for curve in (own, other)] for own, other in targets]
+    return [(own, other / own) for own, other in steps if own is not None]
+
+
+def _caption(rows, has_reference):
+    """What the numbers were measured on, for every distinct set of conditions among the rows."""
     conditions = sorted(
         {
             f"{c['dataset']} ({c['train_examples']:,} training, {c['validation_examples']:,} validation images), "
             f"{c['image_size']}x{c['image_size']} pixels, width {c['width']:g}, batch {c['batch_size']}, "
-            f"{c['steps']:,} steps, seed {c['seed']}"
-            for c in (run.config for run in runs)
+            f"{c['steps']:,} steps, {_seeds(row)}"
+            for row in rows
+            if row.runs
+            for c in [row.runs[0].config]
         }
     )
-    note = "" if target is not None else f"No finished run of {REFERENCE}, so no steps to its best accuracy. "
+    note = "" if has_reference else f"No finished run of {REFERENCE}, so no steps to its best accuracy. "
+    several = " Several seeds: mean (lowest to highest), each compared with Inception's run of its seed."
     return (
         f"{note}Ours: {'; '.join(conditions)}; validation accuracy of one view an image, steps of 32 images, "
-        "read at every evaluation. Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; "
-        "blank: not run.\n"
+        f"read at every evaluation.{several if any(len(row.runs) > 1 for row in rows) else ''} "
+        "Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; blank: not run.\n"
     )
 
 
-def draw_figure_2(runs: list[MeasuredRun], path: str):
-    """Figure 2: validation accuracy by steps of 32 images, one line a run."""
+def _seeds(row):
+    return f"seed{'s' if len(row.runs) > 1 else ''} {', '.join(str(run.seed) for run in row.runs)}"
+
+
+def draw_figure_2(rows: list[Row], path: str):
+    """Figure 2: validation accuracy by steps of 32 images, one line a row: the mean over seeds in the band of all."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
-    for run in runs:
-        points = run.curve.validation()
+    for row in rows:
+        if not (points := row.band()):
+            continue
+        steps, means, lows, highs = zip(*points, strict=True)
         # The same variant has the same color in every report; networks without BN are dashed.
-        axes.plot(
-            [step for step, _ in points],
-            [accuracy for _, accuracy in points],
-            label=_label(run, runs),
-            color=f"C{run.rank}",
-            linestyle="-" if run.variant.batch_normalization else "--",
-            marker=".",
-        )
-        if run.curve.diverged() and points:
-            axes.plot(*points[-1], marker="x", markersize=9, color=f"C{run.rank}")
-    best, _ = _reference(runs)
-    if best is not None:
+        color = f"C{row.rank}"
+        line = "-" if row.variant.batch_normalization else "--"
+        axes.plot(steps, means, label=_label(row, rows), color=color, linestyle=line, marker=".")
+        if len(row.runs) > 1:
+            axes.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
+        if row.diverged():
+            axes.plot(steps[-1], means[-1], marker="x", markersize=9, color=color)
+    if best := [most for row in rows if row.variant.name == REFERENCE for most in row.max_accuracies()]:
+        best = statistics.mean(best)
         axes.axhline(best, color="0.7", linewidth=0.8, zorder=0)
         axes.annotate("Inception's best", (0, best), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
     axes.set(xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None))
@@ -125,6 +195,6 @@ def draw_figure_2(runs: list[MeasuredRun], path: str):
     plt.close(figure)
 
 
-def _label(run, runs):
-    alike = sum(other.variant.name == run.variant.name for other in runs)
-    return run.variant.title if alike == 1 else f"{run.variant.title} ({os.path.basename(run.path)})"
+def _label(row, rows):
+    alike = sum(other.variant.name == row.variant.name for other in rows)
+    return row.variant.title if alike == 1 else f"{row.variant.title} ({os.path.basename(row.path)})"

@@ -1,0 +1,114 @@
+"""Reruns the paper's experiments and writes docs/results.md with its plots and tables.
+
+launch/results                                      everything, on the embedded digits; hours on two cores
+launch/results --only=figure1,figure2 --steps=1500  a part, longer
+launch/results --only=report                        the document alone, from the runs there are
+
+The same command again continues where it stands; what is done is not done again.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from bn_keras.errors import InputError
+from bn_keras.experiments import plan
+from bn_keras.progress import clock
+from bn_keras.results import LOG, write_results
+from launch import program
+from launch.embedded import embedded_data
+
+SECTIONS = ("figure1", "figure2", "changes", "divergence", "early", "batch_size", "report")
+
+TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # its distributions; one of them is installed
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", os.path.join("runs", "results"), "Folder of all runs.")
+flags.DEFINE_string("output_dir", "docs", "Folder of results.md; its plots go to results in it.")
+flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote, gray for Figure 1. Default: the embedded digits.")
+flags.DEFINE_list("only", list(SECTIONS), f"Of {', '.join(SECTIONS)}; the report is always written.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Of Figure 2 and the seven changes; the other sections take the first.")
+flags.DEFINE_integer("steps", 500, "Of 32 images each, of a run of Figure 2.", lower_bound=1)
+flags.DEFINE_integer("mnist_steps", 50_000, "Of 60 images each, of Figure 1.", lower_bound=1)
+flags.DEFINE_boolean("dry_run", False, "List the runs and whether they are done; run nothing.")
+
+
+def main():
+    if unknown := sorted(set(FLAGS.only) - set(SECTIONS)):
+        raise InputError(f"--only={unknown[0]}: the sections are {', '.join(SECTIONS)}")
+    if not FLAGS.seeds or not all(seed.isdecimal() for seed in FLAGS.seeds):
+        raise InputError(f"--seeds={','.join(FLAGS.seeds)}: give numbers, such as 0,1,2")
+    seeds = [int(seed) for seed in FLAGS.seeds]
+    chosen = [run for run in plan(seeds, FLAGS.steps, FLAGS.mnist_steps, FLAGS.data_dir) if run.section in FLAGS.only]
+    if FLAGS.dry_run:
+        for run in chosen:
+            state = "done" if run.done(FLAGS.workdir) else "to do"
+            print(f"{state:5}  launch/{run.program} {' '.join(run.arguments(FLAGS.workdir))}")
+        return 0
+    if chosen and not FLAGS.data_dir:
+        embedded_data()
+    if status := run_all([run for run in chosen if not run.done(FLAGS.workdir)]):
+        return status
+    print(write_results(FLAGS.workdir, FLAGS.output_dir))
+    return 0
+
+
+def run_all(runs):
+    """Runs what is to do, one after another; the exit status of the first that fails, or 0."""
+    total = sum(run.work for run in runs)
+    started, behind = time.monotonic(), 0.0
+    for number, run in enumerate(runs, 1):
+        elapsed = time.monotonic() - started
+        left = f", {clock(elapsed / behind * (total - behind))} left in all" if behind else ""
+        print(f"\n[{number}/{len(runs)}] {run.section} {run.name}{left}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", f"launch.{run.program}", *run.arguments(FLAGS.workdir)]
+        note(run, command)
+        if status := subprocess.run(command, check=False).returncode:
+            return status  # the program has said why
+        behind += run.work
+    return 0
+
+
+def note(run, command):
+    """Adds what is about to be run, by which code and where, to the working directory's log."""
+    os.makedirs(FLAGS.workdir, exist_ok=True)
+    entry = {"section": run.section, "name": run.name, "command": command[2:], **where(), "wall_time": time.time()}
+    with open(os.path.join(FLAGS.workdir, LOG), "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def where():
+    """This code and this machine."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    describe = ["git", "-C", root, "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, check=False, capture_output=True, text=True).stdout.strip()
+    return {
+        "commit": commit or "unknown",
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "tensorflow": next(
+            (d.version for d in importlib.metadata.distributions() if d.name.replace("-", "_") in TENSORFLOW), "unknown"
+        ),
+    }
+
+
+def cpu_name():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "an unnamed processor"
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()
