@@ -1,4 +1,5 @@
 # make demo: Figures 2 and 3 of the paper on this machine. make test: the whole test suite. Both set up .venv first.
+# make results: every experiment, docs/results.md. make benchmark: docs/benchmarks.md. make docs: the API reference.
 
 VARIANTS ?= inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid inception_x5 inception_sigmoid
 DATA ?= data/mnist
@@ -6,7 +7,7 @@ RUNS ?= runs
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo setup test test-slow format
+.PHONY: demo setup test test-slow format results benchmark docs
 
 demo: .venv/installed
 	@.venv/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
@@ -28,6 +29,19 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
+
+# Hours on two cores; interrupt it at any time, the same command continues. A part: make results ONLY=figure1,figure2
+results: .venv/installed
+	launch/results --workdir=$(RUNS)/results $(if $(ONLY),--only=$(ONLY)) $(if $(SEEDS),--seeds=$(SEEDS)) \
+		$(if $(STEPS),--steps=$(STEPS))
+
+benchmark: .venv/installed
+	.venv/bin/python -m benchmarks $(if $(ONLY),--only=$(ONLY))
+
+docs: .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python -m pdoc --docformat google --output-directory build/docs \
+		$(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard bn_keras/*.py data_prep/*.py))))
 
 format: .venv/installed
 	.venv/bin/ruff check --fix
