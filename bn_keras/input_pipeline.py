@@ -47,9 +47,10 @@ def training_batches(
       image_size: height and width in pixels of what comes out.
       seed: of the order and of all distortions.
       start_step: the first batch is the one that a run from 0 would see at this step.
-      augmentation: "imagenet" (GoogLeNet's crop, mirror, photometric distortion) or "none" (the whole image).
+      augmentation: "imagenet" (GoogLeNet's crop, mirror, photometric distortion), "shift" (mirror and small shifts) or
+        "none" (the whole image).
       shuffling: as in `Variant`.
-      photometric_distortion: as in `Variant`; without effect where augmentation is "none".
+      photometric_distortion: as in `Variant`; without effect unless augmentation is "imagenet".
 
     Returns:
       A dataset of (images float32 `[batch_size, image_size, image_size, channels]` in [-1, 1],
@@ -91,11 +92,14 @@ def training_batches(
         if augmentation == "none":
             return preprocessing.whole_image(encoded, image_size=image_size, channels=dataset.channels), label
         seeds = tf.random.split(_seed(seed, _DISTORTION, epoch, example), 2)
+        if augmentation == "shift":
+            image = preprocessing.shifted_image(encoded, seeds[0], image_size=image_size, channels=dataset.channels)
+            return image, label
         image = preprocessing.training_crop(encoded, seeds[0], image_size=image_size, channels=dataset.channels)
         return image, preprocessing.distortion_draws(seeds[1]), label
 
     def finish(images, *rest):
-        if augmentation != "none":
+        if augmentation == "imagenet":
             images = preprocessing.photometric_distortion(images, rest[0], photometric_distortion)
         return preprocessing.to_network_range(images), rest[-1]
 
@@ -121,7 +125,7 @@ def validation_batches(
       dataset: of `read_dataset`.
       batch_size: examples of all replicas together.
       image_size: height and width in pixels of what comes out.
-      augmentation: what training uses: "imagenet" evaluates a single central crop, "none" the whole image.
+      augmentation: what training uses: "imagenet" evaluates a single central crop, the others the whole image.
       view: called with an image's bytes in place of that; returns one tensor or several, float32 of known shapes in
         [0, 255].
 
@@ -131,7 +135,7 @@ def validation_batches(
     """
     paths, counts, _ = _shard_table(dataset, "validation")
     if view is None:
-        crop = preprocessing.whole_image if augmentation == "none" else preprocessing.single_crop
+        crop = preprocessing.single_crop if augmentation == "imagenet" else preprocessing.whole_image
         view = functools.partial(crop, image_size=image_size, channels=dataset.channels)
 
     def prepare(serialized):

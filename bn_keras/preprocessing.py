@@ -16,6 +16,9 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 # Not in the paper: TF-Slim's evaluation keeps the central 87.5%, which is 224 of 256.
 SINGLE_CROP_FRACTION = 0.875
 
+# Not in the paper: He et al. (2016), who move CIFAR's 32 pixels by up to 4.
+SHIFT = 1 / 8
+
 # Not in the paper: TF-Slim's. Brightness as a fraction of full scale, hue in radians of the YIQ plane (TF-Slim's
 # 0.2 of a turn in HSV), saturation and contrast as the half-width of a factor's range around 1.
 _FULL_DISTORTION = (32 / 255, 0.2 * 2 * math.pi, 0.5, 0.5)
@@ -90,6 +93,22 @@ def whole_image(encoded, *, image_size: int, channels: int):
       float32 `[image_size, image_size, channels]` in [0, 255].
     """
     return tf.ensure_shape(resize(decode(encoded, channels), image_size), (image_size, image_size, channels))
+
+
+def shifted_image(encoded, seed, *, image_size: int, channels: int):
+    """All of a small color image, resized, mirrored half of the time and moved by up to `SHIFT` of its side.
+
+    What moves in at the border is the image reflected.
+
+    Returns:
+      float32 `[image_size, image_size, channels]` in [0, 255].
+    """
+    seeds = tf.random.split(seed, 2)
+    margin = round(SHIFT * image_size)
+    image = whole_image(encoded, image_size=image_size, channels=channels)
+    image = tf.pad(image, ((margin, margin), (margin, margin), (0, 0)), "REFLECT")
+    image = tf.image.stateless_random_crop(image, (image_size, image_size, channels), seeds[0])
+    return tf.image.stateless_random_flip_left_right(image, seeds[1])
 
 
 def distortion_draws(seed):

@@ -44,7 +44,7 @@ class RunConfig:
       channels: of the input, 1 or 3.
       image_size: height and width of the input in pixels.
       width: factor on the network's feature maps.
-      augmentation: "imagenet" or "none".
+      augmentation: "imagenet", "shift" or "none".
       bn_momentum: weight of the old value in the moving averages.
       batch_size: images of one step, over all replicas.
       replicas: devices that share a batch; with batch statistics per replica, they change what is learned.

@@ -33,7 +33,7 @@ flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no G
 
 flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
 flags.DEFINE_float("width", None, "Factor on the count of feature maps. Default: the recipe's.", 0.0, 16.0)
-flags.DEFINE_enum("augmentation", None, ["imagenet", "none"], "Crops, mirrors and colors. Default: the recipe's.")
+flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
 flags.DEFINE_float("bn_momentum", None, "Weight of the old moving average. Default: the recipe's.", 0.0, 1.0)
 
 flags.DEFINE_float("learning_rate", None, "Per mini-batch of 32. Default: the variant's.", lower_bound=0.0)

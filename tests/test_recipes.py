@@ -1,0 +1,76 @@
+"""Small color sets, such as CIFAR-10 in class folders: their recipe, and images that are moved and mirrored."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import run_program
+from PIL import Image
+
+from bn_keras import preprocessing, read_dataset
+from bn_keras.input_pipeline import training_batches, validation_batches
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory):
+    """Records of 32x32 color PNGs, three classes: 30 to train, 6 to validate."""
+    folder = tmp_path_factory.mktemp("colors")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 10), ("validation", 2)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 100, (32, 32, 3))
+                pixels[..., channel] += 150
+                Image.fromarray(pixels.astype("uint8")).save(folder / split / name / f"{number}.png")
+    flags = [f"--{split}={folder / split}" for split in ("train", "validation")]
+    done = run_program("-m", "data_prep", *flags, f"--output_dir={folder / 'records'}")
+    assert done.returncode == 0, done.stderr
+    return folder / "records"
+
+
+def test_a_shifted_image_is_a_window_of_the_reflected_one_or_its_mirror():
+    size, margin = 32, 4
+    original = (np.add.outer(np.arange(size) * 7, np.arange(size)) % 251).astype("uint8")[..., None]
+    encoded = tf.io.encode_png(original)
+    padded = np.pad(original, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    windows = {
+        padded[y : y + size, x : x + size, 0][:, ::step].tobytes(): (y, x, step)
+        for y in range(2 * margin + 1)
+        for x in range(2 * margin + 1)
+        for step in (1, -1)
+    }
+    seen = set()
+    for seed in range(200):
+        shifted = preprocessing.shifted_image(encoded, tf.constant([seed, 0]), image_size=size, channels=1)
+        seen.add(windows[shifted.numpy()[..., 0].astype("uint8").tobytes()])
+    assert {step for _, _, step in seen} == {1, -1}
+    assert {y for y, _, _ in seen} == {x for _, x, _ in seen} == set(range(2 * margin + 1))
+
+
+def test_shifts_keep_the_colors_and_evaluation_sees_the_whole_image(colors):
+    dataset = read_dataset(str(colors))
+    options = {"batch_size": 6, "image_size": 32, "augmentation": "shift"}
+    images, labels = next(iter(training_batches(dataset, seed=0, photometric_distortion="full", **options)))
+    order = [dataset.class_names.index(name) for name in ("red", "green", "blue")]
+    brightest = np.argmax(images.numpy().mean((1, 2)), axis=-1)
+    np.testing.assert_array_equal([order[channel] for channel in brightest], labels.numpy())
+    images, _ = next(iter(validation_batches(dataset, **options)))
+    plain, _ = next(iter(validation_batches(dataset, **options | {"augmentation": "none"})))
+    np.testing.assert_array_equal(images.numpy(), plain.numpy())
+
+
+def test_small_color_images_are_trained_on_shifted_and_mirrored(colors, tmp_path):
+    small = ["--width=0.1", "--image_size=32", "--batch_size=10", "--steps=2", "--eval_batch_size=6"]
+    done = run_program("-m", "launch.train", "--variant=bn_x5", f"--data_dir={colors}", f"--workdir={tmp_path}", *small)
+    assert done.returncode == 0, done.stderr
+    assert "the small color network's recipe" in done.stdout
+    config = json.loads((tmp_path / "run.json").read_text())
+    assert config["augmentation"] == "shift" and config["channels"] == 3
+
+
+def test_small_gray_images_are_never_mirrored(data_dir):
+    from bn_keras.recipes import recipe_for
+
+    assert recipe_for(read_dataset(str(data_dir))).augmentation == "none"
