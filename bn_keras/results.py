@@ -19,14 +19,17 @@ LOG = "log.jsonl"
 
 DOCUMENT = "results.md"
 
+FIGURE_4 = "figure4.md"
+
 HOLDS, FAILS = "holds", "does not hold"
 
 
-def write_results(workdir: str, output_dir: str) -> str:
+def write_results(workdir: str, ensemble_dir: str, output_dir: str) -> str:
     """Writes the document and its plots.
 
     Args:
       workdir: where `launch/results` keeps its runs.
+      ensemble_dir: where `make ensemble` left Figure 4.
       output_dir: of the document; plots go to `results` beside it.
 
     Returns:
@@ -53,7 +56,7 @@ def write_results(workdir: str, output_dir: str) -> str:
         "## Moving averages against population statistics early in training\n",
         _early(workdir),
         "## Figure 4: Section 4.2.3\n",
-        _figure_4(output_dir),
+        _figure_4(ensemble_dir),
     ]
     path = os.path.join(output_dir, DOCUMENT)
     with open(path, "w", encoding="utf-8") as file:
@@ -278,8 +281,8 @@ def _early(workdir):
     )
 
 
-def _figure_4(output_dir):
-    path = os.path.join(output_dir, "results", "figure4.md")
+def _figure_4(ensemble_dir):
+    path = os.path.join(ensemble_dir, FIGURE_4)
     if not os.path.exists(path):
         return "Not run: `make ensemble`.\n"
     with open(path, encoding="utf-8") as file:

@@ -30,6 +30,7 @@ TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # its distribut
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", os.path.join("runs", "results"), "Folder of all runs.")
+flags.DEFINE_string("ensemble_dir", os.path.join("runs", "ensemble"), "Where `make ensemble` left figure4.md.")
 flags.DEFINE_string("output_dir", "docs", "Folder of results.md; its plots go to results in it.")
 flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote, gray for Figure 1. Default: the embedded digits.")
 flags.DEFINE_list("only", list(SECTIONS), f"Of {', '.join(SECTIONS)}; the report is always written.")
@@ -55,7 +56,7 @@ def main():
         embedded_data()
     if status := run_all([run for run in chosen if not run.done(FLAGS.workdir)]):
         return status
-    print(write_results(FLAGS.workdir, FLAGS.output_dir))
+    print(write_results(FLAGS.workdir, FLAGS.ensemble_dir, FLAGS.output_dir))
     return 0
 
 

@@ -87,13 +87,16 @@ def test_claims_hold_or_not_by_the_numbers_of_the_runs(tmp_path):
     write_run(folder / "bn_x30-0", "bn_x30", (0.9, 0.9, 0.95))
     write_run(folder / "inception_x5-0", "inception_x5", (0.1,), diverged_at=61)
     write_run(folder / "inception_sigmoid-0", "inception_sigmoid", (0.1, 0.12, 0.1))
-    with open(write_results(str(tmp_path / "runs"), str(tmp_path / "docs"))) as file:
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble" / "figure4.md").write_text("| ensemble of 6 | 144 |\n")
+    with open(write_results(*(str(tmp_path / name) for name in ("runs", "ensemble", "docs")))) as file:
         text = file.read()
     assert "| BN-x5 matches Inception in fewer steps | 14.8x | 3.0x | holds |" in text
     assert "| BN-x5 is at least 14 times faster than Inception | 14.8x | 3.0x | does not hold |" in text
     assert "| BN-x30 starts more slowly than BN-x5 and ends higher | +1.8 points | +5.0 points | holds |" in text
     assert "| Inception at 5x the rate diverges | machine infinity | 1 of 1 runs diverged | holds |" in text
     assert "| Inception with sigmoid stays at chance | 1/1000 | 12.0% of 1/10 | holds |" in text
+    assert "| ensemble of 6 | 144 |" in text
     assert "| BN-Baseline matches Inception in fewer steps | 2.3x |  |  |" in text
     assert "| BN-x5-Sigmoid learns, below the networks with ReLU | -3.2 points |  |  |" in text
     assert (tmp_path / "docs" / "results" / "figure2.png").stat().st_size > 10_000
