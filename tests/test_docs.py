@@ -1,0 +1,88 @@
+"""The documentation: its links lead somewhere, its commands exist, its arithmetic is right."""
+
+import pickle
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_program
+from PIL import Image
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+WRITTEN_BY_PROGRAMS = {"results.md", "benchmarks.md"}  # may not have been made yet
+
+
+def commands(page):
+    """What the code blocks of a page have people run of this project, as lists of words."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = [text for language, text in found if not language]
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [
+        line for line in lines if line and (line[0].startswith("launch/") or line[:3] == ["python", "-m", "data_prep"])
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists() or target.rpartition("/")[2] in WRITTEN_BY_PROGRAMS, target
+
+
+_BEING_BUILT = pytest.mark.xfail(reason="launch/train, evaluate, predict and export are being built", strict=False)
+_MARKED = [pytest.param(page, marks=_BEING_BUILT) if page.name == "tutorial.md" else page for page in PAGES]
+
+
+@pytest.mark.parametrize("page", _MARKED, ids=lambda page: page.name)
+def test_every_command_is_one_that_its_program_accepts(page):
+    for words in commands(page):
+        program = ["-m", words[0].replace("/", ".")] if words[0].startswith("launch/") else words[1:3]
+        given = words[1:] if words[0].startswith("launch/") else words[3:]
+        # One flag too many ends a program after it has read those before it, and before any work.
+        done = run_program(*program, *[word for word in given if word.startswith("-")], "--nonsense")
+        assert "Unknown command line flag 'nonsense'" in done.stdout + done.stderr, (words, done.stderr)
+
+
+def test_the_multiply_adds_of_the_tutorial_are_those_of_figure_5():
+    from bn_keras import build_model
+
+    total = 0
+    for layer in build_model("bn_x5", image_size=224, classes=1000).layers:
+        for kernel in (weight for weight in layer.weights if "kernel" in weight.path):
+            positions = np.prod(layer.output.shape[1:3]) if len(kernel.shape) == 4 else 1
+            total += int(positions * np.prod(kernel.shape))
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    assert f"3 x 2 x {total / 1e9:.2f}e9 = {6 * total / 1e9:.1f}e9" in text
+
+
+def test_the_times_of_the_tutorial_follow_from_its_formula():
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| ([\d,]+)e12 \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) hours \| ([\d.]+) p \|", text)
+    assert len(rows) == 4
+    for peak, share, rate, hours, cost in rows:
+        images_per_second = float(peak.replace(",", "")) * 1e12 * float(share) / 11.6e9
+        assert float(rate.replace(",", "")) == pytest.approx(images_per_second, rel=0.01)  # printed with 2 or 3 digits
+        assert float(hours) == pytest.approx(192e6 / images_per_second / 3600, rel=0.04)
+        assert float(cost) == pytest.approx(float(hours), abs=0.5)
+
+
+def test_the_cifar_page_turns_the_published_files_into_records(tmp_path):
+    """On files of CIFAR-10's format with 3 random images each."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    names = ["airplane", "automobile", "bird"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    for part in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        pixels = random.integers(0, 256, (3, 3072), "uint8")
+        files = [f"{name}_{part}.png" for name in names]
+        (folder / part).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1, 2], "filenames": files}))
+    text = (ROOT / "docs" / "cifar10.md").read_text(encoding="utf-8")
+    script = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE).group(1)
+    done = run_program("-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = np.asarray(Image.open(tmp_path / "cifar10" / "validation" / "airplane" / "airplane_test_batch.png"))
+    np.testing.assert_array_equal(first.transpose(2, 0, 1).reshape(-1), pixels[0])
+    convert = next(words for words in commands(ROOT / "docs" / "cifar10.md") if words[0] == "python")
+    done = run_program(*convert[1:], cwd=tmp_path)
+    assert done.returncode == 0 and "15 train, 3 validation images" in done.stdout + done.stderr
