@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from bn_keras import InputError, input_pipeline, preprocessing, read_dataset
-from bn_keras.input_pipeline import PADDING_LABEL, find_damage, training_batches, validation_batches
+from bn_keras.input_pipeline import PADDING_LABEL, find_damage, training_batches, training_records, validation_batches
 
 TRAIN, VALIDATION = 60, 21
 
@@ -53,11 +53,59 @@ def test_an_epoch_holds_every_example_once_in_a_new_order(dataset, shuffling):
     np.testing.assert_array_equal(np.unique(first, axis=0), np.unique(second, axis=0))
 
 
+def order(dataset, start, count, **options):
+    """Numbers and epochs of `count` examples in training order, `[2, count]`."""
+    records = training_records(dataset, 3, start, **options).take(count)
+    return np.array([(int(example), int(epoch)) for _, example, epoch in records]).T
+
+
 def test_shard_order_keeps_the_order_inside_a_shard(dataset):
-    options = {"batch_size": TRAIN, "augmentation": "none", "shuffling": "shard_order"}
-    (first, _), (second, _) = batches(dataset, 2, **options)
-    shards = {image.tobytes() for image in first.reshape(6, 10, 16, 16)}
-    assert shards == {image.tobytes() for image in second.reshape(6, 10, 16, 16)}
+    def breaks(epoch, shuffling):
+        """Where one of the 8 lanes does not go on with the next example of its shard of 10."""
+        examples, _ = order(dataset, epoch * TRAIN, TRAIN, shuffling=shuffling)
+        lanes = [examples[lane::8] for lane in range(8)]
+        return np.concatenate([lane[1:][np.diff(lane) != 1] for lane in lanes])
+
+    assert all((breaks(epoch, "shard_order") % 10 == 0).all() for epoch in range(3))
+    assert (breaks(0, "within_shard") % 10 != 0).any()
+
+
+def test_a_batch_mixes_many_shards(dataset):
+    examples, _ = order(dataset, 0, 8)
+    assert len(set(examples // 10)) >= 5
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_batches_that_one_alone_would_see(dataset, hosts):
+    for start, count in ((0, 3 * TRAIN), (TRAIN + 28, 56)):
+        alone = order(dataset, start, count)
+        for host in range(hosts):
+            own = order(dataset, start, count // hosts, hosts=hosts, host=host)
+            np.testing.assert_array_equal(own, alone[:, host::hosts])
+
+
+@pytest.mark.parametrize("hosts", [3, 12])
+def test_any_count_of_hosts_reads_exactly_one_epoch(dataset, hosts):
+    count = TRAIN * hosts  # whole epochs, also where hosts do not divide one
+    parts = [order(dataset, 0, TRAIN, hosts=hosts, host=host) for host in range(hosts)]
+    merged = np.stack(parts, -1).reshape(2, count)
+    for epoch in range(hosts):
+        examples, epochs = merged[:, epoch * TRAIN : (epoch + 1) * TRAIN]
+        assert sorted(examples) == list(range(TRAIN)) and set(epochs) == {epoch}
+
+
+def test_hosts_share_the_images_too(dataset):
+    whole = batches(dataset, 4, batch_size=8)
+    for host in range(4):
+        expected = [(images[host::4], labels[host::4]) for images, labels in whole]
+        assert_equal_batches(batches(dataset, 4, batch_size=8, hosts=4, host=host), expected)
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(dataset):
+    with pytest.raises(InputError, match="batch of 7 cannot be shared by 2 hosts"):
+        batches(dataset, 1, hosts=2)
+    with pytest.raises(InputError, match="batch of 7 cannot be shared by 2 hosts"):
+        validation_batches(dataset, batch_size=7, image_size=16, hosts=2)
 
 
 def test_another_seed_is_another_order_and_another_crop(dataset):
@@ -86,6 +134,18 @@ def test_evaluation_sees_every_example_once_at_any_batch_size(dataset, batch_siz
     assert np.bincount(labels[labels != PADDING_LABEL]).tolist() == [7, 7, 7]
     images = np.concatenate([images for images, _ in found])[labels != PADDING_LABEL]
     assert len(np.unique(images.reshape(VALIDATION, -1), axis=0)) == VALIDATION
+
+
+@pytest.mark.parametrize(("hosts", "batch_size"), [(2, 2), (2, 8), (3, 9), (4, 32)])
+def test_hosts_evaluate_every_example_once_in_equally_many_batches(dataset, hosts, batch_size):
+    def evaluated(**options):
+        found = list(validation_batches(dataset, image_size=20, augmentation="none", **options))
+        images, labels = (np.concatenate(part) for part in zip(*found, strict=True))
+        return len(found), images[labels != PADDING_LABEL]
+
+    parts = [evaluated(batch_size=batch_size, hosts=hosts, host=host) for host in range(hosts)]
+    assert {count for count, _ in parts} == {-(-VALIDATION // batch_size)}
+    np.testing.assert_array_equal(np.concatenate([images for _, images in parts]), evaluated(batch_size=1)[1])
 
 
 def test_the_whole_image_is_the_stored_pixels(dataset, image_folders):
