@@ -10,8 +10,7 @@ from bn_keras.batch_statistics import (
     average_of_groups,
     fused_kernel_fits,
     moments_over,
-    normalize_fused,
-    normalize_synchronized,
+    normalize,
     replica_count,
     transform,
     transform_fused,
@@ -264,7 +263,7 @@ class BatchNormalization(keras.layers.Layer):
         """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
         groups = self._equal_groups(x)
         if fused_kernel_fits(x) and groups and mask is None and not self.renorm:
-            return self._normalize_fused(x, groups, gamma, beta)
+            return self._normalize_unmasked(x, groups, gamma, beta)
         x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
         if mask is not None:
             mask = ops.broadcast_to(ops.expand_dims(ops.cast(mask, "bool"), -1), ops.shape(x))
@@ -278,11 +277,11 @@ class BatchNormalization(keras.layers.Layer):
         shape = (-1, *self.moving_mean.shape)
         return outputs, Moments(*(ops.reshape(value, shape) for value in moments))
 
-    def _normalize_fused(self, x, groups, gamma, beta):
+    def _normalize_unmasked(self, x, groups, gamma, beta):
         view, axis, parameters = self._channel_view(x, gamma, beta)
         parts = ops.split(view, groups) if groups > 1 else [view]
-        normalize = normalize_synchronized if self.synchronized and replica_count() > 1 else normalize_fused
-        outputs, moments = zip(*(normalize(part, axis, *parameters, self.epsilon) for part in parts), strict=True)
+        results = (normalize(part, axis, *parameters, self.epsilon, self.synchronized) for part in parts)
+        outputs, moments = zip(*results, strict=True)
         outputs = ops.concatenate(outputs) if groups > 1 else outputs[0]
         shape = (groups, *self.moving_mean.shape)
         moments = Moments(*(ops.reshape(ops.stack(values), shape) for values in zip(*moments, strict=True)))
