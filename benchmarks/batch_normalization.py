@@ -11,8 +11,8 @@ gets as many threads as TensorFlow.
 
 import dataclasses
 import functools
+import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -62,14 +62,16 @@ def activations(shape):
     return tuple(tf.constant(random.normal(mean, 2, shape).astype("float32")) for mean in (3, 0))
 
 
-def peers(shape):
-    """{name: (train, infer)}: train() is a forward and backward pass to x, gamma and beta."""
+def peers():
+    """{name: make}, where make(shape) is (train, infer); train() is a forward pass and one back to x, gamma, beta."""
     import keras
 
     from bn_keras import BatchNormalization
 
-    layers = {"bn_keras": BatchNormalization(), "Keras": keras.layers.BatchNormalization()}
-    ways = {name: keras_peer(layer, shape) for name, layer in layers.items()}
+    ways = {
+        "bn_keras": functools.partial(keras_peer, BatchNormalization),
+        "Keras": functools.partial(keras_peer, keras.layers.BatchNormalization),
+    }
     try:
         import torch
     except ImportError:
@@ -77,15 +79,16 @@ def peers(shape):
         return ways
     torch.set_num_threads(os.cpu_count())
     return ways | {
-        "torch, channels_last": torch_peer(shape, channels_last=True),
-        "torch, contiguous": torch_peer(shape, channels_last=False),
+        "torch, channels_last": functools.partial(torch_peer, True),
+        "torch, contiguous": functools.partial(torch_peer, False),
     }
 
 
-def keras_peer(layer, shape):
+def keras_peer(layer_class, shape):
     import tensorflow as tf
 
     x, dy = activations(shape)
+    layer = layer_class()
     layer.build(shape)
     parameters = [variable.value for variable in layer.trainable_variables]
 
@@ -103,7 +106,7 @@ def keras_peer(layer, shape):
     return train, infer
 
 
-def torch_peer(shape, channels_last):
+def torch_peer(channels_last, shape):
     import torch
 
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -128,7 +131,7 @@ def torch_peer(shape, channels_last):
 
 def layer_section():
     for shape in SHAPES:
-        ways = peers(shape)
+        ways = {name: make(shape) for name, make in peers().items()}
         for index, title in enumerate(("Training, forward and backward", "Inference")):
             times = alternate({name: way[index] for name, way in ways.items()}, FLAGS.rounds)
             print_table(f"{title}, {list(shape)}", "bn_keras", times)
@@ -172,20 +175,27 @@ def memory_section():
     """The most memory that a training step holds beyond x and dy, of a process of its own for each peer."""
     shape = (256, *SHAPES[0][1:])  # 206 MB a tensor: beside it the programs' own memory is small
     if FLAGS.peer:
-        train, _ = peers(SHAPES[0])[FLAGS.peer], peers(SHAPES[0])  # libraries loaded, kernels compiled
-        train[0]()
-        train, _ = peers(shape)[FLAGS.peer]
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        make = peers()[FLAGS.peer]
+        make(SHAPES[0])[0]()  # loads libraries and starts threads
+        train, _ = make(shape)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+        before = _resident("VmRSS")
         train()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * resource.getpagesize())
+        print(_resident("VmHWM") - before)
         return
-    size = 4 * functools.reduce(lambda a, b: a * b, shape)
+    size = 4 * math.prod(shape)
     print(f"\nPeak memory of a training step beyond x and dy, {list(shape)}\n\n| | MB | sizes of x |\n|---|---|---|")
     for name in ("bn_keras", "Keras", "torch, channels_last", "torch, contiguous"):
         done = run_section("memory", f"--peer={name}", capture_output=True, text=True)
         if done.returncode == 0:
             used = int(done.stdout.split()[-1])
             print(f"| {name} | {used / 1e6:.0f} | {used / size:.2f} |", flush=True)
+
+
+def _resident(field):
+    """VmRSS, the memory held, or VmHWM, its peak, in bytes; Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def variant(name):

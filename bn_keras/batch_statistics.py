@@ -227,12 +227,13 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
 
     @tf.custom_gradient
     def normalize(centred, gamma, beta):
-        moments = _moments_of_images(centred, data_format)
+        count, mean, variance = _moments_of_images(centred, data_format)
+        true_mean = pivot + mean
         if synchronized:
             pivot64 = tf.cast(pivot, tf.float64)
-            moments = combine_replicas(moments._replace(mean=pivot64 + tf.cast(moments.mean, tf.float64)), tf.float64)
-            moments = moments._replace(mean=moments.mean - pivot64)
-        count, mean, variance = (tf.cast(value, tf.float32) for value in moments)
+            moments = combine_replicas(Moments(count, pivot64 + tf.cast(mean, tf.float64), variance), tf.float64)
+            count, true_mean, variance = (tf.cast(value, tf.float32) for value in moments)
+            mean = tf.cast(moments.mean - pivot64, tf.float32)
         inverse = tf.math.rsqrt(variance + epsilon)
         y = _scale_and_shift(centred, gamma * inverse, beta - gamma * inverse * mean, data_format)
 
@@ -258,7 +259,7 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
                 dx, dgamma, dbeta = (tf.raw_ops.PreventGradient(input=g, message=message) for g in (dx, dgamma, dbeta))
             return dx, dgamma, dbeta
 
-        return (y, count, pivot + mean, variance), gradient
+        return (y, count, true_mean, variance), gradient
 
     y, *moments = normalize(centred, gamma, beta)
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), Moments(*map(tf.stop_gradient, moments))
