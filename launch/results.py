@@ -10,6 +10,7 @@ The same command again continues where it stands; what is done is not done again
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ def main():
         return 0
     if chosen and not FLAGS.data_dir:
         embedded_data()
+    # Ctrl-C reaches the run too, which saves and ends with its own status; we must outlive it, not kill it.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     if status := run_all([run for run in chosen if not run.done(FLAGS.workdir)]):
         return status
     print(write_results(FLAGS.workdir, FLAGS.ensemble_dir, FLAGS.output_dir))

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import time
 
 import pytest
-from conftest import run_program
+from conftest import run_program, start_program
 
 from bn_keras.experiments import CHANGES, FIGURE_2_VARIANTS, plan
 from bn_keras.report import Row, compared_with_reference, figure_3, mean_and_range, rows_of
@@ -152,6 +155,20 @@ def test_dry_run_lists_what_is_done_and_what_is_to_do(tmp_path):
 def test_what_cannot_be_is_refused_in_one_line(flag):
     done = run_program("-m", "launch.results", flag, "--dry_run")
     assert done.returncode == 1 and flag in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_and_the_program_and_the_same_command_goes_on(data_dir, tmp_path):
+    command = ["-m", "launch.results", f"--workdir={tmp_path}", f"--output_dir={tmp_path}", f"--data_dir={data_dir}"]
+    command += ["--only=figure1", "--mnist_steps=1000000"]
+    process = start_program(*command, start_new_session=True)
+    while not list((tmp_path / "figure1").glob("checkpoint-*.npz")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "interrupted; the same command continues" in output
 
 
 def test_the_program_runs_what_is_to_do_once_and_writes_the_document(data_dir, tmp_path):
