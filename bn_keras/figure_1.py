@@ -3,7 +3,6 @@
 import os
 import statistics
 
-from bn_keras.errors import InputError
 from bn_keras.run import RunDirectory
 
 CONFIG_FILE = "mnist.json"
@@ -15,19 +14,12 @@ PERCENTILES = (15, 50, 85)
 
 
 def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
-    """Writes Figure 1 as a PNG and what it shows in numbers as Markdown; returns both paths.
-
-    Raises:
-      InputError: the directory holds no finished test of both networks.
-    """
-    rows = _by_network(directory)
-    if not all(rows.values()):
-        raise InputError(f"no Section 4.1 run in {directory.path}: make it with `launch/mnist`")
+    """Writes Figure 1 as a PNG and what it shows in numbers as Markdown; returns both paths."""
     os.makedirs(output_dir, exist_ok=True)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
-    _draw(rows, paths[0])
+    draw(directory, paths[0])
     with open(paths[1], "w", encoding="utf-8") as file:
-        file.write(_table(rows, directory.read_config()))
+        file.write(table(directory))
     return paths
 
 
@@ -82,7 +74,9 @@ def typical_unit(rows) -> int:
     return drifts.index(statistics.median_low(drifts))
 
 
-def _table(rows, c):
+def table(directory: RunDirectory) -> str:
+    """What Figure 1 shows in numbers, and under which conditions, as Markdown."""
+    rows, c = _by_network(directory), directory.read_config()
     common = _common(rows)
     lines = [
         f"| Network | Steps to {common:.1%} | Max test accuracy | At step | Last test accuracy | Drift of the median |",
@@ -103,12 +97,14 @@ def _table(rows, c):
     )
 
 
-def _draw(rows, path):
+def draw(directory: RunDirectory, path: str):
+    """Figure 1: (a) test accuracy by step; (b, c) the percentiles of a typical sigmoid's input without and with BN."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    rows = _by_network(directory)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), dpi=130, layout="constrained")
     for color, (name, title) in enumerate(NETWORKS.items()):
         steps = [row["step"] for row in rows[name]]

@@ -109,12 +109,10 @@ def _figure_1(workdir, plots):
     directory = RunDirectory(os.path.join(workdir, "figure1"), figure_1.CONFIG_FILE)
     if not directory.curve.rows:
         return ["Not run: `launch/mnist`.\n"]
-    _, table = figure_1.write_figure_1(directory, plots)
-    with open(table, encoding="utf-8") as file:
-        text = file.read()
+    figure_1.draw(directory, os.path.join(plots, figure_1.FIGURE_1))
     return [
         f"![Test accuracy, and the input of a typical sigmoid](results/{figure_1.FIGURE_1})\n",
-        text,
+        figure_1.table(directory),
         _claims(figure_1.claims(directory)),
     ]
 
