@@ -4,15 +4,18 @@
 VARIANTS ?= inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid inception_x5 inception_sigmoid
 DATA ?= data/mnist
 RUNS ?= runs
+VENV ?= .venv
+# What the launchers run with, whatever environment is active.
+export VIRTUAL_ENV := $(abspath $(VENV))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
 
 .PHONY: demo setup test test-slow format results benchmark docs
 
-demo: .venv/installed
-	@.venv/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
+demo: $(VENV)/installed
+	@$(VENV)/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
 		sys.exit(f"VARIANTS={bad[0]}: the variants are " + " ".join(bn_keras.VARIANTS) if bad else 0)' $(VARIANTS)
-	@.venv/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
+	@$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
 	@n=0; for variant in $(VARIANTS); do \
 		n=$$((n + 1)); echo; echo "[$$n/$(words $(VARIANTS))] $$variant"; \
 		launch/train --variant=$$variant --data_dir=$(DATA) --workdir=$(RUNS)/$$variant --on_divergence=record \
@@ -20,36 +23,36 @@ demo: .venv/installed
 	done
 	@echo; launch/report --workdir=$(RUNS)
 
-setup: .venv/installed
+setup: $(VENV)/installed
 
-test: .venv/installed
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-test-slow: .venv/installed
-	.venv/bin/python -m pytest -m slow
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m slow
 
 # Hours on two cores; interrupt it at any time, the same command continues. A part: make results ONLY=figure1,figure2
-results: .venv/installed
+results: $(VENV)/installed
 	launch/results --workdir=$(RUNS)/results $(if $(ONLY),--only=$(ONLY)) $(if $(SEEDS),--seeds=$(SEEDS)) \
 		$(if $(STEPS),--steps=$(STEPS))
 
-benchmark: .venv/installed
-	.venv/bin/python -m benchmarks $(if $(ONLY),--only=$(ONLY))
+benchmark: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks $(if $(ONLY),--only=$(ONLY))
 
-docs: .venv/installed
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python -m pdoc --docformat google --output-directory build/docs \
+docs: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m pdoc --docformat google --output-directory build/docs \
 		$(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard bn_keras/*.py data_prep/*.py))))
 
-format: .venv/installed
-	.venv/bin/ruff check --fix
-	.venv/bin/ruff format
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
 
-.venv/installed: setup.py constraints.txt
+$(VENV)/installed: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "This project needs Python 3.11 to 3.13: install one, or give make PYTHON=PATH" >&2; exit 1; }
-	@echo "Setting up .venv with $(PYTHON): 2 GB, some minutes where the packages must be downloaded"
-	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,test]'
+	@echo "Setting up $(VENV) with $(PYTHON): 2 GB, some minutes where the packages must be downloaded"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,test]'
 	@touch $@

@@ -36,8 +36,8 @@ def main():
     dataset = read_dataset(FLAGS.data_dir or embedded_data())
 
     # TensorFlow only now that the flags are known to be good: its import takes seconds.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from bn_keras.mnist import MnistConfig, train
+    with program.loading_tensorflow():
+        from bn_keras.mnist import MnistConfig, train
 
     config = MnistConfig(
         dataset=dataset.name,

@@ -1,5 +1,6 @@
 """How every program starts and fails: flags first, one clear line for what cannot work, an exit status."""
 
+import contextlib
 import os
 import sys
 
@@ -40,6 +41,25 @@ def run(main, doc: str):
         sys.exit(main())
     except (InputError, DataInputError, OSError) as error:
         fail(name, error, BAD_INPUT)
+
+
+@contextlib.contextmanager
+def loading_tensorflow():
+    """Silences what TensorFlow's C++ says on loading; programs load it inside, once their flags are known to be good.
+
+    Its notes (oneDNN is on, the CPU's instructions, no GPU) come before its log level counts, and none is an error: a
+    failure to load raises an ImportError.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def fail(name, message, status):

@@ -63,10 +63,9 @@ def main():
         print(f"{FLAGS.variant}: nothing to do, {state} in {directory.path}")
         return status(bool(diverged))
 
-    # TensorFlow only now that the flags are known to be good: its import takes seconds.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from bn_keras.distribution import make_strategy
-    from bn_keras.trainer import Outcome, train
+    with program.loading_tensorflow():
+        from bn_keras.distribution import make_strategy
+        from bn_keras.trainer import Outcome, train
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
     config = dataclasses.replace(config, replicas=strategy.num_replicas_in_sync)
@@ -88,8 +87,18 @@ def make_config(dataset, recipe):
     variant = VARIANTS[FLAGS.variant]
     given = {field.name: getattr(FLAGS, field.name, None) for field in dataclasses.fields(variant)}
     variant = dataclasses.replace(variant, **{k: v for k, v in given.items() if v is not None and k != "steps"})
-    if FLAGS.width == 0 or FLAGS.decay_epochs == 0:
-        raise InputError("--width and --decay_epochs must be greater than 0")
+    for flag in ("width", "decay_epochs"):
+        if getattr(FLAGS, flag) == 0:
+            raise InputError(f"--{flag}=0 cannot work: give a number greater than 0")
+    if FLAGS.batch_size > dataset.examples("train"):
+        raise InputError(
+            f"--batch_size={FLAGS.batch_size} is more than the {dataset.examples('train'):,} training images of "
+            f"{dataset.name}: give at most so many"
+        )
+    if variant.batch_normalization and FLAGS.batch_size == 1:
+        raise InputError(
+            f"--batch_size=1 leaves {variant.title} one image: batch statistics need at least 2 (Section 3.1)"
+        )
 
     def choose(name):
         value = getattr(FLAGS, name)

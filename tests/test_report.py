@@ -1,0 +1,80 @@
+"""Figures 2 and 3 are read off the runs' own files, and off nothing else."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from bn_keras.report import write_report
+from bn_keras.run import find_runs
+
+CONDITIONS = {
+    "dataset": "shapes",
+    "train_examples": 1000,
+    "validation_examples": 200,
+    "image_size": 64,
+    "width": 0.25,
+    "batch_size": 64,
+    "steps": 20,
+    "seed": 0,
+}
+
+
+def write_run(folder, variant, accuracies, diverged_at=None):
+    """A run of 64 images a step, evaluated every 10 steps, which are 20 of the paper's."""
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"variant": variant, **CONDITIONS}))
+    rows = [
+        {"kind": "validation", "step": 10 * k, "examples": 640 * k, "top1": round(200 * a), "top5": 200, "of": 200}
+        for k, a in enumerate(accuracies, 1)
+    ]
+    if diverged_at:
+        rows.append(
+            {"kind": "diverged", "step": diverged_at, "examples": 64 * diverged_at, "reason": "the loss is nan"}
+        )
+    (folder / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """{first cell: the other cells} of Figure 3 for three runs, and the text after it."""
+    write_run(tmp_path / "a", "bn_x5", [0.5, 0.82, 0.9])
+    write_run(tmp_path / "b", "inception", [0.3, 0.5, 0.7, 0.8, 0.75])
+    write_run(tmp_path / "c", "inception_x5", [0.3], diverged_at=13)
+    figure, path = write_report(find_runs(str(tmp_path)), str(tmp_path / "report"))
+    assert Image.open(figure).size[0] > 1000
+    with open(path, encoding="utf-8") as file:
+        lines, _, caption = file.read().partition("\n\n")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
+    return {row[0]: row[1:] for row in cells}, caption
+
+
+def test_steps_are_of_32_images_to_inceptions_best(table):
+    rows, _ = table
+    assert rows["Model"][0] == "Steps to 80.0%"
+    assert rows["Inception"][:3] == ["80", "1.0x", "80.0%"]
+    assert rows["BN-x5"][:3] == ["40", "2.0x", "90.0%"]
+
+
+def test_the_papers_columns_stand_beside_ours(table):
+    rows, _ = table
+    assert rows["Inception"][3:] == ["31.0e6", "1.0x", "72.2%"]
+    assert rows["BN-x5"][3:] == ["2.1e6", "14.8x", "73.0%"]
+
+
+def test_a_run_that_diverged_says_where_and_never_reached_anything(table):
+    rows, _ = table
+    assert rows["Inception at 5x the rate (diverged at step 13)"][:3] == ["-", "", "30.0%"]
+
+
+def test_the_caption_states_what_was_measured(table):
+    _, caption = table
+    for part in ("shapes", "1,000 training", "200 validation", "64x64", "width 0.25", "batch 64", "seed 0"):
+        assert part in caption
+
+
+def test_without_inception_there_is_no_accuracy_to_reach(tmp_path):
+    write_run(tmp_path / "a", "bn_x5", [0.5])
+    with open(write_report(find_runs(str(tmp_path)), str(tmp_path))[1], encoding="utf-8") as file:
+        text = file.read()
+    assert "| BN-x5 |  |  | 50.0% |" in text and "No finished run of inception" in text
