@@ -103,6 +103,7 @@ class RunDirectory:
     def __init__(self, path: str, config_file: str = CONFIG_FILE):
         self.path = path
         self.config_path = os.path.join(path, config_file)
+        self.model_path = os.path.join(path, MODEL_FILE)
         self.curve = TrainingCurve(os.path.join(path, CURVE_FILE))
 
     def read_config(self) -> dict | None:
@@ -114,6 +115,19 @@ class RunDirectory:
             return None
         except ValueError as error:
             raise InputError(f"{self.config_path} is damaged ({error}): remove {self.path}") from None
+
+    def read_trained(self) -> dict:
+        """The configuration of a run that has its trained model.
+
+        Raises:
+          InputError: there is no run, or its training has not ended.
+        """
+        config = self.read_config()
+        if config is None:
+            raise InputError(f"no run in {self.path}: train one with `launch/train --workdir={self.path}`")
+        if not os.path.exists(self.model_path):
+            raise InputError(f"no {self.model_path}: it is written when training ends; continue it with `launch/train`")
+        return config
 
     def read_class_names(self) -> list[str]:
         """The name of every class, by index.
@@ -150,7 +164,7 @@ class RunDirectory:
         if self.curve.diverged():
             return True
         done = any(row["kind"] == "validation" and row["step"] >= config.steps for row in self.curve.rows)
-        return done and os.path.exists(os.path.join(self.path, MODEL_FILE))
+        return done and os.path.exists(self.model_path)
 
     def open(self, config: RunConfig, class_names: Sequence[str]):
         """Makes the directory, locks it for this process and writes the configuration and the names of the classes.

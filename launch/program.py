@@ -13,7 +13,7 @@ BAD_FLAGS = 2
 BAD_INPUT = 1
 
 
-def run(main, doc: str):
+def run(main, doc: str, *, takes_arguments: bool = False):
     """Parses the flags, calls `main()` and exits with what it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
@@ -22,6 +22,7 @@ def run(main, doc: str):
     Args:
       main: the program; returns an exit status, or None for 0.
       doc: what `--help` says before the flags.
+      takes_arguments: whether `main` is called with what stands beside the flags, one list of at least one.
     """
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
@@ -32,13 +33,17 @@ def run(main, doc: str):
     if "helpfull" in asked:
         print(f"{doc.strip()}\n{flags.FLAGS.get_help()}")
         sys.exit(0)
+    flags.FLAGS.set_gnu_getopt()  # flags may stand behind arguments
     try:
-        if unexpected := flags.FLAGS(sys.argv)[1:]:
-            raise flags.Error(f"unexpected argument {unexpected[0]!r}: flags look like --name=value")
+        arguments = flags.FLAGS(sys.argv)[1:]
+        if arguments and not takes_arguments:
+            raise flags.Error(f"unexpected argument {arguments[0]!r}: flags look like --name=value")
+        if takes_arguments and not arguments:
+            raise flags.Error("nothing is named that it should work on")
     except flags.Error as error:
         fail(name, f"{error} (--help lists the flags)", BAD_FLAGS)
     try:
-        sys.exit(main())
+        sys.exit(main(arguments) if takes_arguments else main())
     except (InputError, DataInputError, OSError) as error:
         fail(name, error, BAD_INPUT)
 

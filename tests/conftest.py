@@ -1,5 +1,6 @@
 """Small real data through the real converter, and programs run as a person runs them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,44 @@ def data_dir(image_folders, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return output
+
+
+@pytest.fixture(scope="session")
+def trained_runs(data_dir, tmp_path_factory):
+    """Two finished runs on `data_dir` at 32x32 and width 0.1: ensemble_2 after 12 steps, and, because training takes
+    its time, an ensemble_5 that is random but for its place among the runs."""
+    import keras
+
+    from bn_keras import build_model
+
+    trained, random = (tmp_path_factory.mktemp("trained") / name for name in ("ensemble_2", "ensemble_5"))
+    done = run_program(
+        "-m",
+        "launch.train",
+        "--variant=ensemble_2",
+        f"--data_dir={data_dir}",
+        f"--workdir={trained}",
+        "--width=0.1",
+        "--image_size=32",
+        "--augmentation=imagenet",
+        "--batch_size=16",
+        "--eval_batch_size=8",
+        "--steps=12",
+        "--eval_every=12",
+    )
+    assert done.returncode == 0, done.stderr
+    random.mkdir()
+    config = json.loads((trained / "run.json").read_text()) | {"variant": "ensemble_5"}
+    (random / "run.json").write_text(json.dumps(config))
+    (random / "classes.txt").write_bytes((trained / "classes.txt").read_bytes())
+    keras.utils.set_random_seed(0)
+    model = build_model("ensemble_5", image_size=32, width=0.1, channels=1, classes=len(CLASSES))
+    draws = np.random.default_rng(0)
+    for layer in model.layers:
+        if layer.name.endswith("_bn"):
+            layer.set_weights([draws.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    model.save(random / "model.keras")
+    return trained, random
 
 
 _AS_A_PERSON = {

@@ -1,0 +1,80 @@
+"""The 144 crops of one image (Section 4.2.3, as in GoogLeNet), every scale and square of it decoded and resized once.
+
+The image is resized so that its short side is 256, 288, 320 and 352 pixels; of each the left, centre and right square
+are taken (top, centre and bottom of a portrait); of each square the four corner crops and the centre crop of 224x224,
+and the square itself resized to 224x224; and the mirror image of each: 4 * 3 * 6 * 2 = 144.
+
+The network's `image_size` may be another one: the short sides then keep their ratio to it, so that a crop at 64x64
+shows the same part of the image as one at 224x224 (not in the paper: ours).
+"""
+
+import tensorflow as tf
+
+from bn_keras import preprocessing
+
+SHORT_SIDES = (256, 288, 320, 352)
+CROPS = 144
+_PAPER_IMAGE_SIZE = 224
+_SQUARES = 3
+
+
+def short_sides(image_size: int) -> tuple[int, ...]:
+    """The four short sides, in pixels, for a network whose input has `image_size`."""
+    return tuple(round(side * image_size / _PAPER_IMAGE_SIZE) for side in SHORT_SIDES)
+
+
+def squares(encoded, *, image_size: int, channels: int):
+    """Three squares at each of the four scales: all that the 144 crops are cut from.
+
+    Returns:
+      Four tensors, float32 `[3, side, side, channels]` in [0, 255], for `side` in `short_sides(image_size)`.
+    """
+    image = preprocessing.decode(encoded, channels)
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    return tuple(_squares(image, shape, side) for side in short_sides(image_size))
+
+
+def _squares(image, shape, side):
+    size = tf.cast(tf.round(shape * (side / tf.reduce_min(shape))), tf.int32)
+    resized = tf.image.resize(image, size)
+    room = size - side  # [0, what the long side has more]
+    begins = (tf.zeros_like(room), room // 2, room)
+    cut = tf.stack([resized[y : y + side, x : x + side] for y, x in map(tf.unstack, begins)])
+    return tf.ensure_shape(cut, (_SQUARES, side, side, image.shape[-1]))
+
+
+def crops_of_square(square, image_size: int):
+    """Four corners, the centre and the whole of a square, then the mirror images of these six.
+
+    Args:
+      square: float32 `[side, side, channels]`.
+
+    Returns:
+      float32 `[12, image_size, image_size, channels]`.
+    """
+    end = square.shape[0] - image_size
+    begins = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
+    views = [square[y : y + image_size, x : x + image_size] for y, x in begins]
+    views = tf.stack([*views, preprocessing.resize(square, image_size)])
+    return tf.concat([views, tf.reverse(views, [-2])], 0)
+
+
+def mean_over_crops(function, squares, image_size: int, output: tf.TensorSpec):
+    """The mean of `function` over the 144 crops of every image, 48 crops at a time.
+
+    Args:
+      function: from crops float32 `[48, image_size, image_size, channels]` to a tensor `[48, ...]`.
+      squares: of N images as `squares` cuts them: four tensors `[N, 3, side, side, channels]`.
+      output: shape and dtype of what `function` returns for one crop.
+
+    Returns:
+      `[N, ...]`.
+    """
+    parts = tuple(tf.reshape(scale, (-1, *scale.shape[2:])) for scale in squares)
+
+    def mean(part):
+        crops = tf.concat([crops_of_square(square, image_size) for square in part], 0)
+        return tf.reduce_mean(function(crops), 0)
+
+    means = tf.map_fn(mean, parts, parallel_iterations=1, fn_output_signature=output)
+    return tf.reduce_mean(tf.reshape(means, (-1, _SQUARES, *output.shape)), 1)

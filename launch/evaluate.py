@@ -1,0 +1,124 @@
+"""Counts the validation images that a trained network, or an ensemble of several, classifies rightly: Figure 4.
+
+launch/evaluate --workdir=runs/bn_x30
+launch/evaluate --workdir=ensemble/1,ensemble/2 --protocol=single_crop --protocol=multicrop144
+"""
+
+import json
+import os
+import sys
+
+from absl import flags
+
+from bn_keras.dataset import read_dataset
+from bn_keras.errors import InputError
+from bn_keras.figure_4 import Result, draw_confusion, figure_4
+from bn_keras.progress import Progress
+from bn_keras.run import RunDirectory
+from launch import program
+from launch.embedded import embedded_data
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list("workdir", None, "A finished run; several, with commas between them, are an ensemble.", required=True)
+flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote. Default: the embedded MNIST digits.")
+flags.DEFINE_multi_enum(
+    "protocol",
+    ["single_crop"],
+    ["single_crop", "multicrop144"],
+    "What of an image is seen; give the flag twice for both. single_crop: what training evaluates on.",
+)
+flags.DEFINE_enum(
+    "statistics", "moving", ["moving", "population"], "Batch normalization by moving averages, or by Algorithm 2."
+)
+flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that population statistics are taken over.", 1)
+flags.DEFINE_integer(
+    "batch_size", None, "Images of one step over all devices. Default: 250; by 144 crops, 8 a device.", 1
+)
+flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How to use the devices of this machine.")
+flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
+flags.DEFINE_string("output_dir", None, "Where the results go. Default: the run; of an ensemble, the folder above.")
+
+CROPS = {"single_crop": 1, "multicrop144": 144}
+
+
+def main():
+    directories = [RunDirectory(path) for path in FLAGS.workdir]
+    configs = [directory.read_trained() for directory in directories]
+    dataset = read_dataset(FLAGS.data_dir or embedded_data())
+    check_fit(directories, configs, dataset)
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from bn_keras.distribution import make_strategy
+    from bn_keras.evaluation import evaluate
+    from bn_keras.input_pipeline import validation_batches
+    from bn_keras.trained_network import image_view, load_network
+
+    strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
+    population_of = dataset if FLAGS.statistics == "population" else None
+    models = [
+        load_network(directory, strategy, population_of=population_of, population_steps=FLAGS.statistics_steps)
+        for directory in directories
+    ]
+    alone = len(directories) == 1
+    folder = os.path.normpath(directories[0].path)
+    output_dir = FLAGS.output_dir or (folder if alone else os.path.dirname(folder) or ".")
+    os.makedirs(output_dir, exist_ok=True)
+    names = tuple(directory.path for directory in directories)
+    members = [(name,) for name in names] + ([] if alone else [names])
+    results = []
+    for protocol in dict.fromkeys(FLAGS.protocol):
+        crops = CROPS[protocol]
+        batch_size = FLAGS.batch_size or (250 if crops == 1 else 8) * strategy.num_replicas_in_sync
+        batches = validation_batches(
+            dataset, batch_size=batch_size, image_size=configs[0]["image_size"], view=image_view(configs[0], crops)
+        )
+        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size))
+        evaluations = evaluate(models, batches, strategy, after_batch=progress.update)
+        progress.close("finished")
+        results += [
+            Result(
+                networks=networks,
+                crops=crops,
+                statistics=FLAGS.statistics,
+                calibration_error=evaluation.calibration_error,
+                **evaluation.counts._asdict(),
+            )
+            for networks, evaluation in zip(members, evaluations, strict=True)
+        ]
+        if evaluations[-1].confusion is not None:
+            path = os.path.join(output_dir, f"confusion_{protocol}.png")
+            draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
+    write_results(results, dataset, output_dir)
+
+
+def write_results(results, dataset, output_dir):
+    content = {"dataset": dataset.name, "dataset_fingerprint": dataset.fingerprint}
+    content["results"] = [result.as_json() for result in results]
+    with open(os.path.join(output_dir, "evaluation.json"), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+    table, path = figure_4(results, dataset.name), os.path.join(output_dir, "figure4.md")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(table)
+    print(f"{table}\nFigure 4: {os.path.abspath(path)}")
+
+
+def check_fit(directories, configs, dataset):
+    """Whether the networks can be asked about the data set, and about the same views of it."""
+    expected = {"classes": len(dataset.class_names), "channels": dataset.channels}
+    expected |= {name: configs[0][name] for name in ("image_size", "augmentation")}
+    for directory, config in zip(directories, configs, strict=True):
+        for name, value in expected.items():
+            if config[name] != value:
+                source = dataset.name if name in ("classes", "channels") else directories[0].path
+                raise InputError(f"{directory.path} has {name} {config[name]}, {source} has {value}")
+    if any(config["dataset_fingerprint"] != dataset.fingerprint for config in configs):
+        print(f"note: not every network was trained on this preparation of {dataset.name}", file=sys.stderr)
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,74 @@
+"""Makes a run of the public BN-Inception weights: TF-Slim's inception_v2 checkpoint.
+
+launch/import_slim --checkpoint=inception_v2.ckpt --data_dir=imagenet --workdir=runs/inception_v2
+launch/evaluate --workdir=runs/inception_v2 --data_dir=imagenet
+"""
+
+import os
+
+from absl import flags
+
+from bn_keras.dataset import read_dataset
+from bn_keras.errors import InputError
+from bn_keras.run import RunConfig, RunDirectory
+from bn_keras.variants import PAPER_BATCH_SIZE
+from launch import program
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("checkpoint", None, "The checkpoint, as TensorFlow names it: inception_v2.ckpt.", required=True)
+flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote, with the checkpoint's classes.", required=True)
+flags.DEFINE_string("workdir", None, "Folder of the run to make.", required=True)
+flags.DEFINE_integer("image_size", 224, "Height and width of the input in pixels.", 1)
+
+
+def main():
+    dataset = read_dataset(FLAGS.data_dir)
+    directory = RunDirectory(FLAGS.workdir)
+    if directory.read_config() is not None:
+        raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir, or remove that one")
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from bn_keras.slim_checkpoint import VARIANT, read_slim_checkpoint
+
+    model = read_slim_checkpoint(FLAGS.checkpoint, image_size=FLAGS.image_size)
+    channels, classes = model.input_shape[-1], model.output_shape[-1]
+    for name, found, wanted in (
+        ("classes", classes, len(dataset.class_names)),
+        ("channels", channels, dataset.channels),
+    ):
+        if found != wanted:
+            raise InputError(f"{FLAGS.checkpoint} is of {found} {name}, {dataset.name} has {wanted}")
+    # How it was trained is not in a checkpoint: what only training uses is None.
+    config = RunConfig(
+        variant=VARIANT,
+        dataset=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        train_examples=dataset.examples("train"),
+        validation_examples=dataset.examples("validation"),
+        classes=classes,
+        channels=channels,
+        image_size=FLAGS.image_size,
+        width=1.0,
+        augmentation="imagenet",
+        bn_momentum=None,
+        batch_size=PAPER_BATCH_SIZE,
+        replicas=None,
+        seed=0,
+        steps=0,
+        eval_every=None,
+        eval_batch_size=None,
+        log_every=None,
+        checkpoint_every=None,
+    )
+    directory.open(config, dataset.class_names)
+    model.save(directory.model_path)
+    print(f"{FLAGS.checkpoint}: {model.count_params():,} parameters, {classes} classes, in {directory.path}")
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,66 @@
+"""Names the five classes that a trained network, or an ensemble of several, finds most probable for your pictures.
+
+launch/predict cat.jpg dog.png --workdir=runs/bn_x30
+"""
+
+import os
+
+from absl import flags
+
+from bn_keras.errors import InputError
+from bn_keras.run import RunDirectory
+from launch import program
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list("workdir", None, "A finished run; several, with commas between them, are an ensemble.", required=True)
+flags.DEFINE_enum("protocol", "single_crop", ["single_crop", "multicrop144"], "What of an image is seen.")
+
+SHOWN = 5
+
+
+def main(paths):
+    images = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            images[path] = file.read()
+    directories = [RunDirectory(path) for path in FLAGS.workdir]
+    configs = [directory.read_trained() for directory in directories]
+    class_names = directories[0].read_class_names()
+    for directory in directories[1:]:
+        if directory.read_class_names() != class_names:
+            raise InputError(f"{directory.path} and {directories[0].path} know different classes")
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    from bn_keras.evaluation import class_probabilities
+    from bn_keras.preprocessing import to_network_range
+    from bn_keras.trained_network import image_view, load_network
+
+    crops = 144 if FLAGS.protocol == "multicrop144" else 1
+
+    def views(path, encoded):
+        """What each network is shown of a picture, as a batch of one."""
+        try:
+            pixels = [image_view(config, crops)(encoded) for config in configs]
+        except tf.errors.InvalidArgumentError:
+            raise InputError(f"{path} is not a JPEG, PNG, GIF or BMP image that can be read") from None
+        return tf.nest.map_structure(lambda values: to_network_range(values)[None], pixels)
+
+    shown = {path: views(path, encoded) for path, encoded in images.items()}
+    models = [load_network(directory) for directory in directories]
+    for path, batches in shown.items():
+        each = [class_probabilities([model], batch)[0, 0] for model, batch in zip(models, batches, strict=True)]
+        best = tf.math.top_k(tf.reduce_mean(tf.stack(each), 0), min(SHOWN, len(class_names)))
+        print(path)
+        for probability, index in zip(best.values.numpy(), best.indices.numpy(), strict=True):
+            print(f"  {probability:6.2%}  {class_names[index]}")
+
+
+def run():
+    program.run(main, __doc__, takes_arguments=True)
+
+
+if __name__ == "__main__":
+    run()

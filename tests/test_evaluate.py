@@ -1,0 +1,95 @@
+"""launch/evaluate on runs that launch/train made."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_program
+
+from bn_keras.run import RunDirectory
+from bn_keras.training_curve import TrainingCurve
+
+
+def evaluate(data_dir, *flags):
+    return run_program("-m", "launch.evaluate", f"--data_dir={data_dir}", *flags)
+
+
+@pytest.fixture(scope="module")
+def ensemble(data_dir, trained_runs, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluation")
+    done = evaluate(
+        data_dir,
+        f"--workdir={trained_runs[0]},{trained_runs[1]}",
+        "--protocol=single_crop",
+        "--protocol=multicrop144",
+        f"--output_dir={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout
+
+
+def test_by_one_crop_the_counts_are_those_that_training_saw(ensemble, trained_runs):
+    results = json.loads((ensemble[0] / "evaluation.json").read_text())["results"]
+    curve = TrainingCurve(str(trained_runs[0] / "curve.jsonl"))
+    row = [row for row in curve.rows if row["kind"] == "validation"][-1]
+    assert results[0]["networks"] == [str(trained_runs[0])] and results[0]["crops"] == 1
+    assert [results[0][k] for k in ("top1", "top5", "of")] == [row[k] for k in ("top1", "top5", "of")]
+
+
+def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
+    output, printed = ensemble
+    results = json.loads((output / "evaluation.json").read_text())["results"]
+    both = list(map(str, trained_runs))
+    assert [(r["networks"], r["crops"]) for r in results] == [
+        *(([both[0]], 1), ([both[1]], 1), (both, 1)),
+        *(([both[0]], 144), ([both[1]], 144), (both, 144)),
+    ]
+    assert all(r["of"] == 21 and 0 <= r["top1"] <= r["top5"] <= 21 for r in results)
+    table = (output / "figure4.md").read_text()
+    assert table in printed and "| ensemble_5 | 144 | 1 |" in table and "beat its best member" in table
+    assert {path.name for path in output.iterdir()} == {
+        *("evaluation.json", "figure4.md", "confusion_single_crop.png", "confusion_multicrop144.png")
+    }
+
+
+def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
+    import keras
+
+    from bn_keras.dataset import read_dataset
+    from bn_keras.input_pipeline import training_batches
+    from bn_keras.population_statistics import population_statistics
+    from bn_keras.trained_network import load_network
+
+    run, dataset = RunDirectory(str(trained_runs[0])), read_dataset(str(data_dir))
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32")
+    found = load_network(run, population_of=dataset, population_steps=3)(images)
+    model = keras.models.load_model(trained_runs[0] / "model.keras")
+    moving = model(images, training=False)
+    batches = training_batches(dataset, batch_size=16, image_size=32, seed=0, start_step=12)
+    population_statistics(model, batches, steps=3)
+    np.testing.assert_allclose(found, model(images, training=False), rtol=1e-3, atol=1e-4)
+    assert np.abs(found - moving).max() > 0.01
+    np.testing.assert_allclose(load_network(run)(images), moving, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (shutil.rmtree, "no run in"),
+        (lambda run: (run / "model.keras").unlink(), "model.keras: it is written when training ends"),
+        (lambda run: (run / "model.keras").write_bytes(b"PK"), "model.keras is damaged"),
+        (lambda run: replace_in(run / "run.json", '"classes": 3', '"classes": 4'), "has classes 4, images"),
+    ],
+    ids=["missing", "unfinished", "damaged", "other_classes"],
+)
+def test_what_cannot_be_evaluated_is_one_clear_line(data_dir, trained_runs, tmp_path, change, message):
+    copy = shutil.copytree(trained_runs[0], tmp_path / "run")
+    change(copy)
+    done = evaluate(data_dir, f"--workdir={copy}")
+    assert done.returncode == 1 and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def replace_in(path, before, after):
+    path.write_text(path.read_text().replace(before, after))

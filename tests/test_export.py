@@ -1,0 +1,108 @@
+"""An exported network gives what the trained one gives, in each format, to 1e-5."""
+
+import importlib.util
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import run_program
+from PIL import Image
+
+from bn_keras.run import RunDirectory
+
+ONLY_TENSORFLOW = """
+import json, sys
+
+for name in ("keras", "tf_keras", "bn_keras", "launch", "data_prep"):
+    sys.modules[name] = None  # importing it fails
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+encoded = tf.constant([open(path, "rb").read() for path in sys.argv[2:]])
+for function in (model.serve, model.signatures["serving_default"]):
+    found = {name: value.numpy() for name, value in function(encoded).items()}
+print(json.dumps({
+    "probabilities": found["probabilities"].tolist(),
+    "classes": [[name.decode() for name in row] for row in found["top_classes"]],
+    "top": found["top_probabilities"].tolist(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(trained_runs):
+    return trained_runs[1]
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    import bn_keras.inception  # noqa: F401 (registers the layers)
+
+    return keras.models.load_model(run / "model.keras")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(-1, 1, (5, 32, 32, 1)).astype("float32")
+
+
+def export(run, output, *flags):
+    return run_program("-m", "launch.export", f"--workdir={run}", f"--output={output}", *flags)
+
+
+def test_keras(run, trained, images, tmp_path):
+    done = export(run, tmp_path / "model.keras", "--format=keras")
+    assert done.returncode == 0, done.stderr
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert not any("Normalization" in type(layer).__name__ for layer in again.layers)
+    np.testing.assert_allclose(again(images), trained(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_model_takes_image_files_in_a_process_that_has_only_tensorflow(run, trained, tmp_path):
+    from bn_keras.preprocessing import to_network_range
+    from bn_keras.trained_network import image_view
+
+    done = export(run, tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 61), "uint8")
+    encoded = []
+    for name, image in (("a.jpg", pixels), ("b.png", pixels), ("c.jpg", np.dstack([pixels] * 3))):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG" if name.endswith("jpg") else "PNG")
+        (tmp_path / name).write_bytes(file.getvalue())
+        encoded.append(file.getvalue())
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.jpg")]
+    done = run_program("-c", ONLY_TENSORFLOW, tmp_path / "model", *paths)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    view = image_view(RunDirectory(str(run)).read_config())
+    views = np.stack([to_network_range(view(each)) for each in encoded])
+    expected = keras.ops.softmax(trained(views, training=False)).numpy()
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    order = np.argsort(-expected, 1)
+    names = np.array(["circle", "square", "stripe"])
+    assert found["classes"] == names[order].tolist()
+    np.testing.assert_allclose(found["top"], np.take_along_axis(expected, order, 1), atol=1e-5)
+
+
+def test_onnx(run, trained, images, tmp_path):
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    done = export(run, tmp_path / "model.onnx", "--format=onnx")
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(logits, trained(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    onnx_there = importlib.util.find_spec("tf2onnx") and importlib.util.find_spec("onnx")
+    for output, flags, message in (
+        (tmp_path / "there", (), "there exists"),
+        (tmp_path / "model", ("--format=keras",), "must end in .keras"),
+        *([] if onnx_there else [(tmp_path / "model", ("--format=onnx",), "ONNX needs")]),
+    ):
+        done = export(run, output, *flags)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
