@@ -31,6 +31,7 @@ setup(
         "tpu": ["tensorflow-tpu>=2.20,<2.21"],
         "beam": ["apache-beam>=2.77"],
         "remote": ["fsspec>=2024.2"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],
         "docs": ["pdoc>=15"],
         "demo": ["matplotlib>=3.9", "mlxtend>=0.24"],
         "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "scipy>=1.14"],
@@ -40,6 +41,10 @@ setup(
             "bn-data-prep = data_prep.__main__:run",
             "bn-train = launch.train:run",
             "bn-report = launch.report:run",
+            "bn-evaluate = launch.evaluate:run",
+            "bn-predict = launch.predict:run",
+            "bn-export = launch.export:run",
+            "bn-import-slim = launch.import_slim:run",
             "bn-mnist = launch.mnist:run",
             "bn-results = launch.results:run",
         ]

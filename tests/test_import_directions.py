@@ -15,6 +15,7 @@ STANDARD_LIBRARY_ONLY = (
     "report",
     "progress",
     "figure_1",
+    "figure_4",
 )
 HEAVY = {"tensorflow", "keras", "numpy", "matplotlib", "tensorboard", "jax", "torch"}
 

@@ -10,7 +10,7 @@ from conftest import run_program
 from bn_keras.errors import InputError
 from bn_keras.slim_checkpoint import read_slim_checkpoint
 
-# TF-Slim's inception_v2 (nets/inception_v2.py): maps of the convolutions of each branch, in order; its own module names.
+# TF-Slim's nets/inception_v2.py: maps of the convolutions of each branch, in order, by its own module names.
 MODULES = {
     "Mixed_3b": ((64,), (64, 64), (64, 96, 96), ("avg", 32)),
     "Mixed_3c": ((64,), (64, 96), (64, 96, 96), ("avg", 64)),
@@ -162,7 +162,7 @@ def test_a_gamma_and_a_normalized_first_convolution_are_read_where_they_are(chec
 
 def test_what_is_no_such_checkpoint_is_named(checkpoint, tmp_path):
     _, tensors, _ = checkpoint
-    with pytest.raises(InputError, match="no TensorFlow checkpoint .*nothing"):
+    with pytest.raises(InputError, match=r"no TensorFlow checkpoint .*nothing"):
         read_slim_checkpoint(str(tmp_path / "nothing"))
     name = "InceptionV2/Mixed_4a/Branch_1/Conv2d_1a_3x3/weights"
     without = {key: value for key, value in tensors.items() if key != name}
