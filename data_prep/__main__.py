@@ -12,9 +12,9 @@ import os
 import shlex
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from data_prep import embedded
+from data_prep import embedded, program
 from data_prep.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -102,43 +102,38 @@ def _convert() -> None:
         embedded.remove(dataset)
 
 
-def _verify(folder: str) -> None:
+def _verify(folder: str) -> int:
     from data_prep import verify
 
     findings, records = verify.verify(folder, FLAGS.verify == "decode", FLAGS.workers)
     if findings:
-        raise InputError("\n".join([f"{len(findings)} finding(s):", *findings]))
+        print("\n".join([f"{len(findings)} finding(s):", *findings]), file=sys.stderr)
+        return program.BAD_INPUT
     print(f"{folder}: {records:,} records, all whole")
+    return 0
 
 
-def _main(argv: list[str]) -> int:
+def _main(*arguments: str) -> int | None:
     try:
-        match argv[1:]:
+        match arguments:
             case []:
-                _convert()
+                return _convert()
             case ["verify"] if FLAGS.output_dir:
-                _verify(FLAGS.output_dir)
+                return _verify(FLAGS.output_dir)
             case ["verify", folder]:
-                _verify(folder)
+                return _verify(folder)
             case ["verify"]:
                 raise InputError("verify what? Give the folder: verify FOLDER")
             case [unknown, *_]:
                 raise InputError(f"unknown command or argument {unknown!r}; the one command is: verify FOLDER")
-    except (InputError, OSError) as error:
-        print(f"data_prep: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\ndata_prep: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 def run() -> None:
     """The program, as `python -m data_prep` and as console script."""
-    if __name__ != "__main__":  # a console script: absl's --help looks for the flags and text of this module
-        sys.argv[0] = __name__
-        sys.modules["__main__"].__doc__ = __doc__
-    app.run(_main)
+    program.run(_main, __doc__, commands=True)
 
 
 if __name__ == "__main__":

@@ -55,18 +55,18 @@ def prepare(data: bytes, name: str, storage: Storage) -> Stored:
     """
     if not data:
         raise BadImageError("is empty (0 bytes)")
+    jpeg_name = name.lower().endswith(_JPEG_NAMES)
     kind = "JPEG" if data.startswith(jpeg.SIGNATURE) else "PNG" if data.startswith(png.SIGNATURE) else ""
+    if not kind or (kind == "PNG" and jpeg_name):
+        image, kind = _decode(data, storage.max_side)
+        return _reencode(image, kind, jpeg_name, storage, f"{kind} {'under a JPEG name' if jpeg_name else 'image'}")
     try:
-        if not kind:
-            raise jpeg.UnusualError("another format")
         header = (jpeg if kind == "JPEG" else png).parse(data)
-        if kind == "PNG" and name.lower().endswith(_JPEG_NAMES):
-            raise jpeg.UnusualError("PNG under a JPEG name")
     except jpeg.UnusualError as unusual:
-        return _reencode(data, name, storage, str(unusual))
+        return _reencode(*_decode(data, storage.max_side), jpeg_name, storage, str(unusual))
     _check_pixels(header.width, header.height)
     if storage.max_side and max(header.width, header.height) > storage.max_side:
-        return _reencode(data, name, storage)
+        return _reencode(*_decode(data, storage.max_side), jpeg_name, storage)
     if storage.decode:
         _decode(data)
     return Stored(data, kind, *header)
@@ -105,20 +105,13 @@ def decoded_size(data: bytes) -> tuple[int, int, int]:
     return *image.size, 1 if image.mode == "L" else 3
 
 
-def _reencode(data: bytes, name: str, storage: Storage, repaired: str = "") -> Stored:
-    image, kind = _decode(data, storage.max_side)
-    if repaired == "another format":
-        repaired = f"{kind} under a JPEG name" if name.lower().endswith(_JPEG_NAMES) else f"{kind} image"
-    lossless = not name.lower().endswith(_JPEG_NAMES) and kind in ("PNG", "GIF", "BMP")
+def _reencode(image, kind: str, jpeg_name: bool, storage: Storage, repaired: str = "") -> Stored:
+    """Encodes a decoded image: as PNG if it was lossless, unless its name says JPEG, which readers go by."""
     encoded = io.BytesIO()
+    lossless = not jpeg_name and kind in ("PNG", "GIF", "BMP")
     if lossless:
         image.save(encoded, "PNG")
     else:
         image.save(encoded, "JPEG", quality=storage.quality, subsampling="4:4:4" if repaired else "4:2:0")
-    return Stored(
-        encoded.getvalue(),
-        "PNG" if lossless else "JPEG",
-        *image.size,
-        1 if image.mode == "L" else 3,
-        repaired,
-    )
+    channels = 1 if image.mode == "L" else 3
+    return Stored(encoded.getvalue(), "PNG" if lossless else "JPEG", *image.size, channels, repaired)
