@@ -89,7 +89,8 @@ def test_help_and_a_mistyped_flag_answer_with_this_programs_flags():
 def test_the_console_script_prints_the_same_flags():
     code = "import sys; sys.argv = ['bn-data-prep', '--help']; from data_prep.__main__ import run; run()"
     result = run_program("-c", code)
-    assert result.returncode == 0 and "--embedded" in result.stdout and "TFRecord shards with a manifest" in result.stdout
+    assert result.returncode == 0
+    assert "--embedded" in result.stdout and "TFRecord shards with a manifest" in result.stdout
 
 
 def test_no_module_imports_tensorflow_keras_or_bn_keras():
