@@ -11,6 +11,7 @@ The same command again goes on where it was interrupted.
 import os
 import shlex
 import sys
+import tempfile
 
 from absl import flags
 
@@ -18,6 +19,12 @@ from data_prep import embedded, program
 from data_prep.errors import InputError
 
 FLAGS = flags.FLAGS
+
+
+def _cores() -> int:
+    """How many cores this process may use; macOS does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 flags.DEFINE_enum("embedded", None, embedded.NAMES, "Convert this small data set, which needs no download.")
 flags.DEFINE_string("imagenet", "", "Folder with ILSVRC2012: the release's archives, torchvision's tree or Kaggle's.")
@@ -38,7 +45,7 @@ flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: by
 flags.DEFINE_integer("limit", 0, "At most so many images a split, a random choice; 0: all.", 0)
 flags.DEFINE_integer("max_side", 0, "Shrink images whose larger side has more pixels, such as 500; 0: never.", 0)
 flags.DEFINE_integer("quality", 95, "JPEG quality of images that are re-encoded (shrunk or repaired).", 1, 100)
-flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Processes; the output does not depend on it.", 1)
+flags.DEFINE_integer("workers", _cores(), "Processes; the output does not depend on it.", 1)
 flags.DEFINE_enum("on_bad", "fail", ["fail", "skip", "report"], "Bad images: stop; leave out; list all, then fail.")
 flags.DEFINE_enum(
     "verify",
@@ -58,7 +65,10 @@ def _dataset():
     if FLAGS.embedded:
         if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
             raise InputError("--embedded needs no --train, --validation or --imagenet; give one or the other")
-        folder = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
+        if FLAGS.dry_run:
+            folder = os.path.join(tempfile.mkdtemp(), "images")
+        else:
+            folder = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
         return embedded.dataset(FLAGS.embedded, FLAGS.seed, folder)
     if not FLAGS.imagenet and not (FLAGS.train and FLAGS.validation):
         raise InputError(
@@ -98,7 +108,7 @@ def _convert() -> None:
         beam_options=shlex.split(FLAGS.beam_options) if FLAGS.runner == "beam" else None,
         dry_run=FLAGS.dry_run,
     )
-    if FLAGS.embedded and not FLAGS.dry_run:
+    if FLAGS.embedded:
         embedded.remove(dataset)
 
 

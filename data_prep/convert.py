@@ -31,7 +31,7 @@ from dataclasses import asdict, fields
 from data_prep import beam_runner, plan, storage, tfds_metadata, tfrecord
 from data_prep import image as images
 from data_prep.dataset import SPLITS, Dataset, read_image
-from data_prep.errors import InputError
+from data_prep.errors import BadImageError, InputError
 from data_prep.progress import Progress
 
 MANIFEST = "dataset.json"
@@ -67,9 +67,9 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
             place = f"{source}/{member}"
             try:
                 if size > images.MAX_FILE_BYTES:
-                    raise images.BadImageError(f"has {size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
+                    raise BadImageError(f"has {size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
                 stored = images.prepare(read_image(source, member, offset, size), member, kept)
-            except images.BadImageError as error:
+            except BadImageError as error:
                 if task["on_bad"] == "fail":
                     raise InputError(
                         f"{place}: {error}; fix: replace or remove it, or leave out all such with --on_bad=skip"
@@ -141,9 +141,10 @@ def _read_journal(output_dir: str, file: str) -> dict | None:
     """The journal entry of a shard that is still there with the size it was written with, else None."""
     try:
         entry = json.loads(storage.read(_journal(output_dir, file)))
-    except FileNotFoundError:
+        whole = storage.size(storage.join(output_dir, file)) == entry["bytes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
         return None
-    return entry if storage.size(storage.join(output_dir, file)) == entry["bytes"] else None
+    return entry if whole else None
 
 
 @contextlib.contextmanager

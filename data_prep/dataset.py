@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from data_prep import storage
-from data_prep.errors import InputError
+from data_prep.errors import BadImageError, InputError
 
 SPLITS = ("train", "validation")
 
@@ -25,6 +25,14 @@ class Image(NamedTuple):
     def name(self) -> str:
         """The file's name without folders."""
         return self.path.rpartition("/")[2]
+
+
+@dataclass
+class Found:
+    """What a scan gathers beside the images: see `Contents`."""
+
+    notes: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,15 @@ def read_image(source: str, path: str, offset: int, size: int) -> bytes:
     """The bytes of one image; `source` is the folder or archive it is in.
 
     Raises:
+      BadImageError: it may not be read.
       InputError: it is gone or no longer has `size` bytes.
     """
     try:
         data = storage.read(storage.join(source, path)) if offset < 0 else storage.read_range(source, offset, size)
     except FileNotFoundError:
         raise InputError(f"{storage.join(source, path)}: was there when the plan was made and is gone") from None
+    except PermissionError:
+        raise BadImageError("may not be read (permission denied)") from None
     if len(data) != size:
         raise InputError(f"{storage.join(source, path)}: had {size} bytes when the plan was made, now {len(data)}")
     return data

@@ -1,4 +1,4 @@
-"""The one exception for what a person gave that cannot be converted."""
+"""The exceptions for what a person gave that cannot be converted."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message is one line that names the thing, where it was found, and the fix.
     """
+
+
+class BadImageError(ValueError):
+    """An image that cannot be stored; the message says why, without the file's name."""

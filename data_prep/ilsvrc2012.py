@@ -20,11 +20,11 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from data_prep import image_folder, storage, tar
-from data_prep.dataset import SPLITS, Box, Contents, Dataset, Image, check_classes
+from data_prep.dataset import SPLITS, Box, Contents, Dataset, Found, Image, check_classes
 from data_prep.errors import InputError
 
 CLASSES = 1000
@@ -154,14 +154,6 @@ def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{path}: damaged archive ({error}); fix: download it again") from None
 
 
-@dataclass
-class Found:
-    """What a scan gathers beside the images."""
-
-    notes: list[str] = field(default_factory=list)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-
-
 def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
     """Image name without extension and bounding boxes of every annotation, from an archive or folder of Pascal VOC XML.
 
@@ -268,8 +260,7 @@ def _scan(release: Release, files: dict, strict: bool) -> Contents:
     for split in SPLITS:
         source = getattr(release, split)
         if split in files:
-            images[split], notes = image_folder.images(files[split], flat=split == "validation")
-            found.notes += [f"{source}: {note}" for note in notes]
+            images[split] = image_folder.images(source, files[split], found, flat=split == "validation")
         else:
             images[split] = list(_archive_images(source, found))
     train, validation = ({image.synset for image in images[split]} for split in SPLITS)

@@ -10,6 +10,7 @@ import warnings
 from typing import NamedTuple
 
 from data_prep import jpeg, png
+from data_prep.errors import BadImageError
 
 # The largest of ILSVRC2012 has 61 million pixels (n04197391, 9331 x 6530); beyond this a file is a decompression bomb.
 MAX_PIXELS = 1 << 26
@@ -18,10 +19,6 @@ MAX_FILE_BYTES = 1 << 26
 
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _DECODED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
-
-
-class BadImageError(ValueError):
-    """An image that cannot be stored; the message says why, without the file's name."""
 
 
 class Stored(NamedTuple):

@@ -5,7 +5,7 @@ import os
 import posixpath
 
 from data_prep import storage
-from data_prep.dataset import SPLITS, Contents, Dataset, Image, check_classes
+from data_prep.dataset import SPLITS, Contents, Dataset, Found, Image, check_classes
 from data_prep.errors import InputError
 
 # What people keep images under; other files (Thumbs.db, README, annotations) are left out and counted.
@@ -16,6 +16,7 @@ def list_files(folder: str) -> list[tuple[str, int, object]]:
     """(path relative to `folder`, size in bytes, version) of every file below it, in sorted order.
 
     Hidden files and folders are left out. Links to files are followed, links to folders only directly in `folder`.
+    The size of what can be no image, such as a link to nothing or a pipe, is -1.
 
     Raises:
       InputError: no such folder.
@@ -38,6 +39,8 @@ def list_files(folder: str) -> list[tuple[str, int, object]]:
                 elif entry.is_file():
                     status = entry.stat()
                     files.append((path, status.st_size, status.st_mtime_ns))
+                else:
+                    files.append((path, -1, None))
     return sorted(files)
 
 
@@ -46,19 +49,21 @@ def digest(files: list[tuple[str, int, object]]) -> str:
     return hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def images(files: list[tuple[str, int, object]], flat: bool = False) -> tuple[list[Image], list[str]]:
-    """The images in class folders, if `flat` also those outside (class ""), and a note about other files if any."""
-    found, others = [], []
+def images(source: str, files: list[tuple[str, int, object]], found: Found, flat: bool = False) -> list[Image]:
+    """The images in class folders, if `flat` also those outside (class ""); `found` gets what else there is."""
+    listed, others = [], []
     for path, size, _ in files:
         synset = path.partition("/")[0] if "/" in path else ""
-        if (synset or flat) and path.lower().endswith(IMAGE_NAMES):
-            found.append(Image(synset, path, size))
-        else:
+        if not (synset or flat) or not path.lower().endswith(IMAGE_NAMES):
             others.append(path)
-    notes = (
-        [f"left out {len(others)} file(s) that are no images in a class folder, such as {others[0]}"] if others else []
-    )
-    return found, notes
+        elif size < 0:
+            found.rejected.append((storage.join(source, path), "is a link to nothing or a folder, or no file"))
+        else:
+            listed.append(Image(synset, path, size))
+    if others:
+        what = f"left out {len(others)} file(s) that are no images in a class folder, such as {others[0]}"
+        found.notes.append(f"{source}: {what}")
+    return listed
 
 
 def dataset(train: str, validation: str, name: str = "") -> Dataset:
@@ -71,11 +76,10 @@ def dataset(train: str, validation: str, name: str = "") -> Dataset:
     files = {split: list_files(source) for split, source in sources.items()}
 
     def scan() -> Contents:
-        listed = {split: images(files[split]) for split in SPLITS}
-        found = {split: listed[split][0] for split in SPLITS}
-        synsets = check_classes(found, sources)
-        notes = [f"{sources[split]}: {note}" for split in SPLITS for note in listed[split][1]]
-        return Contents(found, synsets, synsets, notes=notes)
+        found = Found()
+        listed = {split: images(sources[split], files[split], found) for split in SPLITS}
+        synsets = check_classes(listed, sources)
+        return Contents(listed, synsets, synsets, notes=found.notes, rejected=found.rejected)
 
     base = [os.path.basename(source.rstrip("/")) or source for source in sources.values()]
     return Dataset(

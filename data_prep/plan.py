@@ -137,12 +137,18 @@ def save(folder: str, contents: Contents, options: Options, request: dict) -> No
 
 
 def load(folder: str) -> Plan | None:
-    """The plan in `folder`, None if there is none."""
+    """The plan in `folder`, None if there is none.
+
+    Raises:
+      InputError: it is damaged.
+    """
     try:
         plan = json.loads(storage.read(_path(folder)))
+        return Plan(**plan | {"shards": [Shard(*shard) for shard in plan["shards"]]})
     except FileNotFoundError:
         return None
-    return Plan(**plan | {"shards": [Shard(*shard) for shard in plan["shards"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{_path(folder)}: is damaged ({error}); fix: delete the folder and convert again") from None
 
 
 @functools.lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ def run(main, doc: str, bad_input: tuple[type[Exception], ...] = (InputError, OS
       commands: call `main` with the arguments that are no flags; else there must be none.
     """
     name = _name(sys.argv[0])
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be text
     module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
     if asked & {"help", "helpshort", "h"}:

@@ -100,8 +100,18 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Names the file in what the operating system says about it: a full disk, a bad sector."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
 def read(path: str) -> bytes:
-    with open_read(path) as file:
+    with _naming(path), open_read(path) as file:
         return file.read()
 
 
@@ -114,7 +124,8 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`, fewer at the end; a local file stays open for the next call."""
     if is_remote(path):
         return _filesystem(path).cat_file(path, offset, offset + size)
-    return os.pread(_descriptor(path), size, offset)
+    with _naming(path):
+        return os.pread(_descriptor(path), size, offset)
 
 
 def crc32c(path: str) -> int:
@@ -169,7 +180,7 @@ class _LocalFile:
             written += os.write(self._descriptor, b"".join(parts)[written:])
         self._unsynced += wanted
         if self._unsynced > _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
-            self._syncing, self._unsynced = _syncer().submit(os.fdatasync, self._descriptor), 0
+            self._syncing, self._unsynced = _syncer().submit(os.fsync, self._descriptor), 0
 
     def publish(self) -> None:
         if self._syncing:
@@ -215,8 +226,9 @@ def written_aside(path: str) -> Iterator[_LocalFile | _RemoteFile]:
     """A file that appears under `path`, whole and on disk, when the block ends, and not at all when it raises."""
     file = (_RemoteFile if is_remote(path) else _LocalFile)(path)
     try:
-        yield file
-        file.publish()
+        with _naming(path):
+            yield file
+            file.publish()
     except BaseException:
         file.discard()
         raise

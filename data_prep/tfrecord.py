@@ -32,6 +32,9 @@ SCHEMA = {
 }
 
 
+_MAX_RECORD = 1 << 28  # bytes; data_prep.image reads no file of more than a quarter of it
+
+
 class DamagedRecordError(ValueError):
     """A record that cannot be read; the message says what is wrong."""
 
@@ -203,6 +206,8 @@ def read_records(file) -> Iterator[tuple[int, bytes]]:
             if head[8:] != _masked_crc32c(google_crc32c.value(head[:8])):
                 raise DamagedRecordError("has a length that does not fit its checksum")
             (length,) = struct.unpack("<Q", head[:8])
+            if length > _MAX_RECORD:
+                raise DamagedRecordError(f"declares {length:,} bytes")
             data = file.read(length)
             foot = file.read(4)
             if len(foot) < 4:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from data_prep import image, storage, tfrecord
 from data_prep.convert import MANIFEST, WORK_FOLDER
-from data_prep.errors import InputError
+from data_prep.errors import BadImageError, InputError
 
 _MOST_NAMED = 20  # findings a shard
 
@@ -77,7 +77,7 @@ def check_shard(task: dict) -> tuple[list[str], int]:
             for offset, data in tfrecord.read_records(file):
                 try:
                     _check_example(data, task)
-                except (tfrecord.DamagedRecordError, image.BadImageError) as error:
+                except (tfrecord.DamagedRecordError, BadImageError) as error:
                     findings.append(f"{path}: record {records} at byte {offset:,} {error}")
                 records += 1
         except tfrecord.DamagedRecordError as damage:

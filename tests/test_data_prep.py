@@ -80,8 +80,8 @@ def examples(output, split):
 
 def test_help_and_a_mistyped_flag_answer_with_this_programs_flags():
     help_ = data_prep("--help")
-    assert help_.returncode == 0 and "--embedded" in help_.stdout and "--logtostderr" not in help_.stdout
-    assert "--logtostderr" in data_prep("--helpfull").stdout
+    assert help_.returncode == 0 and "--embedded" in help_.stdout and "--flagfile" not in help_.stdout
+    assert "--flagfile" in data_prep("--helpfull").stdout
     mistyped = data_prep("--embeded=mnist")
     assert mistyped.returncode == 2 and mistyped.stderr.startswith("data_prep: ") and "embedded" in mistyped.stderr
 
@@ -277,6 +277,19 @@ def test_inputs_that_cannot_work_are_named(data, tmp_path):
     assert_one_line(convert(data, tmp_path / "many", "--validation_shards=9"), "--validation_shards=9", "8 images")
 
 
+def test_a_link_to_nothing_is_a_bad_image_and_names_need_not_be_text(data, tmp_path):
+    subprocess.run(["cp", "-r", f"{data}/train", f"{data}/val", tmp_path], check=True)
+    (tmp_path / "train/ant/gone.jpg").symlink_to("/nowhere.jpg")
+    (tmp_path / "train" / os.fsdecode(b"\xff.txt")).write_text("no image")
+    (tmp_path / "train/ant/0.jpg").rename(tmp_path / "train/ant" / os.fsdecode(b"\xe4.jpg"))
+    assert_one_line(convert(tmp_path, tmp_path / "out"), "ant/gone.jpg", "link to nothing", "--on_bad=skip")
+    result = convert(tmp_path, tmp_path / "out", "--on_bad=skip")
+    assert result.returncode == 0, result.stderr
+    assert manifest(tmp_path / "out")["splits"]["train"]["examples"] == 40
+    assert "gone.jpg" in (tmp_path / "out/bad.tsv").read_text()
+    assert data_prep("verify", tmp_path / "out").returncode == 0
+
+
 def test_an_output_that_cannot_be_written_is_named(data, tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_line(convert(data, tmp_path / "file" / "out"), tmp_path / "file")
@@ -286,7 +299,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data, converted, t
     # The plan (6 kB) and the journal fit; the first shard does not. RLIMIT_FSIZE makes write fail as a full disk does.
     limit = min(shard["bytes"] for shard in manifest(converted)["splits"]["train"]["shards"]) // 2
     full = convert(data, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    assert_one_line(full, "File too large")
+    assert_one_line(full, "File too large", f"{tmp_path}/")
     assert not list(tmp_path.rglob("*.tmp"))
     assert convert(data, tmp_path).returncode == 0
     assert contents(tmp_path) == contents(converted)
@@ -313,3 +326,11 @@ def test_mnist_is_real_gray_digits_split_by_seed(tmp_path):
     assert sorted(seen) == sorted(row.astype(np.uint8).tobytes() for row in pixels)
     again = data_prep("--embedded=mnist", f"--output_dir={tmp_path}")
     assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_embedded_data_leaves_nothing(tmp_path):
+    flags = "--embedded=mnist", f"--output_dir={tmp_path}/dry", "--dry_run"
+    result = data_prep(*flags, env=os.environ | {"TMPDIR": str(tmp_path)})
+    assert result.returncode == 0 and "4,000 images" in result.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not (tmp_path / "dry").exists()

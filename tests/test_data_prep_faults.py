@@ -17,6 +17,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
 from conftest import ROOT, run_program
 
-from data_prep import convert, ilsvrc2012, image, image_folder, plan, tar, tfrecord, verify
-from data_prep.errors import InputError
+from data_prep import convert, dataset, ilsvrc2012, image, image_folder, plan, storage, tar, tfrecord, verify
+from data_prep.errors import BadImageError, InputError
 
 SLOW = pytest.mark.slow
 
@@ -84,7 +85,7 @@ def test_mutated_images_are_stored_as_decoders_see_them_or_named_as_bad(count):
         start = time.monotonic()
         try:
             result = image.prepare(content, "a.JPEG", image.Storage())
-        except image.BadImageError:
+        except BadImageError:
             continue
         finally:
             assert time.monotonic() - start < 5
@@ -136,7 +137,7 @@ def test_mutated_devkits_and_annotations_are_refused_or_read_as_they_were(tmp_pa
     release = miniature_release.write(tmp_path)
     devkit = (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
     boxes = (tmp_path / "ILSVRC2012_bbox_train_v2.tar.gz").read_bytes()
-    found = ilsvrc2012.Found()
+    found = dataset.Found()
     true_devkit = ilsvrc2012.read_devkit(str(tmp_path / "ILSVRC2012_devkit_t12.tar.gz"))
     true_boxes = dict(ilsvrc2012.read_boxes(str(tmp_path / "ILSVRC2012_bbox_train_v2.tar.gz"), found))
     assert not found.rejected and release.boxes.keys() > {
@@ -281,42 +282,136 @@ def test_beam_writes_the_same_bytes(tmp_path):
     assert subprocess.run(["diff", "-r", tmp_path / "local", tmp_path / "beam"]).returncode == 0
 
 
+# What readers of others must give back: file name, label and digest of the stored bytes, as a line.
+PRINT = "print(name.decode(), int(label), hashlib.sha256(encoded).hexdigest())\n"
+
+
+def assert_truth(release, output, result):
+    """The lines printed by a reader are those of our records, which are those of the images' generator."""
+    assert result.returncode == 0, result.stderr
+    read = {name: (int(label), digest) for name, label, digest in map(str.split, result.stdout.splitlines())}
+    truth = release.train | release.validation
+    assert read.keys() == truth.keys() and len(result.stdout.splitlines()) == len(truth)
+    stored = {}
+    for shard in output.glob("*-of-*"):
+        with shard.open("rb") as file:
+            for _, data in tfrecord.read_records(file):
+                example = tfrecord.decode_example(data)
+                stored[example["image/filename"][0].decode()] = example["image/encoded"][0]
+    for name, (index, content) in truth.items():
+        assert read[name] == (1 + index, hashlib.sha256(stored[name]).hexdigest())
+        assert name in release.repaired or stored[name] == content
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("tensorflow_datasets"), reason="needs tensorflow-datasets")
-def test_tensorflow_datasets_opens_the_folder(converted):
-    release, output = converted
+def test_tensorflow_datasets_reads_every_record_back_equal(converted):
     code = (
-        "import sys, tensorflow_datasets as tfds\n"
+        "import hashlib, sys, numpy as np, tensorflow as tf, tensorflow_datasets as tfds\n"
         "builder = tfds.builder_from_directory(sys.argv[1])\n"
+        "raw = {'image/encoded': tfds.decode.SkipDecoding()}\n"
         "for split in ('train', 'validation'):\n"
-        "    for example in tfds.as_numpy(builder.as_dataset(split=split)):\n"
-        "        name = builder.info.features['image/class/label'].int2str(int(example['image/class/label']))\n"
-        "        assert name.encode() == example['image/class/synset']\n"
+        "    whole, bytes_ = (tfds.as_numpy(builder.as_dataset(split=split, decoders=d)) for d in (None, raw))\n"
+        "    for example, stored in zip(whole, bytes_, strict=True):\n"
+        "        name, label, encoded = (stored[f'image/{key}'] for key in ('filename', 'class/label', 'encoded'))\n"
+        "        synset = builder.info.features['image/class/label'].int2str(int(label))\n"
+        "        assert synset.encode() == example['image/class/synset']\n"
         "        assert example['image/encoded'].shape == (example['image/height'], example['image/width'], 3)\n"
-        "        print(example['image/filename'].decode())\n"
+        "        assert np.array_equal(example['image/encoded'], tf.io.decode_image(encoded, 3))\n"
+        f"        {PRINT}"
     )
-    result = run_program("-c", code, output)
-    assert set(result.stdout.split()) == release.train.keys() | release.validation.keys(), result.stderr
+    release, output = converted
+    assert_truth(release, output, run_program("-c", code, output))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("tfrecord"), reason="needs the package tfrecord")
 def test_the_tfrecord_package_reads_every_record_back_equal(converted):
-    release, output = converted
     code = (
-        "import glob, sys, hashlib\n"
+        "import glob, hashlib, sys\n"
+        "from data_prep import tfrecord as ours\n"
         "from tfrecord.reader import tfrecord_loader\n"
-        "kinds = {'image/encoded': 'byte', 'image/class/label': 'int', 'image/filename': 'byte'}\n"
         "for shard in glob.glob(sys.argv[1] + '/*-of-*'):\n"
-        "    for record in tfrecord_loader(shard, None, kinds):\n"
-        "        digest = hashlib.sha256(bytes(record['image/encoded'])).hexdigest()\n"
-        "        print(bytes(record['image/filename']).decode(), int(record['image/class/label'][0]), digest)\n"
+        "    with open(shard, 'rb') as file:\n"
+        "        examples = [ours.decode_example(data) for _, data in ours.read_records(file)]\n"
+        "    for record, example in zip(tfrecord_loader(shard, None), examples, strict=True):\n"
+        "        filled = {key: values for key, values in example.items() if values}\n"
+        "        assert record.keys() >= filled.keys()\n"
+        "        for key, values in filled.items():\n"
+        "            read = [bytes(record[key])] if isinstance(values[0], bytes) else record[key].tolist()\n"
+        "            assert read == values, key\n"
+        "        name, (label,), encoded = (\n"
+        "            bytes(record['image/filename']), record['image/class/label'], bytes(record['image/encoded']))\n"
+        f"        {PRINT}"
     )
-    lines = run_program("-c", code, output).stdout.splitlines()
-    read = {name: (int(label), digest) for name, label, digest in map(str.split, lines)}
-    truth = release.train | release.validation
-    assert read.keys() == truth.keys()
-    for name, (index, content) in truth.items():
-        assert read[name][0] == 1 + index
-        assert name in release.repaired or read[name][1] == hashlib.sha256(content).hexdigest()
+    release, output = converted
+    assert_truth(release, output, run_program("-c", code, output))
+
+
+def example_of(features):
+    import tensorflow as tf
+
+    example = tf.train.Example()
+    for name, value in features.items():
+        kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
+        getattr(example.features.feature[name], kind).value.append(value)
+    return example.SerializeToString()
+
+
+@pytest.mark.parametrize("count", [1500, pytest.param(20_000, marks=SLOW)])
+def test_mutated_examples_under_right_checksums_are_findings_or_legal(tmp_path, count):
+    """Who writes a damaged Example with a right checksum gets a finding at most; nothing else is raised."""
+    whole = example_of({"image/encoded": SEEDS[0], "image/class/label": 1, "image/format": b"JPEG"})
+    draw, path, damaged = random.Random(0), tmp_path / "train-00000-of-00001", 0
+    for _ in range(count // 10):
+        with path.open("wb") as file:
+            shard = tfrecord.ShardWriter(lambda parts, file=file: file.write(b"".join(parts)))
+            for _ in range(10):
+                shard.write(mutated(draw, whole, [whole, *SEEDS]))
+        findings, records = verify.verify(str(tmp_path), decode=False, workers=1)
+        damaged += len(findings)
+        assert records == 10
+    assert damaged > 0.1 * count
+
+
+def test_a_record_that_declares_an_enormous_length_is_a_finding(tmp_path):
+    length = (1 << 62).to_bytes(8, "little")
+    head = length + tfrecord._masked_crc32c(google_crc32c.value(length))
+    (tmp_path / "train-00000-of-00001").write_bytes(head + bytes(100))
+    findings, _ = verify.verify(str(tmp_path), decode=False, workers=1)
+    assert len(findings) == 1 and "record 0 at byte 0 declares 4,611,686,018,427,387,904 bytes" in findings[0]
+
+
+def test_an_image_that_may_not_be_read_is_bad_and_a_broken_disk_stops(tmp_path, monkeypatch):
+    miniature_release.write(tmp_path, dirty=False)
+    data = ilsvrc2012.dataset(ilsvrc2012.find(str(tmp_path), {}))
+    real, error = storage.read_range, PermissionError(13, "Permission denied")
+
+    def broken(path, offset, size):
+        if path.endswith("img_val.tar") and offset == 512 and size > 512:
+            raise error
+        return real(path, offset, size)
+
+    monkeypatch.setattr(storage, "read_range", broken)
+    manifest = convert.convert(data, str(tmp_path / "a"), on_bad="skip", log=lambda line: None)
+    assert manifest["splits"]["validation"]["examples"] == 9
+    assert "ILSVRC2012_val_00000001.JPEG\tmay not be read" in (tmp_path / "a/bad.tsv").read_text()
+    error = OSError(5, "Input/output error")
+    with pytest.raises(OSError, match="Input/output error"):
+        convert.convert(data, str(tmp_path / "b"), on_bad="skip", log=lambda line: None)
+    assert not (tmp_path / "b/dataset.json").exists()
+
+
+def test_a_damaged_journal_is_written_again_and_a_damaged_plan_named(converted):
+    _, output = converted
+    data = ilsvrc2012.dataset(ilsvrc2012.find(str(output.parent), {}))
+    truth = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for content in (b"", b"[]", b"{}", b'{"bytes"'):
+        (output / ".data_prep/journal/train-00001-of-00004.json").write_bytes(content)
+        convert.convert(data, str(output), on_bad="skip", log=lambda line: None)
+        assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == truth
+        (output / ".data_prep/plan.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"plan\.json: is damaged"):
+            convert.convert(data, str(output), on_bad="skip", log=lambda line: None)
+        (output / ".data_prep/plan.json").write_bytes(truth[output / ".data_prep/plan.json"])
 
 
 def test_a_full_disk_in_a_tiny_file_system_is_one_line(tmp_path):
