@@ -65,10 +65,8 @@ def _dataset():
     if FLAGS.embedded:
         if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
             raise InputError("--embedded needs no --train, --validation or --imagenet; give one or the other")
-        if FLAGS.dry_run:
-            folder = os.path.join(tempfile.mkdtemp(), "images")
-        else:
-            folder = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
+        images = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
+        folder = tempfile.mkdtemp() if FLAGS.dry_run else images
         return embedded.dataset(FLAGS.embedded, FLAGS.seed, folder)
     if not FLAGS.imagenet and not (FLAGS.train and FLAGS.validation):
         raise InputError(

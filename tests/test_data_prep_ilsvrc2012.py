@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
-from conftest import run_program
+from conftest import run_program, start_program
 from miniature_release import WNIDS, WORDS
 
-from data_prep import tfrecord
+from data_prep import ilsvrc2012, tfrecord
 
 
 def data_prep(*arguments):
@@ -253,3 +254,47 @@ def test_verify_names_file_record_and_offset_of_damage(release, output, tmp_path
     shard.unlink()
     refused(data_prep("verify", tmp_path), f"{shard}: is missing")
     refused(data_prep("verify", tmp_path / "none"), "no such folder")
+
+
+def write_tar_of_tiny_images(path, images, classes):
+    """A tar of `images` 1 x 1 JPEGs in `classes` class folders; headers as `tarfile` writes them, 20 times faster."""
+    content = miniature_release.jpeg(np.random.default_rng(0), mode="L", size=(1, 1))
+    info = tarfile.TarInfo("0" * 40 + ".JPEG")
+    info.size = len(content)
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    rest = sum(header[45:148]) + sum(header[156:]) + 8 * 32
+    data = content + bytes(-len(content) % 512)
+    with path.open("wb") as file:
+        for number in range(images):
+            name = f"n{number % classes:08}/n{number % classes:08}_{number:020}.JPEG".encode()
+            file.write(name + header[45:148] + b"%06o\0 " % (sum(name) + rest) + header[156:] + data)
+        file.write(bytes(1024))
+
+
+@pytest.mark.slow
+def test_imagenets_count_of_images_takes_less_than_a_gigabyte_of_memory(tmp_path):
+    """Main process and two workers together, pages that they share counted once; a million images in some minutes."""
+    for split, count in ilsvrc2012.IMAGES.items():
+        write_tar_of_tiny_images(tmp_path / f"{split}.tar", count, ilsvrc2012.CLASSES)
+    flags = f"--train={tmp_path}/train.tar", f"--validation={tmp_path}/validation.tar", "--strict_imagenet"
+    program = start_program("-m", "data_prep", *flags, "--workers=2", f"--output_dir={tmp_path}/out")
+    peak = 0
+    while program.poll() is None:
+        peak = max(peak, memory_of_tree(program.pid))
+        time.sleep(0.5)
+    assert program.returncode == 0, program.stderr.read()
+    manifest = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert [len(split["shards"]) for split in manifest["splits"].values()] == [1024, 128]
+    print(f"peak: {peak / 1e6:.0f} MB")
+    assert peak < 1e9
+
+
+def memory_of_tree(pid):
+    """Proportional set size of a process and its children in bytes; 0 of those that just ended."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    (pss,) = (int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return pss + sum(map(memory_of_tree, children))
