@@ -32,7 +32,7 @@ from data_prep import beam_runner, plan, storage, tfds_metadata, tfrecord
 from data_prep import image as images
 from data_prep.dataset import SPLITS, Dataset, read_image
 from data_prep.errors import BadImageError, InputError
-from data_prep.progress import Progress
+from data_prep.progress import Counters, Progress
 
 MANIFEST = "dataset.json"
 WORK_FOLDER = ".data_prep"
@@ -303,17 +303,10 @@ def _remove_temporary(output_dir: str) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
-_counters = ()
+_counters = None  # of the process that a worker belongs to
 
 
-def _count(*amounts: int) -> None:
-    for counter, amount in zip(_counters, amounts, strict=True):
-        if amount:
-            with counter.get_lock():
-                counter.value += amount
-
-
-def _start_worker(counters) -> None:
+def _start_worker(counters: Counters) -> None:
     """Prepares a worker process: it leaves Ctrl-C to its parent, and ends at once when that does, also by SIGKILL."""
     global _counters
     _counters = counters
@@ -329,23 +322,21 @@ def _process_context() -> multiprocessing.context.BaseContext:
 
 
 def _write_shard_in_worker(task: dict) -> dict:
-    return write_shard(task, _count)
+    return write_shard(task, _counters.add)
 
 
 def _run(tasks: list[dict], workers: int, progress: Progress) -> None:
     """Writes all shards with local processes."""
     if workers == 1:
-        global _counters
-        _counters = progress.counters()
 
         def count(*amounts: int) -> None:
-            _count(*amounts)
+            progress.counters.add(*amounts)
             progress.tick()
 
         for task in tasks:
             write_shard(task, count)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(workers, _process_context(), _start_worker, (progress.counters(),))
+    pool = concurrent.futures.ProcessPoolExecutor(workers, _process_context(), _start_worker, (progress.counters,))
     try:
         pending = {pool.submit(_write_shard_in_worker, task) for task in tasks}
         while pending:

@@ -5,11 +5,29 @@ import sys
 import time
 
 
+class Counters:
+    """Images, bytes and bad images that are done: shared, so that any process may add to them.
+
+    Three plain values under one lock: with a lock each, adding took 6 us an image instead of 2.
+    """
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self.images, self.bytes, self.bad = (context.RawValue("q", 0) for _ in range(3))
+        self._lock = context.Lock()
+
+    def add(self, images: int, size: int, bad: int) -> None:
+        with self._lock:
+            self.images.value += images
+            self.bytes.value += size
+            self.bad.value += bad
+
+
 class Progress:
     """Counts images and bytes, also those of worker processes, and prints at most every `period` seconds.
 
     Attributes:
-      images, bytes, bad: shared counters (`multiprocessing.Value`) that any process may add to.
+      counters: what any process adds to.
     """
 
     def __init__(self, images: int, size: int, stream=None):
@@ -18,12 +36,8 @@ class Progress:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._period = 0.5 if self._terminal else 10.0
-        context = multiprocessing.get_context("spawn")
-        self.images, self.bytes, self.bad = (context.Value("q", 0) for _ in range(3))
+        self.counters = Counters()
         self._start = self._last = time.monotonic()
-
-    def counters(self):
-        return self.images, self.bytes, self.bad
 
     def tick(self, final: bool = False) -> None:
         """Prints the state if it is time to, or if it is the final one."""
@@ -32,11 +46,11 @@ class Progress:
             return
         self._last = now
         seconds = max(now - self._start, 1e-9)
-        done = self.images.value
+        done = self.counters.images.value
         left = "" if final or not done else f", {_duration(seconds * (self._total_images - done) / done)} left"
         line = (
             f"{done:,} of {self._total_images:,} images, {done / seconds:,.0f} images/s, "
-            f"{self.bytes.value / 1e6 / seconds:,.1f} MB/s{left}, {self.bad.value} bad"
+            f"{self.counters.bytes.value / 1e6 / seconds:,.1f} MB/s{left}, {self.counters.bad.value} bad"
         )
         if self._terminal:
             self._stream.write(f"\r\x1b[K{line}" + "\n" * final)
