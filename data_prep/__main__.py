@@ -121,7 +121,7 @@ def _verify(folder: str) -> int:
     return 0
 
 
-def _main(*arguments: str) -> int | None:
+def _main(arguments: list[str]) -> int | None:
     try:
         match arguments:
             case []:
@@ -141,7 +141,7 @@ def _main(*arguments: str) -> int | None:
 
 def run() -> None:
     """The program, as `python -m data_prep` and as console script."""
-    program.run(_main, __doc__, commands=True)
+    program.run(_main, __doc__, least_arguments=0)
 
 
 if __name__ == "__main__":

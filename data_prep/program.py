@@ -11,7 +11,13 @@ BAD_FLAGS = 2
 BAD_INPUT = 1
 
 
-def run(main, doc: str, bad_input: tuple[type[Exception], ...] = (InputError, OSError), commands: bool = False):
+def run(
+    main,
+    doc: str,
+    *,
+    bad_input: tuple[type[Exception], ...] = (InputError, OSError),
+    least_arguments: int | None = None,
+):
     """Parses the flags, calls `main` and exits with what it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
@@ -21,7 +27,8 @@ def run(main, doc: str, bad_input: tuple[type[Exception], ...] = (InputError, OS
       main: the program; returns an exit status, or None for 0.
       doc: what `--help` says before the flags.
       bad_input: the exceptions whose message is that line.
-      commands: call `main` with the arguments that are no flags; else there must be none.
+      least_arguments: `main` is called with a list of what stands beside the flags, at least so many; None: there must
+        be nothing, and it is called without.
     """
     name = _name(sys.argv[0])
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be text
@@ -33,14 +40,17 @@ def run(main, doc: str, bad_input: tuple[type[Exception], ...] = (InputError, OS
     if "helpfull" in asked:
         print(f"{doc.strip()}\n{flags.FLAGS.get_help()}")
         sys.exit(0)
+    flags.FLAGS.set_gnu_getopt()  # flags may stand behind arguments
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
-        if arguments and not commands:
+        if arguments and least_arguments is None:
             raise flags.Error(f"unexpected argument {arguments[0]!r}: flags look like --name=value")
+        if len(arguments) < (least_arguments or 0):
+            raise flags.Error("nothing is named that it should work on")
     except flags.Error as error:
         _fail(name, f"{error} (--help lists the flags)", BAD_FLAGS)
     try:
-        sys.exit(main(*arguments))
+        sys.exit(main() if least_arguments is None else main(arguments))
     except bad_input as error:
         _fail(name, error, BAD_INPUT)
 
