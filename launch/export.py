@@ -37,6 +37,8 @@ def main():
     population_of = read_dataset(FLAGS.data_dir or embedded_data()) if FLAGS.statistics == "population" else None
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import numpy as np
+
     from bn_keras.export import export_saved_model
     from bn_keras.trained_network import image_view, load_network
 
@@ -47,6 +49,7 @@ def main():
         case "saved_model":
             export_saved_model(model, image_view(config), class_names, FLAGS.output)
         case "onnx":
+            model(np.zeros((1, *model.input_shape[1:]), "float32"))  # Keras refuses a model that was never called
             model.export(FLAGS.output, format="onnx", verbose=False)
     print(f"{FLAGS.format}: {os.path.abspath(FLAGS.output)}")
 
