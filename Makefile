@@ -1,16 +1,19 @@
 # make demo: Figures 2 and 3 of the paper on this machine. make test: the whole test suite. Both set up .venv first.
+# make ensemble: Figure 4, six networks by one crop and by 144.
 # make results: every experiment, docs/results.md. make benchmark: docs/benchmarks.md. make docs: the API reference.
 
 VARIANTS ?= inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid inception_x5 inception_sigmoid
 DATA ?= data/mnist
 RUNS ?= runs
+ENSEMBLE ?= ensemble
+MEMBERS ?= 1 2 3 4 5 6
 VENV ?= .venv
 # What the launchers run with, whatever environment is active.
 export VIRTUAL_ENV := $(abspath $(VENV))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo setup test test-slow format results benchmark docs
+.PHONY: demo ensemble setup test test-slow format results benchmark docs
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
@@ -22,6 +25,16 @@ demo: $(VENV)/installed
 			|| exit; \
 	done
 	@echo; launch/report --workdir=$(RUNS)
+
+# About 20 minutes on two cores; interrupt it at any time, the same command continues.
+ensemble: $(VENV)/installed
+	@$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
+	@for n in $(MEMBERS); do \
+		echo; echo "ensemble_$$n of $(MEMBERS)"; \
+		launch/train --variant=ensemble_$$n --seed=$$n --data_dir=$(DATA) --workdir=$(ENSEMBLE)/ensemble_$$n || exit; \
+	done
+	@echo; launch/evaluate --data_dir=$(DATA) --protocol=single_crop --protocol=multicrop144 --output_dir=$(ENSEMBLE) \
+		--workdir=$$(echo $(MEMBERS:%=$(ENSEMBLE)/ensemble_%) | tr ' ' ,)
 
 setup: $(VENV)/installed
 

@@ -23,6 +23,7 @@ def ensemble(data_dir, trained_runs, tmp_path_factory):
         f"--workdir={trained_runs[0]},{trained_runs[1]}",
         "--protocol=single_crop",
         "--protocol=multicrop144",
+        "--devices=2",  # training evaluated on one
         f"--output_dir={output}",
     )
     assert done.returncode == 0, done.stderr
