@@ -6,7 +6,8 @@
 
 Every section runs in a process of its own; in it rounds alternate between the peers, so that they share what else the
 machine does. A time is the median over rounds; a ratio is the median of the rounds' ratios. Torch, if it is installed,
-gets as many threads as TensorFlow.
+gets as many threads as TensorFlow. CPU time, of all threads, counts also where other programs hold a core; torch's
+threads spin while they wait, which adds to theirs.
 """
 
 import dataclasses
@@ -34,22 +35,25 @@ flags.DEFINE_string("peer", None, "Measures the memory of this peer only; the me
 
 
 def print_table(title, first, times):
-    """times: {name: [seconds of a round, ...]}; the ratios are against the row `first`."""
-    print(f"\n{title}\n\n| | ms | ratio to {first} |\n|---|---|---|")
+    """times: {name: [(wall, CPU) seconds of a round, ...]}; the ratios are against the row `first`."""
+    print(f"\n{title}\n\n| | ms | ratio to {first} | CPU ms | ratio to {first} |\n|---|---|---|---|---|")
     for name, rounds in times.items():
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(rounds, times[first], strict=True))
-        print(f"| {name} | {statistics.median(rounds) * 1e3:.2f} | {ratio:.2f} |", flush=True)
+        cells = []
+        for seconds, of_first in zip(zip(*rounds, strict=True), zip(*times[first], strict=True), strict=True):
+            ratio = statistics.median(theirs / ours for theirs, ours in zip(seconds, of_first, strict=True))
+            cells.append(f"{statistics.median(seconds) * 1e3:.2f} | {ratio:.2f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def alternate(ways, rounds, warm_up=3):
-    """Seconds of every way in every round, after `warm_up` rounds that trace, allocate and fill caches."""
+    """(wall, CPU) seconds of every way in every round, after `warm_up` rounds that trace, allocate and fill caches."""
     times = {name: [] for name in ways}
     for number in range(warm_up + rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             way()
             if number >= warm_up:
-                times[name].append(time.perf_counter() - started)
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     return times
 
 

