@@ -79,8 +79,11 @@ def check_classes(images: dict[str, list[Image]], sources: dict[str, str]) -> li
     """The sorted classes of the training images.
 
     Raises:
-      InputError: a split without images, fewer than two classes, or a class that only the validation images have.
+      InputError: a split without images, fewer than two classes, a class that only the validation images have, or
+        both splits of the same images.
     """
+    if sources["train"] == sources["validation"]:
+        raise InputError(f"{sources['train']}: is given for training and for validation; give other images for one")
     for split in SPLITS:
         if not images[split]:
             raise InputError(f"{sources[split]}: no images found for the {split} split")

@@ -274,6 +274,8 @@ def test_inputs_that_cannot_work_are_named(data, tmp_path):
     for name in ("bee", "cow"):
         (tmp_path / "one" / name).symlink_to(data / "train" / name)
     assert_one_line(data_prep(output, f"--train={tmp_path}/one", f"--validation={data}/val"), f"{data}/val", "dog")
+    same = f"--train={data}/val", f"--validation={data}/val"
+    assert_one_line(data_prep(output, *same), f"{data}/val", "for training and for validation")
     assert_one_line(convert(data, tmp_path / "many", "--validation_shards=9"), "--validation_shards=9", "8 images")
 
 
