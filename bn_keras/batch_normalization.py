@@ -50,7 +50,7 @@ class BatchNormalization(keras.layers.Layer):
         beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: optional.
         renorm, renorm_clipping, renorm_momentum: batch renormalization (Ioffe, 2017), as in Keras.
         synchronized: TensorFlow only. Takes mean and variance over the examples of all replicas, at one collective
-            forward and one backward.
+            forward and one backward; second derivatives are then an error.
         unbiased: whether moving_variance averages the unbiased variance of Algorithm 2, line 10, m/(m-1) times the
             variance; `False` is Keras's behaviour. m is the global count when synchronized.
         virtual_batch_size: int or None. Statistics over groups of this many consecutive examples (32 in the paper)
