@@ -92,8 +92,8 @@ def assert_equals_tensorflow(backend, program, folder):
     results, on_tensorflow = (results_on(each, program, folder) for each in (backend, "tensorflow"))
     assert results.keys() == on_tensorflow.keys()
     for name, expected in on_tensorflow.items():
-        # A bfloat16 has 8 bits; a sum in another order may round to the neighbour. Behind sixty layers that normalize by
-        # four values each, as 4 images of 32x32 do here, roundings have grown: 1.2e-5 was seen.
+        # A bfloat16 has 8 bits; a sum in another order may round to the neighbour. Behind sixty layers that normalize
+        # by four values each, as 4 images of 32x32 do here, roundings have grown: 1.2e-5 was seen.
         tolerance = 2**-7 if name == "bfloat16" else 5e-5 if name.startswith("population ") else 1e-5
         error = abs(results[name] - expected).max() / max(1, abs(expected).max())
         assert error <= tolerance, f"{name}: {error}"
