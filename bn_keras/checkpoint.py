@@ -15,17 +15,27 @@ from absl import logging
 KEPT = 2
 
 
-def path_of(directory: str, step: int) -> str:
-    return os.path.join(directory, f"checkpoint-{step:08d}.npz")
-
-
 def save(directory: str, step: int, arrays: dict[str, np.ndarray]):
     """Writes a checkpoint under a temporary name, forces it to the disk, renames it, then drops all but the last two.
 
     Raises:
       OSError: the disk is full or not writable; checkpoints written before are untouched.
     """
-    path = path_of(directory, step)
+    _write(os.path.join(directory, f"checkpoint-{step:08d}.npz"), arrays)
+    for old in _existing(directory)[:-KEPT]:
+        os.remove(old)
+
+
+def save_best(directory: str, step: int, arrays: dict[str, np.ndarray]):
+    """Writes `best-STEP.npz` in place of any other best one, as `save` does."""
+    path = os.path.join(directory, f"best-{step:08d}.npz")
+    _write(path, arrays)
+    for old in glob.glob(os.path.join(glob.escape(directory), "best-*.npz")):
+        if old != path:
+            os.remove(old)
+
+
+def _write(path, arrays):
     temporary = path + ".tmp"
     try:
         with open(temporary, "wb") as file:
@@ -37,8 +47,6 @@ def save(directory: str, step: int, arrays: dict[str, np.ndarray]):
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
-    for old in _existing(directory)[:-KEPT]:
-        os.remove(old)
 
 
 def load_newest(directory: str) -> tuple[int, dict[str, np.ndarray]] | None:
@@ -52,6 +60,11 @@ def load_newest(directory: str) -> tuple[int, dict[str, np.ndarray]] | None:
             continue
         return int(os.path.basename(path).removeprefix("checkpoint-").removesuffix(".npz")), arrays
     return None
+
+
+def newest_path(directory: str) -> str | None:
+    """The path of the newest checkpoint, whole or not; None where there is none."""
+    return max(_existing(directory), default=None)
 
 
 def _existing(directory):

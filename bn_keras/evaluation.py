@@ -142,8 +142,10 @@ class _SumOverBatches:
         self._strategy = strategy
 
     def __call__(self, batches, after_batch=lambda batch: None):
+        if isinstance(batches, tf.data.Dataset):  # else they are distributed
+            batches = self._strategy.experimental_distribute_dataset(batches)
         total = None
-        for number, batch in enumerate(self._strategy.experimental_distribute_dataset(batches), start=1):
+        for number, batch in enumerate(batches, start=1):
             result = self._step(*batch)
             total = result if total is None else tf.nest.map_structure(tf.add, total, result)
             after_batch(number)

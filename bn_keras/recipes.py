@@ -16,7 +16,7 @@ class Recipe:
       augmentation: "imagenet", "shift" or "none".
       bn_momentum: weight of the old value in the moving averages.
       steps: of 32 images; None for the variant's own.
-      eval_every, log_every, checkpoint_every: in steps.
+      eval_every, log_every, checkpoint_every, monitor_every: in steps.
       eval_batch_size: images of one evaluation step.
     """
 
@@ -30,6 +30,7 @@ class Recipe:
     eval_batch_size: int
     log_every: int
     checkpoint_every: int
+    monitor_every: int
 
 
 PAPER = Recipe(
@@ -43,6 +44,7 @@ PAPER = Recipe(
     eval_batch_size=250,
     log_every=100,
     checkpoint_every=1_000,
+    monitor_every=1_000,
 )
 
 SMALL_IMAGE = 64
@@ -59,6 +61,7 @@ SMALL = Recipe(
     eval_batch_size=250,
     log_every=10,
     checkpoint_every=50,
+    monitor_every=50,
 )
 
 

@@ -26,8 +26,20 @@ CONFIG_FILE = "run.json"
 CLASSES_FILE = "classes.txt"
 MODEL_FILE = "model.keras"
 
-# What may differ when a run goes on: how far, and how often something is written. Nothing of it changes the weights.
-_CADENCE = {"steps", "eval_every", "eval_batch_size", "log_every", "checkpoint_every"}
+# What may differ when a run goes on: how far, and what is written how often. Nothing of it changes the weights.
+_CADENCE = {
+    "steps",
+    "eval_every",
+    "eval_batch_size",
+    "log_every",
+    "checkpoint_every",
+    "population_statistics",
+    "monitor",
+    "monitor_every",
+}
+
+WARMUP_EPOCHS, WARMUP_ABOVE = 5, 256
+"""Not in the paper: Goyal et al. (2017), who warm up a linearly scaled rate for 5 epochs at batches above 256."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +58,21 @@ class RunConfig:
       width: factor on the network's feature maps.
       augmentation: "imagenet", "shift" or "none".
       bn_momentum: weight of the old value in the moving averages.
+      normalization_batch: what batch statistics are over: "replica", the examples of one device; "global", those of
+        all; or a count such as "32", groups of so many examples on each device.
       batch_size: images of one step, over all replicas.
+      scale_learning_rate: "linear", the variant's rate is per mini-batch of 32 and grows with the batch, or "none".
+      precision: Keras's dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
+      jit_compile: whether XLA compiles the step.
+      ema: weight of the old value in the moving average of the weights; 0 keeps none.
+      clip_norm: largest joint norm of the gradients; 0 does not clip.
       replicas: devices that share a batch; with batch statistics per replica, they change what is learned.
       seed: of weights, order, distortion and Dropout.
       steps: of `batch_size` images each.
-      eval_every, log_every, checkpoint_every: in steps.
+      eval_every, log_every, checkpoint_every, monitor_every: in steps.
       eval_batch_size: images of one evaluation step, over all replicas.
+      population_statistics: mini-batches of Algorithm 2 before each evaluation; 0 for none.
+      monitor: names of the layers whose activations are recorded, separated by commas.
     """
 
     variant: Variant
@@ -65,7 +86,13 @@ class RunConfig:
     width: float
     augmentation: str
     bn_momentum: float
+    normalization_batch: str
     batch_size: int
+    scale_learning_rate: str
+    precision: str
+    jit_compile: bool
+    ema: float
+    clip_norm: float
     replicas: int
     seed: int
     steps: int
@@ -73,11 +100,21 @@ class RunConfig:
     eval_batch_size: int
     log_every: int
     checkpoint_every: int
+    population_statistics: int
+    monitor: str
+    monitor_every: int
 
     @property
     def initial_learning_rate(self) -> float:
-        """The paper's rate is per mini-batch of 32; the run's grows linearly with its batch."""
-        return self.variant.learning_rate * self.batch_size / PAPER_BATCH_SIZE
+        """The paper's rate is per mini-batch of 32; the run's grows linearly with its batch, or not."""
+        scale = self.batch_size / PAPER_BATCH_SIZE if self.scale_learning_rate == "linear" else 1.0
+        return self.variant.learning_rate * scale
+
+    @property
+    def warmup_examples(self) -> int:
+        """Images during which the rate grows to its initial value; 0 without warm-up."""
+        warm = self.scale_learning_rate == "linear" and self.batch_size > WARMUP_ABOVE
+        return WARMUP_EPOCHS * self.train_examples if warm else 0
 
     @property
     def decay_examples(self) -> int:
@@ -142,8 +179,12 @@ class RunDirectory:
         except FileNotFoundError:
             raise InputError(f"no {path}: it holds the name of every class, one a line") from None
 
-    def check(self, config: RunConfig):
+    def check(self, config: RunConfig, allowed: frozenset[str] = frozenset()):
         """Refuses to continue a run of another configuration; a field that is None is not known yet and agrees.
+
+        Args:
+          config: of the run that is to be.
+          allowed: fields that may change nevertheless.
 
         Raises:
           InputError: names every field that differs and both of its values.
@@ -152,10 +193,14 @@ class RunDirectory:
         if found is None:
             return
         wanted = config.flat()
-        changed = [k for k in wanted if k not in _CADENCE and wanted[k] not in (None, found.get(k))]
+        free = _CADENCE | allowed
+        changed = [k for k in wanted if k not in free and wanted[k] not in (None, found.get(k))]
         if changed:
             differences = ", ".join(f"{k} {found.get(k)} (now {wanted[k]})" for k in changed)
-            raise InputError(f"{self.path} holds a run with {differences}: give another --workdir, or remove that one")
+            raise InputError(
+                f"{self.path} holds a run with {differences}: give another --workdir, remove that one, or continue it "
+                f"all the same with --allow_change={','.join([*sorted(allowed), *changed])}"
+            )
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the run has all its steps, its last evaluation and its model, or has diverged."""

@@ -19,10 +19,18 @@ _SCALARS = {
         "loss": "training/loss",
         "accuracy": "accuracy/training",
         "learning_rate": "training/learning_rate",
-        "images_per_second": "training/images_per_second",
+        "images_per_second": "speed/images_per_second",
+        "images_per_second_per_device": "speed/images_per_second_per_device",
+        "input_wait": "speed/share_waiting_for_input",
+        "step_seconds_p50": "speed/step_seconds_p50",
+        "step_seconds_p90": "speed/step_seconds_p90",
+        "step_seconds_p99": "speed/step_seconds_p99",
+        "peak_host_bytes": "memory/peak_host_bytes",
+        "peak_gpu_bytes": "memory/peak_gpu_bytes",
     },
     "validation": {"top1": "accuracy/validation", "top5": "accuracy/validation_top5"},
-    "diverged": {},
+    "ema": {"top1": "accuracy/validation_ema"},
+    "population": {"top1": "accuracy/validation_population"},
 }
 
 
@@ -52,8 +60,7 @@ class TensorBoardWriter:
 
     def add(self, row: dict):
         """Adds one row of the curve."""
-        for field, tag in _SCALARS[row["kind"]].items():
-            value = row[field] / row["of"] if row["kind"] == "validation" else row[field]
+        for tag, value in _scalars(row):
             self._add(scalar_pb(tag, value), row["step"], row["wall_time"])
 
     def flush(self):
@@ -66,3 +73,15 @@ class TensorBoardWriter:
         event = Event(step=step, wall_time=wall_time or 0.0)
         event.summary.ParseFromString(summary.SerializeToString())
         self._writer.add_event(event)
+
+
+def _scalars(row):
+    """The points (tag, value) of one row."""
+    if row["kind"] == "monitor":
+        for layer, looks in row["layers"].items():
+            for what, values in looks.items():
+                for percentile, value in zip(row["percentiles"], values, strict=True):
+                    yield f"{layer}/{what}_{percentile}", value
+    for field, tag in _SCALARS.get(row["kind"], {}).items():
+        if field in row:
+            yield tag, row[field] / row.get("of", 1)

@@ -1,33 +1,34 @@
-"""Trains one run: steps, learning-rate decay, evaluation, checkpoints, exact resume, divergence.
+"""Trains one run: steps, evaluation, checkpoints, exact resume, divergence.
 
 All that a run does is a function of (seed, step, replica). A checkpoint is the values of the variables at a step, and
 resuming is: restore them, forget the curve after that step, start the input at it. The result is bit for bit that of a
 run that was never interrupted.
+
+With several worker processes every one runs this program on its share of each mini-batch and restores from the run's
+directory, which all of them see; the chief writes it.
 """
 
 import contextlib
 import enum
 import functools
-import os
 import signal
-import time
 
-import keras
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from bn_keras import checkpoint
-from bn_keras.batch_normalization import BatchNormalization
 from bn_keras.dataset import Dataset
+from bn_keras.distribution import Agreement, distribute, is_chief
 from bn_keras.errors import InputError
-from bn_keras.evaluation import Evaluator, count_correct
-from bn_keras.inception import build_model
+from bn_keras.evaluation import Evaluator
 from bn_keras.input_pipeline import find_damage, training_batches, validation_batches
-from bn_keras.progress import Progress
-from bn_keras.run import MODEL_FILE, RunConfig, RunDirectory
-from bn_keras.tensorboard import TensorBoardWriter
-from bn_keras.variants import DECAY_FACTOR, MOMENTUM
+from bn_keras.learning_rate import learning_rate
+from bn_keras.monitor import PERCENTILES, Monitor
+from bn_keras.population_statistics import population_statistics
+from bn_keras.record import RunRecord
+from bn_keras.run import RunConfig, RunDirectory
+from bn_keras.step_statistics import StepStatistics
+from bn_keras.training_state import TrainingState, make_train_steps
 
 
 class Outcome(enum.Enum):
@@ -39,217 +40,265 @@ class Outcome(enum.Enum):
     PREEMPTED = "preempted"
 
 
-class StaircaseDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """`rate = initial * DECAY_FACTOR ^ floor(step * batch_size / decay_examples)`.
-
-    In whole numbers, so that the steps at which the rate falls are exact at any count of steps.
-    """
-
-    def __init__(self, initial: float, batch_size: int, decay_examples: int):
-        self.initial = initial
-        self.batch_size = batch_size
-        self.decay_examples = decay_examples
-
-    def __call__(self, step):
-        decays = tf.cast(step, tf.int64) * self.batch_size // self.decay_examples
-        return self.initial * DECAY_FACTOR ** tf.cast(decays, tf.float32)
-
-    def get_config(self):
-        return {"initial": self.initial, "batch_size": self.batch_size, "decay_examples": self.decay_examples}
-
-
-class TrainingState:
-    """Model, optimizer and running sums of one run: every variable that a checkpoint holds.
-
-    The sums of loss and correct answers since the last row of the curve live here too, so that a checkpoint may be made
-    between two rows.
-    """
-
-    def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
-        keras.utils.set_random_seed(config.seed)
-        with strategy.scope():
-            self.model = build_model(
-                config.variant,
-                image_size=config.image_size,
-                channels=config.channels,
-                classes=config.classes,
-                width=config.width,
-                batch_normalization=functools.partial(BatchNormalization, momentum=config.bn_momentum),
-            )
-            self.learning_rate = StaircaseDecay(config.initial_learning_rate, config.batch_size, config.decay_examples)
-            self.optimizer = keras.optimizers.SGD(self.learning_rate, momentum=MOMENTUM)
-            self.optimizer.build(self.model.trainable_variables)
-            self.step = _counter(tf.int64, 0)
-            self.first_bad_step = _counter(tf.int64, 0)
-            self.loss_sum = _counter(tf.float32, 0.0)
-            self.correct = _counter(tf.int64, 0)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The value of every variable by its name."""
-        return {name: np.asarray(variable.numpy()) for name, variable in self._variables().items()}
-
-    def restore(self, arrays: dict[str, np.ndarray]):
-        for name, variable in self._variables().items():
-            variable.assign(arrays[name])
-
-    def finite(self) -> bool:
-        return bool(self._finite())
-
-    @tf.function
-    def _finite(self):
-        variables = [tf.convert_to_tensor(variable.value) for variable in self.model.weights]
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in variables])
-
-    def _variables(self):
-        own = {name: getattr(self, name) for name in ("step", "loss_sum", "correct")}
-        model = {f"model/{variable.path}": variable.value for variable in self.model.variables}
-        optimizer = {f"optimizer/{variable.path}": variable.value for variable in self.optimizer.variables}
-        return own | model | optimizer
-
-
-def _counter(dtype, value):
-    return tf.Variable(value, dtype=dtype, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-
-
-def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy):
-    """The training loop as one graph: `train_steps(iterator, count)` takes `count` steps, an int32 tensor."""
-    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
-
-    def replica_step(images, labels):
-        with tf.GradientTape() as tape:
-            logits = state.model(images, training=True)
-            loss = tf.reduce_sum(cross_entropy(labels, logits)) / config.batch_size
-            total = loss + tf.add_n(state.model.losses) / strategy.num_replicas_in_sync if state.model.losses else loss
-        variables = state.model.trainable_variables
-        state.optimizer.apply(tape.gradient(total, variables), variables)
-        return loss, total, count_correct(logits, labels)[0]
-
-    @tf.function
-    def train_steps(iterator, count):
-        for _ in tf.range(count):
-            results = strategy.run(replica_step, args=next(iterator))
-            loss, total, correct = (strategy.reduce("SUM", result, axis=None) for result in results)
-            state.step.assign_add(1)
-            state.loss_sum.assign_add(loss)
-            state.correct.assign_add(correct)
-            if state.first_bad_step == 0 and not tf.math.is_finite(total):
-                state.first_bad_step.assign(state.step)
-
-    return train_steps
-
-
-def train(config: RunConfig, dataset: Dataset, directory: RunDirectory, strategy: tf.distribute.Strategy) -> Outcome:
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    directory: RunDirectory,
+    strategy: tf.distribute.Strategy,
+    profiled_steps: range = range(0),
+) -> Outcome:
     """Trains `config` in `directory`, from where it stands to `config.steps`.
 
     Returns when all steps are done or when the run has diverged, which is then the last row of the curve.
 
-    Raises:
-      InputError: the directory holds another run, or another process trains in it.
-      OSError: nothing more can be written; the last checkpoint is whole.
-    """
-    directory.check(config)
-    directory.open(config, dataset.class_names)
-    curve = directory.curve
-    state = TrainingState(config, strategy)
-    if saved := checkpoint.load_newest(directory.path):
-        state.restore(saved[1])
-        logging.info("continuing %s at step %d", directory.path, saved[0])
-    step = int(state.step.numpy())
-    curve.truncate(step)
-    board = TensorBoardWriter(directory.path, config.flat(), curve.rows)
+    Args:
+      config: of the run; `directory.check` has accepted it.
+      dataset: of `read_dataset`.
+      directory: of the run.
+      strategy: of `make_strategy`.
+      profiled_steps: TensorFlow's profiler runs from the first to the last of them, about.
 
-    train_steps = make_train_steps(state, config, strategy)
-    evaluator = Evaluator(state.model, strategy)
-    validation = validation_batches(
-        dataset,
-        batch_size=config.eval_batch_size,
-        image_size=config.image_size,
-        augmentation=config.augmentation,
-    )
+    Raises:
+      InputError: another process trains in the directory; its checkpoint is of another network; a record is damaged;
+        another worker is gone; nothing more can be written, and the last checkpoint is whole.
+    """
+    try:
+        if is_chief(strategy):
+            directory.open(config, dataset.class_names)
+        return Trainer(config, dataset, directory, strategy, profiled_steps).run()
+    except OSError as error:
+        newest = checkpoint.newest_path(directory.path)
+        raise InputError(
+            f"cannot write to {directory.path} ({error.strerror or error}): "
+            f"{f'{newest} is whole' if newest else 'no checkpoint was written'}, the same command continues there"
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise InputError(
+            f"lost another worker ({_first_line(error)}): start all of them again, the same command continues"
+        ) from error
+
+
+class Trainer:
+    """One run in one process. `run` is the loop; each of its methods is one thing that the loop does."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        directory: RunDirectory,
+        strategy: tf.distribute.Strategy,
+        profiled_steps: range,
+    ):
+        self.config = config
+        self.dataset = dataset
+        self.strategy = strategy
+        self.state = TrainingState(config, strategy)
+        self.agreement = Agreement(strategy)
+        self.step = self._restore(directory.path)
+        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy))
+        self.logged_step = max(self.record.steps_of("training"), default=0)
+        self.statistics = StepStatistics(config.replicas)
+        self.train_steps = make_train_steps(self.state, config, strategy)
+        self.evaluator = Evaluator(self.state.model, strategy)
+        self.batches = iter(distribute(strategy, self._training_batches()))
+        self.validation = distribute(strategy, functools.partial(run_validation_batches, config, dataset))
+        self.monitor = self._make_monitor() if config.monitor else None
+        self.interruption = Interruption()
+        self.profiler = Profiler(directory.path, profiled_steps)
+        self.steps_per_second = 0.0
+        self.stopping = False
+
+    def run(self) -> Outcome:
+        """Takes the steps that are left, and does after each what is due."""
+        try:
+            self._evaluate_if_due()  # where an interruption had cut an evaluation short
+            while self.step < self.config.steps:
+                self._advance()
+                if problem := self._problem():
+                    return self._diverge(*problem)
+                if self._due(self.config.log_every):
+                    self._log()
+                self._evaluate_if_due()
+                if self._due(self.config.checkpoint_every):
+                    self._save()
+                if self.stopping and self.step < self.config.steps:
+                    raise _Stopped
+        except _Stopped:
+            self._save()
+            self.record.close(f"interrupted at step {self.step}; the same command continues")
+            return self.interruption.outcome or Outcome.PREEMPTED
+        self.record.close("finished", self.state.model)
+        return Outcome.FINISHED
+
+    def _restore(self, path):
+        if saved := checkpoint.load_newest(path):
+            self.state.restore(saved[1])
+            logging.info("continuing %s at step %d", path, saved[0])
+        step = int(self.state.step.numpy())
+        if (mean := self.agreement.mean(step)[0]) != step:
+            raise InputError(
+                f"this worker goes on at step {step}, the mean of all is {mean:g}: give all of them one --workdir, "
+                "in a folder that they share"
+            )
+        return step
+
+    def _advance(self):
+        """Takes the steps until something is due, but about one second of them, so that a signal is seen soon."""
+        cadences = [self.config.log_every, self.config.eval_every, self.config.checkpoint_every]
+        if self.monitor:
+            cadences.append(self.config.monitor_every)
+        due = min(self.config.steps, *(self.step // every * every + every for every in cadences))
+        count = min(due - self.step, max(1, int(self.steps_per_second)))
+        self.profiler.before(self.step)
+        with self._naming_damage("train"):
+            times = self.train_steps(self.batches, tf.constant(count)).numpy()
+        self.step = int(self.state.step.numpy())
+        self.profiler.after(self.step)
+        self.statistics.add(times)
+        seconds, stopping = self.agreement.mean(times[:, 1].sum(), self.interruption.outcome is not None)
+        self.steps_per_second = count / seconds
+        self.stopping = stopping > 0
+        self.record.progressed(self.step)
+
+    def _problem(self):
+        """(step, reason) where the run has diverged; weights are looked at whenever something is about to be kept."""
+        if step := int(self.state.first_bad_step.numpy()):
+            return step, "the loss is not finite"
+        kept = self._due(self.config.log_every) or self._due(self.config.checkpoint_every) or self.stopping
+        if (kept or self._due(self.config.eval_every)) and not self.state.finite():
+            return self.step, "a weight is not finite"
+        return None
+
+    def _diverge(self, step, reason):
+        examples = int(self.state.examples.numpy()) - (self.step - step) * self.config.batch_size
+        self.record.add("diverged", step, examples, reason=reason)
+        self.record.close(f"diverged at step {step}: {reason}")
+        return Outcome.DIVERGED
+
+    def _log(self):
+        """The row of the steps since the last one."""
+        examples = (self.step - self.logged_step) * self.config.batch_size
+        before = self.state.examples - self.config.batch_size
+        self._add_row(
+            "training",
+            learning_rate=float(learning_rate(self.config, before)),  # of the row's last step
+            loss=float(self.state.loss_sum.numpy()) / (self.step - self.logged_step),
+            accuracy=int(self.state.correct.numpy()) / examples,
+            **self.statistics.take(self.config.batch_size),
+        )
+        self.state.loss_sum.assign(0.0)
+        self.state.correct.assign(0)
+        self.logged_step = self.step
+
+    def _evaluate_if_due(self):
+        """Adds the rows on the held-out examples that this step should have and has not."""
+        if self._lacks("validation", self.config.eval_every):
+            best = self.record.best_accuracy()
+            accuracy = self._evaluate("validation")
+            self.record.evaluated(self.step, accuracy)
+            if accuracy > best:
+                self.record.save(self.step, self.state.arrays(), best=True)
+        if self.config.ema and self._lacks("ema", self.config.eval_every):
+            with self.state.optimizer.averages_applied():
+                self._evaluate("ema")
+        if self.config.population_statistics and self._lacks("population", self.config.eval_every):
+            with self._measured_statistics().applied():
+                self._evaluate("population")
+        if self.monitor and self._lacks("monitor", self.config.monitor_every):
+            self._add_row("monitor", percentiles=PERCENTILES, layers=self.monitor.look())
+
+    def _evaluate(self, kind):
+        """Adds a row of counts and returns the accuracy."""
+        with self._naming_damage("validation"):
+            counts = self.evaluator(self._until_interrupted(self.validation))
+        self._add_row(kind, **counts._asdict())
+        return counts.top1 / counts.of
+
+    def _measured_statistics(self):
+        """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
+        batches = self._training_batches()(hosts=1, host=0)
+        steps = self.config.population_statistics
+        return population_statistics(self.state.model, batches, steps=steps, write=False)
+
+    def _until_interrupted(self, batches):
+        """The batches of one evaluation, which takes minutes at full size, while a preemption leaves seconds.
+
+        Several workers do not stop inside of one: all have to take part in every batch.
+        """
+        for batch in batches:
+            if self.agreement.workers == 1 and self.interruption.outcome:
+                raise _Stopped
+            yield batch
+
+    def _save(self):
+        self.record.save(self.step, self.state.arrays())
+
+    def _due(self, every):
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _lacks(self, kind, every):
+        return self.step > 0 and self._due(every) and self.step not in self.record.steps_of(kind)
+
+    def _add_row(self, kind, **fields):
+        self.record.add(kind, self.step, int(self.state.examples.numpy()), **fields)
+
+    def _training_batches(self):
+        examples = int(self.state.examples.numpy())
+        return functools.partial(run_training_batches, self.config, self.dataset, examples)
+
+    def _make_monitor(self):
+        images, _ = next(iter(run_validation_batches(self.config, self.dataset, hosts=1, host=0)))
+        return Monitor(self.state.model, self.config.monitor, images)
+
+    @contextlib.contextmanager
+    def _naming_damage(self, split):
+        """Turns TensorFlow's error about a record into one that names the file and the record."""
+        try:
+            yield
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+            if damage := find_damage(self.dataset, split):
+                raise InputError(damage) from error
+            raise
+
+
+def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, hosts: int, host: int):
+    """A host's share of a run's mini-batches, from where `examples` examples were seen.
+
+    If the batch was changed on the way, from its next multiple.
+    """
     batches = training_batches(
         dataset,
         batch_size=config.batch_size,
         image_size=config.image_size,
         seed=config.seed,
-        start_step=step,
+        start_step=-(-examples // config.batch_size),
         augmentation=config.augmentation,
         shuffling=config.variant.shuffling,
         photometric_distortion=config.variant.photometric_distortion,
     )
-    iterator = iter(strategy.experimental_distribute_dataset(batches))
-    progress = Progress(config.variant.name, config.steps)
-    interruption = _Interruption()
-
-    def add_row(kind, at=None, **fields):
-        at = step if at is None else at
-        row = {"kind": kind, "step": at, "examples": at * config.batch_size, **fields, "wall_time": time.time()}
-        curve.append(row)
-        board.add(row)
-
-    def diverge(at, reason):
-        add_row("diverged", at, reason=reason)
-        board.close()
-        progress.close(f"diverged at step {at}: {reason}")
-        return Outcome.DIVERGED
-
-    def save():
-        curve.sync()
-        checkpoint.save(directory.path, step, state.arrays())
-        board.flush()
-
-    def due(every):
-        return step % every == 0 or step == config.steps
-
-    cadences = (config.log_every, config.eval_every, config.checkpoint_every)
-    logged_step = max((row["step"] for row in curve.rows if row["kind"] == "training"), default=0)
-    images, seconds, steps_per_second = 0, 0.0, 0.0
-    while step < config.steps:
-        count = min(config.steps, *(step // every * every + every for every in cadences)) - step
-        # About one second a call, so that the progress line lives and a signal is seen soon; the first call compiles.
-        count = min(count, max(1, int(steps_per_second)))
-        started = time.perf_counter()
-        with _naming_damage(dataset, "train"):
-            train_steps(iterator, tf.constant(count))
-        step = int(state.step.numpy())
-        elapsed = time.perf_counter() - started
-        steps_per_second = count / elapsed
-        images, seconds = images + count * config.batch_size, seconds + elapsed
-        if bad_step := int(state.first_bad_step.numpy()):
-            return diverge(bad_step, "the loss is not finite")
-        progress.update(step)
-        if due(config.log_every):
-            seen = (step - logged_step) * config.batch_size
-            add_row(
-                "training",
-                learning_rate=float(state.learning_rate(step - 1)),  # of the row's last step
-                loss=float(state.loss_sum.numpy()) / (step - logged_step),
-                accuracy=int(state.correct.numpy()) / seen,
-                images_per_second=images / seconds,
-            )
-            state.loss_sum.assign(0.0)
-            state.correct.assign(0)
-            logged_step, images, seconds = step, 0, 0.0
-        if due(config.eval_every):
-            with _naming_damage(dataset, "validation"):
-                counts = evaluator(validation)
-            add_row("validation", **counts._asdict())
-            progress.evaluated(step, counts.top1 / counts.of)
-        if due(config.checkpoint_every) or interruption.outcome:
-            if not state.finite():
-                return diverge(step, "a weight is not finite")
-            save()
-        if interruption.outcome and step < config.steps:
-            board.close()
-            progress.close(f"interrupted at step {step}; the same command continues")
-            return interruption.outcome
-
-    _save_model(state.model, directory.path)
-    board.close()
-    progress.close("finished")
-    return Outcome.FINISHED
+    return _stub_share(batches, hosts, host)
 
 
-class _Interruption:
+def run_validation_batches(config: RunConfig, dataset: Dataset, *, hosts: int, host: int):
+    """A host's share of a run's evaluation."""
+    batches = validation_batches(
+        dataset,
+        batch_size=config.eval_batch_size,
+        image_size=config.image_size,
+        augmentation=config.augmentation,
+    )
+    return _stub_share(batches, hosts, host)
+
+
+def _stub_share(batches, hosts, host):
+    return batches.map(lambda images, labels: (images[host::hosts], labels[host::hosts])) if hosts > 1 else batches
+
+
+class _Stopped(Exception):  # noqa: N818 (not an error)
+    """A signal asks the run to save and stop."""
+
+
+class Interruption:
     """Notes the first SIGINT or SIGTERM, for the loop to save and stop; a second one ends the process as usual."""
 
     def __init__(self):
@@ -262,19 +311,29 @@ class _Interruption:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _naming_damage(dataset, split):
-    """Turns TensorFlow's error about a record into one that names the file and the record."""
-    try:
-        yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-        if damage := find_damage(dataset, split):
-            raise InputError(damage) from error
-        raise
+class Profiler:
+    """TensorFlow's profiler over some steps; its trace lies in the run's directory, for TensorBoard's PROFILE page.
+
+    Args:
+      directory: of the run.
+      steps: first step to the one after the last; the profiler starts and stops between calls of the graph.
+    """
+
+    def __init__(self, directory: str, steps: range):
+        self._directory = directory
+        self._steps = steps
+        self._running = False
+
+    def before(self, step: int):
+        if step in self._steps and not self._running:
+            tf.profiler.experimental.start(self._directory)
+            self._running = True
+
+    def after(self, step: int):
+        if self._running and step not in self._steps:
+            tf.profiler.experimental.stop()
+            self._running = False
 
 
-def _save_model(model, directory):
-    path = os.path.join(directory, MODEL_FILE)
-    temporary = os.path.join(directory, "unfinished.keras")
-    model.save(temporary)
-    os.replace(temporary, path)
+def _first_line(error):
+    return str(error).splitlines()[0]

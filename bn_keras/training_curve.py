@@ -6,8 +6,9 @@ A curve is a file of JSON lines, one row an event, in order of steps:
     {"kind": "validation", "step": 50, "examples": 1600, "top1": 823, "top5": 990, "of": 1000, ...}
     {"kind": "diverged", "step": 61, "examples": 1952, "reason": "the loss is nan", ...}
 
-Every row ends with `wall_time` (seconds since 1970), and training rows with `images_per_second`; all other fields are a
-function of the run's configuration, the same however often the run was interrupted.
+Rows of kind "ema" and "population" are validations with averaged weights and with population statistics, those of kind
+"monitor" are Figure 1's. Every row ends with `wall_time` (seconds since 1970), and training rows hold what is listed in
+`MEASURED`; all other fields are a function of the run's configuration, the same however often it was interrupted.
 """
 
 import json
@@ -16,6 +17,19 @@ import os
 from bn_keras.variants import PAPER_BATCH_SIZE
 
 FILE = "curve.jsonl"
+
+MEASURED = (
+    "images_per_second",
+    "images_per_second_per_device",
+    "input_wait",
+    "step_seconds_p50",
+    "step_seconds_p90",
+    "step_seconds_p99",
+    "peak_host_bytes",
+    "peak_gpu_bytes",
+    "wall_time",
+)
+"""Fields that are times, or memory, and so different in every run."""
 
 
 class TrainingCurve:
@@ -43,9 +57,13 @@ class TrainingCurve:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
-    def truncate(self, step: int):
-        """Forgets what came after `step`, where a run resumes."""
+    def forget(self, step: int):
+        """Forgets, in memory, what came after `step`."""
         self.rows = [row for row in self.rows if row["step"] <= step and row["kind"] != "diverged"]
+
+    def truncate(self, step: int):
+        """Forgets what came after `step`, where a run resumes, also on disk."""
+        self.forget(step)
         temporary = self.path + ".tmp"
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)

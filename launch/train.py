@@ -12,7 +12,7 @@ from absl import flags
 from bn_keras.dataset import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.recipes import recipe_for
-from bn_keras.run import RunConfig, RunDirectory
+from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
 from launch import program
 from launch.embedded import embedded_data
@@ -28,8 +28,25 @@ flags.DEFINE_string("workdir", None, "Folder of this run. Default: runs/VARIANT.
 flags.DEFINE_integer("steps", None, "Steps to train, of batch_size images each. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images of one step over all devices; the learning rate grows with it.", 1)
 flags.DEFINE_integer("seed", 0, "Of weights, order of examples, distortion and Dropout.", 0, 2**31 - 1)
-flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How to use the devices of this machine.")
+
+flags.DEFINE_enum(
+    "strategy",
+    "auto",
+    ["auto", "one_device", "mirrored", "multi_worker", "tpu"],
+    "What to train on. multi_worker: the processes that TF_CONFIG or SLURM names; the others: this machine.",
+)
 flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
+flags.DEFINE_string("tpu", None, "Name or address of a TPU; local on a TPU VM.")
+flags.DEFINE_string(
+    "normalization_batch", "32", "Batch statistics over groups of so many examples, over a replica's, or global."
+)
+flags.DEFINE_enum("scale_learning_rate", "linear", ["linear", "none"], "How the rate grows with the batch.")
+flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16", "mixed_float16"], "Of the layers' arithmetic.")
+flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA.")
+flags.DEFINE_float(
+    "ema", 0.0, "Weight of the old value in averaged weights, which are evaluated too; 0: none.", 0.0, 1.0
+)
+flags.DEFINE_float("clip_norm", 0.0, "Largest norm of all gradients together; 0: no clipping.", 0.0)
 
 flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
 flags.DEFINE_float("width", None, "Factor on the count of feature maps. Default: the recipe's.", 0.0, 16.0)
@@ -48,6 +65,14 @@ flags.DEFINE_integer("eval_every", None, "Steps between evaluations. Default: th
 flags.DEFINE_integer("eval_batch_size", None, "Images of one evaluation step. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("log_every", None, "Steps between points of the training curve. Default: the recipe's.", 1)
 flags.DEFINE_integer("checkpoint_every", None, "Steps between checkpoints. Default: the recipe's.", lower_bound=1)
+flags.DEFINE_integer(
+    "population_statistics", 0, "Also evaluate with the statistics of so many training mini-batches (Algorithm 2).", 0
+)
+flags.DEFINE_string("monitor", "", "Nonlinearities whose inputs are recorded as in Figure 1: NAME or NAME:MAP, ...")
+flags.DEFINE_integer("monitor_every", None, "Steps between those. Default: the recipe's.", lower_bound=1)
+flags.DEFINE_list("allow_change", [], "Fields of run.json that may differ from those of the run that is continued.")
+flags.DEFINE_string("profile", None, "Steps that TensorFlow's profiler records, as FIRST:LAST.")
+flags.DEFINE_boolean("dry_run", False, "Print the plan, its cost measured on a few steps, and write nothing.")
 flags.DEFINE_enum("on_divergence", "stop", ["stop", "record"], f"stop: exit with {DIVERGED}; record: exit with 0.")
 
 
@@ -56,8 +81,9 @@ def main():
     recipe = recipe_for(dataset)
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
-    directory.check(config)
-    if directory.finished(config):
+    allowed = allowed_changes(config)
+    directory.check(config, allowed)
+    if not FLAGS.dry_run and directory.finished(config):
         diverged = directory.curve.diverged()
         state = f"diverged at step {diverged['step']}" if diverged else f"all {config.steps} steps are done"
         print(f"{FLAGS.variant}: nothing to do, {state} in {directory.path}")
@@ -65,13 +91,18 @@ def main():
 
     with program.loading_tensorflow():
         from bn_keras.distribution import make_strategy
+        from bn_keras.plan import describe_cost
         from bn_keras.trainer import Outcome, train
 
-    strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
+    strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu)
     config = dataclasses.replace(config, replicas=strategy.num_replicas_in_sync)
     check_replicas(config)
+    directory.check(config, allowed)
     print(describe(config, recipe), flush=True)
-    outcome = train(config, dataset, directory, strategy)
+    if FLAGS.dry_run:
+        print(describe_cost(config, dataset, strategy))
+        return 0
+    outcome = train(config, dataset, directory, strategy, profiled_steps())
     print(
         f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={os.path.dirname(directory.path) or '.'}"
     )
@@ -80,6 +111,25 @@ def main():
 
 def status(diverged):
     return DIVERGED if diverged and FLAGS.on_divergence == "stop" else 0
+
+
+def allowed_changes(config):
+    """The fields of --allow_change."""
+    known = config.flat()
+    for name in FLAGS.allow_change:
+        if name not in known:
+            raise InputError(f"--allow_change={name} is no field of a run: they are {', '.join(known)}")
+    return frozenset(FLAGS.allow_change)
+
+
+def profiled_steps():
+    """The steps of --profile."""
+    if FLAGS.profile is None:
+        return range(0)
+    first, _, last = FLAGS.profile.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise InputError(f"--profile={FLAGS.profile} is not FIRST:LAST, two steps")
+    return range(int(first), int(last) + 1)
 
 
 def make_config(dataset, recipe):
@@ -99,6 +149,11 @@ def make_config(dataset, recipe):
         raise InputError(
             f"--batch_size=1 leaves {variant.title} one image: batch statistics need at least 2 (Section 3.1)"
         )
+    if FLAGS.ema == 1:
+        raise InputError("--ema=1 would keep the initial weights for ever: give less, such as 0.9999")
+    over = FLAGS.normalization_batch
+    if over not in ("replica", "global") and not (over.isdecimal() and int(over) > 1):
+        raise InputError(f"--normalization_batch={over} must be a count of examples above 1, replica or global")
 
     def choose(name):
         value = getattr(FLAGS, name)
@@ -113,6 +168,14 @@ def make_config(dataset, recipe):
         classes=len(dataset.class_names),
         channels=dataset.channels,
         batch_size=FLAGS.batch_size,
+        normalization_batch=over,
+        scale_learning_rate=FLAGS.scale_learning_rate,
+        precision=FLAGS.precision,
+        jit_compile=FLAGS.jit_compile,
+        ema=FLAGS.ema,
+        clip_norm=FLAGS.clip_norm,
+        population_statistics=FLAGS.population_statistics,
+        monitor=FLAGS.monitor,
         replicas=None,  # known when TensorFlow has counted the devices
         seed=FLAGS.seed,
         steps=FLAGS.steps or (recipe.steps or variant.steps) * PAPER_BATCH_SIZE // FLAGS.batch_size or 1,
@@ -127,6 +190,7 @@ def make_config(dataset, recipe):
                 "eval_batch_size",
                 "log_every",
                 "checkpoint_every",
+                "monitor_every",
             )
         },
     )
@@ -137,6 +201,10 @@ def check_replicas(config):
         size = getattr(config, flag)
         if size % config.replicas:
             raise InputError(f"--{flag}={size} cannot be shared by {config.replicas} devices: give a multiple of that")
+    if config.jit_compile and config.replicas > 1:
+        raise InputError("--jit_compile works on one device: XLA cannot compile the exchange between replicas")
+    if config.population_statistics and not config.variant.batch_normalization:
+        raise InputError(f"--population_statistics: {config.variant.name} has no batch normalization to measure")
     if config.variant.batch_normalization and config.batch_size == config.replicas:
         raise InputError(
             f"--batch_size={config.batch_size} leaves one image to each of {config.replicas} devices: "
@@ -155,8 +223,10 @@ def describe(config, recipe):
             f"{config.variant.title} at {config.image_size}x{config.image_size}, width {config.width:g} "
             f"({recipe.name} recipe)",
             f"batch {config.batch_size} = {config.replicas} x {config.batch_size // config.replicas}, learning rate "
-            f"{config.initial_learning_rate:g} ({config.variant.learning_rate:g} per {PAPER_BATCH_SIZE}), "
-            f"{config.steps:,} steps = {epochs:.1f} epochs",
+            f"{config.initial_learning_rate:g} ({config.variant.learning_rate:g} per {PAPER_BATCH_SIZE}"
+            f"{f', grown to over {WARMUP_EPOCHS} epochs' if config.warmup_examples else ''}), "
+            f"{config.steps:,} steps = {config.steps * config.batch_size // PAPER_BATCH_SIZE:,} of {PAPER_BATCH_SIZE} "
+            f"images = {epochs:.1f} epochs",
         )
     )
 

@@ -1,0 +1,79 @@
+"""What a run leaves behind while it trains: its curve, TensorBoard's events, checkpoints, progress, the model."""
+
+import os
+import time
+
+from bn_keras import checkpoint
+from bn_keras.progress import Progress
+from bn_keras.run import MODEL_FILE, RunConfig, RunDirectory
+from bn_keras.tensorboard import TensorBoardWriter
+
+
+class RunRecord:
+    """Writes the directory of a run.
+
+    Of several worker processes all keep the rows, so that they agree, and one writes.
+
+    Args:
+      config: of the run.
+      directory: of the run; `open` was called where this process writes.
+      step: where the run starts or goes on; what the directory holds of later steps is forgotten.
+      writes: whether this process is the one that writes.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, step: int, writes: bool = True):
+        self._directory = directory
+        self._curve = directory.curve
+        self._writes = writes
+        if writes:
+            self._curve.truncate(step)
+            self._board = TensorBoardWriter(directory.path, config.flat(), self._curve.rows)
+            self._progress = Progress(config.variant.name, config.steps)
+        else:
+            self._curve.forget(step)
+
+    def add(self, kind: str, step: int, examples: int, **fields):
+        """Adds a row to the curve and to TensorBoard."""
+        row = {"kind": kind, "step": step, "examples": examples, **fields, "wall_time": time.time()}
+        if self._writes:
+            self._curve.append(row)
+            self._board.add(row)
+        else:
+            self._curve.rows.append(row)
+
+    def steps_of(self, kind: str) -> list[int]:
+        """The steps that have a row of a kind."""
+        return [row["step"] for row in self._curve.rows if row["kind"] == kind]
+
+    def best_accuracy(self) -> float:
+        """Of all evaluations so far; 0 before the first."""
+        return self._curve.max_accuracy() or 0.0
+
+    def save(self, step: int, arrays: dict, best: bool = False):
+        """Writes a checkpoint, after what it counts on; a run keeps the last two and the best."""
+        if self._writes:
+            self._curve.sync()
+            (checkpoint.save_best if best else checkpoint.save)(self._directory.path, step, arrays)
+            self._board.flush()
+
+    def progressed(self, step: int):
+        if self._writes:
+            self._progress.update(step)
+
+    def evaluated(self, step: int, accuracy: float):
+        if self._writes:
+            self._progress.evaluated(step, accuracy)
+
+    def close(self, message: str, model=None):
+        """Says how the run ended; a model is what it ended with."""
+        if self._writes:
+            if model is not None:
+                _save_model(model, self._directory.path)
+            self._board.close()
+            self._progress.close(message)
+
+
+def _save_model(model, directory):
+    temporary = os.path.join(directory, "unfinished.keras")
+    model.save(temporary)
+    os.replace(temporary, os.path.join(directory, MODEL_FILE))

@@ -1,0 +1,46 @@
+"""What users of large runs ask for: images a second, the share of time spent waiting, step times, memory."""
+
+import resource
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+
+class StepStatistics:
+    """Times of the steps since the last row of the curve.
+
+    Args:
+      replicas: devices that share the work.
+    """
+
+    def __init__(self, replicas: int):
+        self._replicas = replicas
+        self._times = []
+
+    def add(self, times: np.ndarray):
+        """Adds float64 `[steps, 2]` seconds: waiting for input, and in all."""
+        self._times.append(times)
+
+    def take(self, images: int) -> dict[str, float]:
+        """The statistics of the steps added since the last call, which had so many images together."""
+        waited, total = np.concatenate(self._times).T
+        self._times = []
+        rate = images / total.sum()
+        return {
+            "images_per_second": rate,
+            "images_per_second_per_device": rate / self._replicas,
+            "input_wait": waited.sum() / total.sum(),
+            **{f"step_seconds_p{p}": float(np.percentile(total, p)) for p in (50, 90, 99)},
+            **peak_memory(),
+        }
+
+
+def peak_memory() -> dict[str, int]:
+    """Most bytes held so far: by this process, and by the GPU that held most."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    memory = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    gpus = [f"GPU:{k}" for k in range(len(tf.config.list_logical_devices("GPU")))]
+    if gpus:
+        memory["peak_gpu_bytes"] = max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus)
+    return memory
