@@ -150,7 +150,7 @@ class Trainer:
         due = min(self.config.steps, *(self.step // every * every + every for every in cadences))
         count = min(due - self.step, max(1, int(self.steps_per_second)))
         self.profiler.before(self.step)
-        with self._naming_damage("train"):
+        with naming_damage(self.dataset, "train"):
             times = self.train_steps(self.batches, tf.constant(count)).numpy()
         self.step = int(self.state.step.numpy())
         self.profiler.after(self.step)
@@ -209,7 +209,7 @@ class Trainer:
 
     def _evaluate(self, kind):
         """Adds a row of counts and returns the accuracy."""
-        with self._naming_damage("validation"):
+        with naming_damage(self.dataset, "validation"):
             counts = self.evaluator(self._until_interrupted(self.validation))
         self._add_row(kind, **counts._asdict())
         return counts.top1 / counts.of
@@ -250,15 +250,16 @@ class Trainer:
         images, _ = next(iter(run_validation_batches(self.config, self.dataset, hosts=1, host=0)))
         return Monitor(self.state.model, self.config.monitor, images)
 
-    @contextlib.contextmanager
-    def _naming_damage(self, split):
-        """Turns TensorFlow's error about a record into one that names the file and the record."""
-        try:
-            yield
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-            if damage := find_damage(self.dataset, split):
-                raise InputError(damage) from error
-            raise
+
+@contextlib.contextmanager
+def naming_damage(dataset: Dataset, split: str):
+    """Turns TensorFlow's error about a record into one that names the file and the record."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+        if damage := find_damage(dataset, split):
+            raise InputError(damage) from error
+        raise
 
 
 def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, hosts: int, host: int):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 
 import numpy as np
@@ -11,10 +12,9 @@ import pytest
 from conftest import run_program, start_program
 
 from bn_keras import checkpoint
-from bn_keras.training_curve import TrainingCurve
+from bn_keras.training_curve import MEASURED, TrainingCurve
 
 STEPS = 15
-TIMES = {"wall_time", "images_per_second"}
 
 
 def train_command(data_dir, workdir, *flags):
@@ -32,10 +32,13 @@ def train_command(data_dir, workdir, *flags):
         "--eval_batch_size=8",
         f"--steps={STEPS}",
         "--log_every=2",
-        "--eval_every=5",
+        "--eval_every=7",
         "--checkpoint_every=3",
         *flags,
     ]
+
+
+EVERYTHING = ("--ema=0.9", "--population_statistics=2", "--monitor=conv2_3x3:1", "--monitor_every=5", "--clip_norm=1")
 
 
 def curve_of(workdir):
@@ -43,24 +46,35 @@ def curve_of(workdir):
 
 
 def reproducible(rows):
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
-def kill_at(step, command, workdir, number=signal.SIGKILL):
-    process = start_program(*command)
+def wait_for(step, workdir, *processes):
     deadline = time.monotonic() + 300
     while not any(row["step"] >= step for row in curve_of(workdir).rows) if workdir.exists() else True:
-        assert process.poll() is None, process.communicate()[1]
+        for process in processes:
+            assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def stop_at(step, command, workdir, number=signal.SIGKILL):
+    process = start_program(*command)
+    wait_for(step, workdir, process)
     process.send_signal(number)
     process.communicate()
     return process.returncode
 
 
+def finish(command):
+    done = run_program(*command)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def assert_same_run(one, other):
     (step, arrays), (other_step, other_arrays) = (checkpoint.load_newest(str(path)) for path in (one, other))
-    assert step == other_step == STEPS
+    assert step == other_step == curve_of(one).rows[-1]["step"]
     assert arrays.keys() == other_arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, other_arrays[name], err_msg=name)
@@ -77,49 +91,79 @@ def scalars(workdir):
     return {tag: [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)] for tag in tags}
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one_device", "mirrored"])
-def devices(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(data_dir, tmp_path_factory, devices):
+def uninterrupted(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    done = run_program(*train_command(data_dir, workdir, f"--devices={devices}"))
-    assert done.returncode == 0, done.stderr
+    finish(train_command(data_dir, workdir, *EVERYTHING))
     return workdir
 
 
 @pytest.fixture(scope="module")
-def killed(data_dir, tmp_path_factory, devices):
-    workdir = tmp_path_factory.mktemp("killed") / "run"
-    command = train_command(data_dir, workdir, f"--devices={devices}")
-    assert kill_at(8, command, workdir) == -signal.SIGKILL
-    torn = checkpoint.load_newest(str(workdir))[0]
-    assert 0 < torn < STEPS
-    done = run_program(*command)
-    assert done.returncode == 0, done.stderr
-    return workdir
+def battered(data_dir, tmp_path_factory):
+    """A run that was killed, preempted, and lost its newest checkpoint to a bad sector; and what was said then."""
+    workdir = tmp_path_factory.mktemp("battered") / "run"
+    command = train_command(data_dir, workdir, *EVERYTHING)
+    assert stop_at(4, command, workdir) == -signal.SIGKILL
+    first = start_program(*command)
+    wait_for(8, workdir, first)
+    second = run_program(*command)
+    assert second.returncode == 1 and "another process is training in" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    assert first.returncode == 0
+    damaged = workdir / f"checkpoint-{checkpoint.load_newest(str(workdir))[0]:08d}.npz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert checkpoint.load_newest(str(workdir))[0] > 0
+    return workdir, damaged, finish(command).stderr
 
 
-def test_a_killed_run_continued_is_bit_for_bit_the_uninterrupted_one(uninterrupted, killed):
-    assert_same_run(uninterrupted, killed)
+def test_a_killed_preempted_and_damaged_run_ends_bit_for_bit_as_the_uninterrupted_one(uninterrupted, battered):
+    assert_same_run(uninterrupted, battered[0])
 
 
-def test_tensorboard_shows_one_unbroken_curve(uninterrupted, killed):
-    steps = {tag: [step for step, _ in points] for tag, points in scalars(killed).items()}
+def test_a_damaged_checkpoint_is_named(battered):
+    _, damaged, stderr = battered
+    assert f"checkpoint {damaged} is damaged" in stderr
+
+
+def test_tensorboard_shows_one_unbroken_curve(uninterrupted, battered):
+    shown, expected = scalars(battered[0]), scalars(uninterrupted)
+    steps = {tag: [step for step, _ in points] for tag, points in shown.items()}
     assert steps["training/loss"] == [2, 4, 6, 8, 10, 12, 14, 15]
-    assert steps["accuracy/validation"] == [5, 10, 15]
-    shown, expected = scalars(killed), scalars(uninterrupted)
-    for tag in expected.keys() - {"training/images_per_second"}:
-        assert shown[tag] == expected[tag]
+    for tag in ("accuracy/validation", "accuracy/validation_ema", "accuracy/validation_population"):
+        assert steps[tag] == [7, 14, 15]
+    assert steps["conv2_3x3:1/input_50"] == steps["conv2_3x3:1/gamma_85"] == [5, 10, 15]
+    assert {"speed/input_wait", "speed/step_seconds_p99", "memory/peak_host_bytes"} - shown.keys() == {
+        "speed/input_wait"
+    }
+    for tag in expected:
+        if not tag.startswith(("speed/", "memory/")):
+            assert shown[tag] == expected[tag], tag
 
 
-def test_a_checkpoint_holds_every_variable_that_changes(uninterrupted, devices):
+def test_a_checkpoint_holds_every_variable_that_changes(uninterrupted):
     names = checkpoint.load_newest(str(uninterrupted))[1].keys()
-    assert sum(name.endswith("moving_variance") for name in names) == 69
-    assert sum(name.endswith("seed_generator_state") for name in names) == 1
-    assert {"step", "loss_sum", "correct", "optimizer/sgd/iteration"} <= {name.lower() for name in names}
+    for kind, count in (("moving_variance", 69), ("seed_generator_state", 1)):
+        assert sum(name.endswith(kind) for name in names) == count
+    for kind in ("velocity", "average"):
+        assert sum(name.startswith(f"optimizer/{kind}/") for name in names) == 70 + 2 * 69 + 2
+    assert {"step", "examples", "loss_sum", "correct"} <= names
+
+
+def test_the_best_and_the_last_two_checkpoints_are_kept(uninterrupted):
+    rows = [row for row in curve_of(uninterrupted).rows if row["kind"] == "validation"]
+    best = max(rows, key=lambda row: row["top1"])["step"]
+    kept = sorted(path.name for path in uninterrupted.glob("*.npz"))
+    assert kept == [f"best-{best:08d}.npz", "checkpoint-00000012.npz", "checkpoint-00000015.npz"]
+
+
+def test_evaluating_averages_and_population_statistics_does_not_disturb_training(data_dir, tmp_path, uninterrupted):
+    finish(train_command(data_dir, tmp_path / "run", "--clip_norm=1"))
+    arrays, plain = (checkpoint.load_newest(str(path))[1] for path in (uninterrupted, tmp_path / "run"))
+    for name, array in plain.items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
 def test_the_saved_model_has_the_last_checkpoints_weights(uninterrupted):
@@ -133,44 +177,116 @@ def test_the_saved_model_has_the_last_checkpoints_weights(uninterrupted):
         np.testing.assert_array_equal(weight.numpy(), arrays[f"model/{weight.path}"])
 
 
-def test_a_finished_run_has_nothing_to_do(data_dir, uninterrupted, devices):
+def test_a_finished_run_has_nothing_to_do(data_dir, uninterrupted):
     before = sorted((path.name, path.stat().st_mtime_ns) for path in uninterrupted.iterdir())
-    done = run_program(*train_command(data_dir, uninterrupted, f"--devices={devices}"))
-    assert done.returncode == 0 and "nothing to do, all 15 steps are done" in done.stdout
+    done = finish(train_command(data_dir, uninterrupted, *EVERYTHING))
+    assert "nothing to do, all 15 steps are done" in done.stdout
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in uninterrupted.iterdir())
 
 
 @pytest.mark.parametrize("flag", ["--seed=1", "--batch_size=28", "--variant=bn_x5", "--learning_rate=0.1"])
 def test_another_run_in_the_same_folder_is_refused_by_name(data_dir, uninterrupted, flag):
-    done = run_program(*train_command(data_dir, uninterrupted, flag))
+    done = run_program(*train_command(data_dir, uninterrupted, *EVERYTHING, flag))
     field = flag[2:].partition("=")[0]
     assert done.returncode == 1
-    assert f"{uninterrupted} holds a run with" in done.stderr and field in done.stderr
+    assert f"{uninterrupted} holds a run with" in done.stderr and f"--allow_change={field}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on(data_dir, tmp_path, uninterrupted, devices):
-    if devices == 2:
-        pytest.skip("one device shows it")
-    workdir = tmp_path / "run"
-    command = train_command(data_dir, workdir)
-    assert kill_at(2, command, workdir, signal.SIGTERM) == 0
-    assert 2 <= checkpoint.load_newest(str(workdir))[0] < STEPS
-    assert run_program(*command).returncode == 0
-    assert_same_run(uninterrupted, workdir)
-
-
-def test_a_damaged_newest_checkpoint_costs_only_the_way_from_the_one_before(data_dir, tmp_path, uninterrupted, devices):
-    if devices == 2:
-        pytest.skip("one device shows it")
+def test_a_change_that_is_allowed_goes_on_from_the_examples_seen(data_dir, tmp_path, uninterrupted):
     workdir = shutil.copytree(uninterrupted, tmp_path / "run")
-    os.remove(workdir / "model.keras")
-    newest = workdir / f"checkpoint-{STEPS:08d}.npz"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    done = run_program(*train_command(data_dir, workdir))
-    assert done.returncode == 0, done.stderr
-    assert str(newest) in done.stderr
-    assert_same_run(uninterrupted, workdir)
+    flags = (*EVERYTHING[:1], "--batch_size=20", "--clip_norm=1", "--steps=17", "--allow_change=batch_size")
+    finish(train_command(data_dir, workdir, *flags))
+    assert [row["examples"] for row in curve_of(workdir).rows][-1] == 15 * 14 + 2 * 20
+    assert json.loads((workdir / "run.json").read_text())["batch_size"] == 20
+
+
+def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    finish(train_command(data_dir, one, "--devices=2"))
+    command = train_command(data_dir, other, "--devices=2")
+    assert stop_at(8, command, other) == -signal.SIGKILL
+    assert 0 < checkpoint.load_newest(str(other))[0] < STEPS
+    finish(command)
+    assert_same_run(one, other)
+
+
+@pytest.mark.slow
+def test_25_random_kills_of_two_devices_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    often = ("--devices=2", "--steps=400", "--log_every=5", "--eval_every=40", "--checkpoint_every=1")
+    finish(train_command(data_dir, one, *often))
+    command = train_command(data_dir, other, *often)
+    draw = np.random.default_rng(0)
+    for kill in range(25):
+        process = start_program(*command)
+        reached = curve_of(other).rows[-1]["step"] if (other / "curve.jsonl").exists() and kill else 0
+        wait_for(min(reached + 5, 390), other, process)
+        time.sleep(draw.uniform(0, 1.0))
+        assert process.poll() is None, "the run ended before it could be killed 25 times"
+        process.kill()
+        process.communicate()
+    finish(command)
+    assert_same_run(one, other)
+
+
+def start_workers(command):
+    """Two worker processes on this machine."""
+    sockets = [socket.socket() for _ in range(2)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    cluster = {"worker": [f"localhost:{each.getsockname()[1]}" for each in sockets]}
+    for each in sockets:
+        each.close()
+    return [
+        start_program(
+            *command,
+            env={
+                **os.environ,
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+            },
+        )
+        for index in range(2)
+    ]
+
+
+def finish_workers(command):
+    processes = start_workers(command)
+    results = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+
+
+SYNCHRONIZED = ("--variant=bn_x5", "--normalization_batch=global", "--steps=20", "--checkpoint_every=4")
+
+
+@pytest.fixture(scope="module")
+def two_workers(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("workers") / "run"
+    finish_workers(train_command(data_dir, workdir, *SYNCHRONIZED))
+    return workdir
+
+
+def test_two_workers_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path, two_workers):
+    workdir = tmp_path / "run"
+    command = train_command(data_dir, workdir, *SYNCHRONIZED)
+    processes = start_workers(command)
+    wait_for(8, workdir, *processes)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.communicate()
+    assert 0 < checkpoint.load_newest(str(workdir))[0] < 20
+    finish_workers(command)
+    assert_same_run(two_workers, workdir)
+
+
+def test_two_workers_with_synchronized_statistics_learn_what_one_device_learns(data_dir, tmp_path, two_workers):
+    """To 1e-5 after 20 steps; what is left is the order of sums."""
+    finish(train_command(data_dir, tmp_path / "run", *SYNCHRONIZED))
+    (_, arrays), (_, expected) = (checkpoint.load_newest(str(path)) for path in (two_workers, tmp_path / "run"))
+    for name, array in expected.items():
+        np.testing.assert_allclose(arrays[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_divergence_is_recorded_and_the_last_finite_checkpoint_kept(data_dir, tmp_path):
@@ -186,25 +302,30 @@ def test_divergence_is_recorded_and_the_last_finite_checkpoint_kept(data_dir, tm
     assert again.returncode == 0 and f"diverged at step {row['step']}" in again.stdout
 
 
-def test_a_second_process_in_the_same_folder_is_refused(data_dir, tmp_path):
+def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, tmp_path):
+    """A file may not grow beyond 400 kB, which a checkpoint of this width does: the write fails in its middle."""
     workdir = tmp_path / "run"
-    command = train_command(data_dir, workdir, "--steps=100000")
-    first = start_program(*command)
-    while not (workdir / "run.json").exists():
-        assert first.poll() is None
-        time.sleep(0.05)
-    second = run_program(*command)
-    first.kill()
-    first.communicate()
-    assert second.returncode == 1 and "another process is training in" in second.stderr
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); "
+    limited += "sys.argv = sys.argv[1:]; runpy.run_module('launch.train', run_name='__main__')"
+    _, _, *flags = train_command(data_dir, workdir)
+    done = run_program("-c", limited, "train", *flags)
+    assert done.returncode == 1
+    assert f"cannot write to {workdir} (File too large)" in done.stderr and "no checkpoint was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(workdir.glob("*.npz*"))
 
 
 def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
+    from bn_keras.dataset import read_dataset
+    from bn_keras.errors import InputError
+    from bn_keras.input_pipeline import training_batches
+    from bn_keras.trainer import naming_damage
+
     copy = shutil.copytree(data_dir, tmp_path / "copy")
     manifest = json.loads((copy / "dataset.json").read_text())
     manifest["class_names"].pop()
     (copy / "dataset.json").write_text(json.dumps(manifest))
-    done = run_program(*train_command(copy, tmp_path / "run"))
-    assert done.returncode == 1
-    assert "a label is outside 1..2" in done.stderr and str(copy / "train-") in done.stderr
-    assert "Traceback" not in done.stderr
+    dataset = read_dataset(str(copy))
+    with pytest.raises(InputError, match="a label is outside 1..2") as error, naming_damage(dataset, "train"):
+        list(training_batches(dataset, batch_size=14, image_size=32, seed=0).take(5))
+    assert str(copy / "train-") in str(error.value)
