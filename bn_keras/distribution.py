@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import tensorflow as tf
 
@@ -133,7 +134,8 @@ def _cluster():
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         # `srun --resv-ports` reserves ports of its own; 8888 is TensorFlow's default.
         port = int(os.environ.get("SLURM_STEP_RESV_PORTS", "8888").partition("-")[0])
-        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port)
+        gpus = None if shutil.which("nvidia-smi") else 0  # the resolver asks nvidia-smi, and fails where there is none
+        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, gpus_per_node=gpus)
     raise InputError(
         "--strategy=multi_worker finds neither TF_CONFIG nor SLURM's variables: start it with srun, or set "
         f"TF_CONFIG={_TF_CONFIG_EXAMPLE}"

@@ -81,7 +81,7 @@ def main():
     recipe = recipe_for(dataset)
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
-    allowed = allowed_changes(config)
+    allowed, profiled = allowed_changes(config), profiled_steps()
     directory.check(config, allowed)
     if not FLAGS.dry_run and directory.finished(config):
         diverged = directory.curve.diverged()
@@ -102,7 +102,7 @@ def main():
     if FLAGS.dry_run:
         print(describe_cost(config, dataset, strategy))
         return 0
-    outcome = train(config, dataset, directory, strategy, profiled_steps())
+    outcome = train(config, dataset, directory, strategy, profiled)
     print(
         f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={os.path.dirname(directory.path) or '.'}"
     )
