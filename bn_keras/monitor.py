@@ -27,7 +27,7 @@ class Monitor:
         self._images = images
         self._chosen = [_find(model, name) for name in names.split(",")]
         inputs = keras.Model(model.input, [layer.input[..., feature_map] for _, layer, feature_map in self._chosen])
-        self._inputs = tf.function(lambda images: inputs(images, training=False))
+        self._inputs = tf.function(lambda images: keras.tree.flatten(inputs(images, training=False)))
 
     def look(self) -> dict[str, dict[str, list[float]]]:
         """{name: {what: its three percentiles}}: "input" of the nonlinearity, over the examples and positions of its
