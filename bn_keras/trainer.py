@@ -267,7 +267,7 @@ def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, 
 
     If the batch was changed on the way, from its next multiple.
     """
-    batches = training_batches(
+    return training_batches(
         dataset,
         batch_size=config.batch_size,
         image_size=config.image_size,
@@ -276,23 +276,21 @@ def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, 
         augmentation=config.augmentation,
         shuffling=config.variant.shuffling,
         photometric_distortion=config.variant.photometric_distortion,
+        hosts=hosts,
+        host=host,
     )
-    return _stub_share(batches, hosts, host)
 
 
 def run_validation_batches(config: RunConfig, dataset: Dataset, *, hosts: int, host: int):
     """A host's share of a run's evaluation."""
-    batches = validation_batches(
+    return validation_batches(
         dataset,
         batch_size=config.eval_batch_size,
         image_size=config.image_size,
         augmentation=config.augmentation,
+        hosts=hosts,
+        host=host,
     )
-    return _stub_share(batches, hosts, host)
-
-
-def _stub_share(batches, hosts, host):
-    return batches.map(lambda images, labels: (images[host::hosts], labels[host::hosts])) if hosts > 1 else batches
 
 
 class _Stopped(Exception):  # noqa: N818 (not an error)

@@ -71,7 +71,9 @@ def test_slurm_names_the_workers(monkeypatch):
 
 
 def test_tf_config_counts_its_workers(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]}}))
+    monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]}})
+    )
     assert distribution._cluster_size() == 3
 
 

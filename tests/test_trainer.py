@@ -326,6 +326,6 @@ def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
     manifest["class_names"].pop()
     (copy / "dataset.json").write_text(json.dumps(manifest))
     dataset = read_dataset(str(copy))
-    with pytest.raises(InputError, match="a label is outside 1..2") as error, naming_damage(dataset, "train"):
+    with pytest.raises(InputError, match=r"a label is outside 1\.\.2") as error, naming_damage(dataset, "train"):
         list(training_batches(dataset, batch_size=14, image_size=32, seed=0).take(5))
     assert str(copy / "train-") in str(error.value)
