@@ -3,10 +3,11 @@
   python benchmarks/training_step.py                    BN-x5, 224x224, batch 32: three minutes on two cores
   python benchmarks/training_step.py --rounds=8 --variant=bn_baseline
 
-Three ways take a step of the same network on the same mini-batch, in turns, so that a noisy machine is noisy for all:
+Four ways take a step of the same network on the same mini-batch, in turns, so that a noisy machine is noisy for all:
 
   ours    the trainer's own step: `bn_keras.training_state`
-  keras   keras.layers.BatchNormalization, keras.optimizers.SGD, the L2 penalties as losses, one `tf.function`
+  keras   Keras's BatchNormalization, Conv2D and SGD, the L2 penalties as losses, one `tf.function`
+          and the same with `bn_keras.convolution.Conv2D`, so that only the normalization and the optimizer differ
   torch   PyTorch, channels_last, torch.optim.SGD with weight decay, as many threads
 
 The table gives medians, and the median of the rounds' ratios. Then: the loop of the trainer against its bare step, what
@@ -96,8 +97,8 @@ def our_steps(state, config, strategy, images, labels):
     return lambda count: train_steps(batches, tf.constant(count)).numpy(), bare_steps
 
 
-def keras_steps(config, images, labels):
-    """The same network by Keras's own parts."""
+def keras_steps(config, images, labels, convolution):
+    """The same network with Keras's BatchNormalization, trained as its users write it."""
     import keras
     import tensorflow as tf
 
@@ -110,6 +111,7 @@ def keras_steps(config, images, labels):
         classes=CLASSES,
         width=config.width,
         batch_normalization=keras.layers.BatchNormalization,
+        convolution=convolution,
     )
     optimizer = keras.optimizers.SGD(config.initial_learning_rate, momentum=MOMENTUM)
     optimizer.build(model.trainable_variables)
@@ -260,6 +262,9 @@ def record_costs(state, config, images):
     return costs
 
 
+_CALLS = {"StatefulPartitionedCall", "PartitionedCall", "While", "StatelessWhile"}
+
+
 def operations(steps):
     """[(operation, seconds of one step, count)] of TensorFlow's profiler; they overlap where threads are free."""
     import tensorflow as tf
@@ -276,7 +281,8 @@ def operations(steps):
         for line in plane.lines:
             for event in line.events:
                 name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if name and kind.isidentifier() and not kind.startswith(("StatefulPartitionedCall", "While")):
+                # Operations are "name:Kind"; "ExecutorState::Process" and its like are not.
+                if name and not name.endswith(":") and kind.isidentifier() and kind not in _CALLS:
                     seconds[kind] += event.duration_ps / 1e12
                     counts[kind] += 1
     return [(kind, time, counts[kind]) for kind, time in seconds.most_common()]
@@ -287,8 +293,10 @@ def main(_):
     import bn_keras  # noqa: F401 (chooses oneDNN before TensorFlow loads)
 
     os.environ["OMP_NUM_THREADS"] = str(FLAGS.threads)
+    import keras
     import tensorflow as tf
 
+    from bn_keras.convolution import Conv2D
     from bn_keras.training_state import TrainingState
 
     tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
@@ -300,7 +308,12 @@ def main(_):
     labels = tf.random.stateless_uniform(shape[:1], [0, 2], maxval=CLASSES, dtype=tf.int32)
     state = TrainingState(config, strategy)
     loop, bare = our_steps(state, config, strategy, images, labels)
-    ways = {"ours": loop, "keras": keras_steps(config, images, labels), "torch": torch_steps(config, images, labels)}
+    ways = {
+        "ours": loop,
+        "keras": keras_steps(config, images, labels, keras.layers.Conv2D),
+        "keras, our Conv2D": keras_steps(config, images, labels, Conv2D),
+        "torch": torch_steps(config, images, labels),
+    }
     ways = {name: steps for name, steps in ways.items() if steps}
     print(
         f"{config.variant.title}, {FLAGS.image_size}x{FLAGS.image_size}, batch {FLAGS.batch_size}, width "

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from bn_keras.batch_normalization import BatchNormalization
+from bn_keras.convolution import Conv2D
 from bn_keras.dropout import Dropout
 from bn_keras.variants import VARIANTS, Variant
 
@@ -87,6 +88,7 @@ def build_model(
     classes: int = 1000,
     width: float = 1.0,
     batch_normalization=BatchNormalization,
+    convolution=Conv2D,
     separable_stem: bool = True,
     projection_4c_4d: int = 96,
 ) -> keras.Model:
@@ -104,6 +106,7 @@ def build_model(
       width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
       batch_normalization: called with `name=`, and `per_activation=True` where the variant says so, for every
         normalization; another layer class, or a `functools.partial(BatchNormalization, ...)`, changes them all.
+      convolution: class of every convolution but the separable one.
       separable_stem: the first 7x7 convolution is depthwise with multiplier 8, then 1x1 (Figure 5); False makes it a
         plain convolution.
       projection_4c_4d: maps of the pool projections of 4c and 4d, 96 (the figure's output column) or 128 (its
@@ -146,7 +149,7 @@ def build_model(
     def maps(count):
         return count if width == 1.0 else max(8, int(count * width) // 8 * 8)
 
-    def conv(x, count, size, name, stride=1, layer=keras.layers.Conv2D, **initial):
+    def conv(x, count, size, name, stride=1, layer=convolution, **initial):
         """Convolution, normalization and nonlinearity: `g(BN(Wu))`, or `g(Wu + b)` without BN (Section 3.2)."""
         initial = initial or {"kernel_initializer": initializer(), "kernel_regularizer": l2}
         x = layer(
