@@ -75,8 +75,8 @@ class Evaluator:
             lambda images, labels: count_correct(model(images, training=False), labels), strategy
         )
 
-    def __call__(self, batches: tf.data.Dataset) -> Counts:
-        """Counts over all of `batches`, a dataset of (images, labels) as `validation_batches` makes."""
+    def __call__(self, batches) -> Counts:
+        """Counts over all of `batches`, (images, labels): a dataset as `validation_batches` makes, or distributed."""
         return _counts(self._sum(batches))
 
 
