@@ -134,8 +134,11 @@ def _cluster():
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         # `srun --resv-ports` reserves ports of its own; 8888 is TensorFlow's default.
         port = int(os.environ.get("SLURM_STEP_RESV_PORTS", "8888").partition("-")[0])
-        gpus = None if shutil.which("nvidia-smi") else 0  # the resolver asks nvidia-smi, and fails where there is none
-        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, gpus_per_node=gpus)
+        gpus = {}
+        if not shutil.which("nvidia-smi"):
+            # The resolver would ask it, and lists no task of a node that has no GPU for it: so it is told of some.
+            gpus = {"gpus_per_node": 1024, "gpus_per_task": 1, "auto_set_gpu": False}
+        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, **gpus)
     raise InputError(
         "--strategy=multi_worker finds neither TF_CONFIG nor SLURM's variables: start it with srun, or set "
         f"TF_CONFIG={_TF_CONFIG_EXAMPLE}"
