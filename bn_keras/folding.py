@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from bn_keras.batch_normalization import BatchNormalization
+from bn_keras.convolution import Conv2D
 
 
 def fold_batch_normalization(model):
@@ -110,7 +111,7 @@ class _Folded(keras.layers.Identity):
 
 _NORMALIZATIONS = (BatchNormalization, keras.layers.BatchNormalization)
 _LAYERS = keras.layers
-_KERNEL_ENDS_IN_OUTPUTS = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
+_KERNEL_ENDS_IN_OUTPUTS = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, Conv2D, _LAYERS.Conv3D)
 _SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
 _TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
 _DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
