@@ -257,7 +257,9 @@ def finish_workers(command):
     assert [process.returncode for process in processes] == [0, 0], results
 
 
-SYNCHRONIZED = ("--variant=bn_x5", "--normalization_batch=global", "--steps=20", "--checkpoint_every=4")
+# Sigmoids, because with ReLU this small network is chaotic: 14 values a channel in module 5, and rounding alone moves the
+# loss by 3% at the fourth step.
+SYNCHRONIZED = ("--variant=bn_x5_sigmoid", "--normalization_batch=global", "--steps=20", "--checkpoint_every=4")
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +284,7 @@ def test_two_workers_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_
 
 
 def test_two_workers_with_synchronized_statistics_learn_what_one_device_learns(data_dir, tmp_path, two_workers):
-    """To 1e-5 after 20 steps; what is left is the order of sums."""
+    """To 1e-5 after 20 steps (seen: 2.4e-7 in the weights); what is left is the order of sums."""
     finish(train_command(data_dir, tmp_path / "run", *SYNCHRONIZED))
     (_, arrays), (_, expected) = (checkpoint.load_newest(str(path)) for path in (two_workers, tmp_path / "run"))
     for name, array in expected.items():
