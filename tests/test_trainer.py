@@ -257,8 +257,8 @@ def finish_workers(command):
     assert [process.returncode for process in processes] == [0, 0], results
 
 
-# Sigmoids, because with ReLU this small network is chaotic: 14 values a channel in module 5, and rounding alone moves the
-# loss by 3% at the fourth step.
+# Sigmoids, because with ReLU this small network is chaotic: module 5 has 14 values a channel, and rounding alone moves
+# the loss by 3% at the fourth step.
 SYNCHRONIZED = ("--variant=bn_x5_sigmoid", "--normalization_batch=global", "--steps=20", "--checkpoint_every=4")
 
 
