@@ -48,7 +48,8 @@ test-slow: $(VENV)/installed
 
 # Hours on two cores; interrupt it at any time, the same command continues. A part: make results ONLY=figure1,figure2
 results: $(VENV)/installed
-	launch/results --workdir=$(RUNS)/results $(if $(ONLY),--only=$(ONLY)) $(if $(SEEDS),--seeds=$(SEEDS)) \
+	$(if $(ONLY),,$(MAKE) ensemble)
+	launch/results --ensemble_dir=$(ENSEMBLE) $(if $(ONLY),--only=$(ONLY)) $(if $(SEEDS),--seeds=$(SEEDS)) \
 		$(if $(STEPS),--steps=$(STEPS))
 
 benchmark: $(VENV)/installed

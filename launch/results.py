@@ -30,8 +30,8 @@ TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # its distribut
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", os.path.join("runs", "results"), "Folder of all runs.")
-flags.DEFINE_string("ensemble_dir", os.path.join("runs", "ensemble"), "Where `make ensemble` left figure4.md.")
+flags.DEFINE_string("workdir", "results", "Folder of all runs; not in runs, so that a report on that leaves them out.")
+flags.DEFINE_string("ensemble_dir", "ensemble", "Where `make ensemble` left figure4.md.")
 flags.DEFINE_string("output_dir", "docs", "Folder of results.md; its plots go to results in it.")
 flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote, gray for Figure 1. Default: the embedded digits.")
 flags.DEFINE_list("only", list(SECTIONS), f"Of {', '.join(SECTIONS)}; the report is always written.")
