@@ -1,5 +1,7 @@
 """Small color sets, such as CIFAR-10 in class folders: their recipe, and images that are moved and mirrored."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,8 +9,9 @@ from conftest import run_program
 from PIL import Image
 
 from bn_keras import preprocessing, read_dataset
+from bn_keras.dataset import Shard
 from bn_keras.input_pipeline import training_batches, validation_batches
-from bn_keras.recipes import recipe_for
+from bn_keras.recipes import PAPER, PHOTOS, recipe_for
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,11 @@ def test_shifts_keep_the_colors_and_evaluation_sees_the_whole_image(colors):
 def test_small_color_images_are_shifted_and_mirrored_and_small_gray_ones_are_not(colors, data_dir):
     assert recipe_for(read_dataset(str(colors))).augmentation == "shift"
     assert recipe_for(read_dataset(str(data_dir))).augmentation == "none"
+
+
+@pytest.mark.parametrize(("images", "recipe"), [(500, PHOTOS), (1_281_167, PAPER)])
+def test_only_sets_of_imagenets_size_get_the_papers_recipe(colors, images, recipe):
+    dataset = dataclasses.replace(
+        read_dataset(str(colors)), median_short_side=375, splits={"train": (Shard("", images, 0),)}
+    )
+    assert recipe_for(dataset) is recipe

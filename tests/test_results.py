@@ -120,20 +120,7 @@ def test_every_run_is_over_the_same_images_at_any_batch_size():
             assert run.steps * run.flags["batch_size"] <= 500 * 32 < (run.steps + 1) * run.flags["batch_size"]
 
 
-_BEING_BUILT = pytest.mark.xfail(reason="launch/train is being given the flag", strict=False)
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        "figure1",
-        "figure2",
-        "changes",
-        "divergence",
-        pytest.param("early", marks=_BEING_BUILT),
-        pytest.param("batch_size", marks=_BEING_BUILT),
-    ],
-)
+@pytest.mark.parametrize("section", ["figure1", "figure2", "changes", "divergence", "early", "batch_size"])
 def test_every_run_of_the_plan_is_a_command_that_the_launchers_accept(section, tmp_path):
     by_flags = {tuple(sorted(run.flags)): run for run in plan([0], 500, 50_000) if run.section == section}
     for run in by_flags.values():
