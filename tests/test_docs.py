@@ -29,11 +29,7 @@ def test_links_inside_the_project_lead_somewhere(page):
         assert (page.parent / target).exists() or target.rpartition("/")[2] in WRITTEN_BY_PROGRAMS, target
 
 
-_BEING_BUILT = pytest.mark.xfail(reason="launch/train, evaluate, predict and export are being built", strict=False)
-_MARKED = [pytest.param(page, marks=_BEING_BUILT) if page.name == "tutorial.md" else page for page in PAGES]
-
-
-@pytest.mark.parametrize("page", _MARKED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_one_that_its_program_accepts(page):
     for words in commands(page):
         program = ["-m", words[0].replace("/", ".")] if words[0].startswith("launch/") else words[1:3]
