@@ -105,9 +105,9 @@ def figure_3(rows: list[Row]) -> str:
         variant = row.variant
         reached = compared_with_reference(row, reference)
         missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
-        none = "-" if row.runs and reference.max_accuracies() else ""
+        none = "-" if same_data(row, reference) and reference.max_accuracies() else ""
         cells = (
-            variant.title + _divergence(row),
+            _label(row, rows) + _divergence(row),
             mean_and_range([steps for steps, _ in reached], "{:,.0f}".format) + missed or none,
             mean_and_range([ratio for _, ratio in reached], "{:.1f}x".format),
             mean_and_range(row.max_accuracies(), _percent),
@@ -134,9 +134,14 @@ def _divergence(row):
 def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float]]:
     """(steps to the best accuracy of the reference's run of that seed, how many times sooner) of runs that reach it."""
     curves = {run.seed: run.curve for run in reference.runs if run.curve.max_accuracy() is not None}
-    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves]
+    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves and same_data(row, reference)]
     steps = [[curve.steps_to(other.max_accuracy()) for curve in (own, other)] for own, other in targets]
     return [(own, other / own) for own, other in steps if own is not None]
+
+
+def same_data(row: Row, other: Row) -> bool:
+    """Whether both were run, and on the same data set."""
+    return bool(row.runs and other.runs) and row.runs[0].config["dataset"] == other.runs[0].config["dataset"]
 
 
 def _caption(rows, has_reference):

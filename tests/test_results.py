@@ -78,6 +78,13 @@ def test_a_row_that_was_not_run_is_blank(two_seeds):
     assert "| BN-x30 |  |  |  | 2.7e6 | 11.5x | 74.8% |" in table
 
 
+def test_runs_on_other_data_are_told_apart_and_not_compared(two_seeds, tmp_path):
+    other = write_run(tmp_path / "photos", "bn_x5", (0.9, 0.9, 0.9), dataset="photos")
+    table = figure_3(rows_of([*two_seeds, other]))
+    assert "| BN-x5 (b0) | 50 (50 to 50) | 2.5x" in table
+    assert "| BN-x5 (photos) |  |  | 90.0% |" in table
+
+
 def test_one_value_has_no_range():
     assert mean_and_range([0.5], "{:.1f}".format) == "0.5"
     assert mean_and_range([], "{:.1f}".format) == ""
