@@ -37,7 +37,8 @@ def run(trained_runs):
 
 @pytest.fixture(scope="module")
 def trained(run):
-    import bn_keras.inception  # noqa: F401 (registers the layers)
+    import bn_keras.folding
+    import bn_keras.inception  # noqa: F401 (both register layers)
 
     return keras.models.load_model(run / "model.keras")
 

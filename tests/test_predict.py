@@ -24,7 +24,8 @@ def expected(run, path):
         pixels = square.resize((32, 32), Image.BILINEAR)
     images = np.asarray(pixels)[None, :, :, None] / 127.5 - 1
     logits = keras.models.load_model(run / "model.keras")(images, training=False).numpy()[0].astype("float64")
-    return np.exp(logits) / np.exp(logits).sum()
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
 
 
 def test_classes_of_two_pictures_by_an_ensemble_of_two(trained_runs, image_folders):
