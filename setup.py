@@ -29,6 +29,7 @@ setup(
         "cpu": [f"tensorflow-cpu{TENSORFLOW}; {LINUX_X86}", f"tensorflow{TENSORFLOW}; {OTHER}"],
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "tpu": ["tensorflow-tpu>=2.20,<2.21"],
+        "imagenet": ["scipy>=1.14"],
         "beam": ["apache-beam>=2.77"],
         "remote": ["fsspec>=2024.2"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],

@@ -48,11 +48,11 @@ def main():
     dataset = read_dataset(FLAGS.data_dir or embedded_data())
     check_fit(directories, configs, dataset)
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from bn_keras.distribution import make_strategy
-    from bn_keras.evaluation import evaluate
-    from bn_keras.input_pipeline import validation_batches
-    from bn_keras.trained_network import image_view, load_network
+    with program.loading_tensorflow():
+        from bn_keras.distribution import make_strategy
+        from bn_keras.evaluation import evaluate
+        from bn_keras.input_pipeline import validation_batches
+        from bn_keras.trained_network import image_view, load_network
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
     population_of = dataset if FLAGS.statistics == "population" else None

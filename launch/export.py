@@ -36,11 +36,11 @@ def main():
     class_names = directory.read_class_names()
     population_of = read_dataset(FLAGS.data_dir or embedded_data()) if FLAGS.statistics == "population" else None
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import numpy as np
+    with program.loading_tensorflow():
+        import numpy as np
 
-    from bn_keras.export import export_saved_model
-    from bn_keras.trained_network import image_view, load_network
+        from bn_keras.export import export_saved_model
+        from bn_keras.trained_network import image_view, load_network
 
     model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
     match FLAGS.format:

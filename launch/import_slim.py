@@ -4,8 +4,6 @@ launch/import_slim --checkpoint=inception_v2.ckpt --data_dir=imagenet --workdir=
 launch/evaluate --workdir=runs/inception_v2 --data_dir=imagenet
 """
 
-import os
-
 from absl import flags
 
 from bn_keras.dataset import read_dataset
@@ -28,8 +26,8 @@ def main():
     if directory.read_config() is not None:
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir, or remove that one")
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from bn_keras.slim_checkpoint import VARIANT, read_slim_checkpoint
+    with program.loading_tensorflow():
+        from bn_keras.slim_checkpoint import VARIANT, read_slim_checkpoint
 
     model = read_slim_checkpoint(FLAGS.checkpoint, image_size=FLAGS.image_size)
     channels, classes = model.input_shape[-1], model.output_shape[-1]

@@ -3,8 +3,6 @@
 launch/predict cat.jpg dog.png --workdir=runs/bn_x30
 """
 
-import os
-
 from absl import flags
 
 from bn_keras.errors import InputError
@@ -31,12 +29,12 @@ def main(paths):
         if directory.read_class_names() != class_names:
             raise InputError(f"{directory.path} and {directories[0].path} know different classes")
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
+    with program.loading_tensorflow():
+        import tensorflow as tf
 
-    from bn_keras.evaluation import class_probabilities
-    from bn_keras.preprocessing import to_network_range
-    from bn_keras.trained_network import image_view, load_network
+        from bn_keras.evaluation import class_probabilities
+        from bn_keras.preprocessing import to_network_range
+        from bn_keras.trained_network import image_view, load_network
 
     crops = 144 if FLAGS.protocol == "multicrop144" else 1
 
