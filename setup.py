@@ -41,6 +41,9 @@ setup(
         "console_scripts": [
             "bn-data-prep = data_prep.__main__:run",
             "bn-train = launch.train:run",
+            "bn-benchmark-input = launch.benchmark_input:run",
+            "bn-data-service = launch.data_service:run",
+            "bn-inspect = launch.inspect:run",
             "bn-report = launch.report:run",
             "bn-evaluate = launch.evaluate:run",
             "bn-predict = launch.predict:run",

@@ -36,6 +36,8 @@ class Dataset:
       channels: 1 where every image is gray, else 3.
       median_short_side: of the images, in pixels.
       splits: "train" and "validation", each a tuple of shards.
+      image_feature, label_feature: their names in a record.
+      on_bad, data_service: how this process reads it in training, as in `input_pipeline.training_batches`.
       fingerprint: sha256 of the manifest, hexadecimal; equal data sets have equal fingerprints.
     """
 
@@ -46,13 +48,22 @@ class Dataset:
     median_short_side: int
     splits: dict[str, tuple[Shard, ...]]
     fingerprint: str
+    image_feature: str = "image/encoded"
+    label_feature: str = "image/class/label"
+    on_bad: str = "fail"
+    data_service: str | None = None
 
     def examples(self, split: str) -> int:
         return sum(shard.examples for shard in self.splits[split])
 
 
-def read_dataset(data_dir: str) -> Dataset:
+def read_dataset(data_dir: str, label_base: int | None = None, classes: int | None = None) -> Dataset:
     """Reads the manifest in `data_dir` and checks that every shard is there in its recorded size.
+
+    A folder of TensorFlow Datasets and one of TF-Slim's shards are read too.
+
+    Args:
+      label_base, classes: as in `foreign_dataset.read_tf_slim`; only for a folder without any metadata.
 
     Raises:
       InputError: the folder, its manifest or a shard is missing or not what it should be.
@@ -60,6 +71,14 @@ def read_dataset(data_dir: str) -> Dataset:
     path = os.path.join(data_dir, MANIFEST)
     if not os.path.isdir(data_dir):
         raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
+    if not os.path.exists(path):
+        from bn_keras import foreign_dataset
+
+        unfinished = os.path.isdir(os.path.join(data_dir, ".data_prep"))  # a conversion of ours
+        if not unfinished and foreign_dataset.is_tfds(data_dir):
+            return foreign_dataset.read_tfds(data_dir)
+        if not unfinished and foreign_dataset.is_tf_slim(data_dir):
+            return foreign_dataset.read_tf_slim(data_dir, label_base, classes)
     try:
         with open(path, "rb") as file:
             content = file.read()

@@ -10,8 +10,12 @@ shards unread and re-reads at most one in each lane. A host owns every `hosts`-t
 reads only the shards of its own lanes, and all hosts together see the batches that one alone would.
 """
 
+import concurrent.futures
+import dataclasses
 import functools
 import os
+import shutil
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -28,10 +32,51 @@ PARALLEL_CALLS = os.cpu_count() or 1
 PADDING_LABEL = -1
 """Of the rows that fill up the last evaluation batches; they count nowhere."""
 
+_PLANNED = 32  # examples that are parsed, and whose crops and colors are drawn, at once
+
+_RECORD_FRAME = 16  # bytes of length and checksums around a record
+
 _ORDER, _PERMUTATION, _DISTORTION = range(3)  # what a seed is for, so that no two draws share one
 
 
 def training_batches(
+    dataset: Dataset, *, batch_size: int, hosts: int = 1, host: int = 0, data_service: str | None = None, **options
+) -> tf.data.Dataset:
+    """`local_training_batches`, prepared by other machines if `data_service` says so; the batches are the same.
+
+    Args:
+      data_service: addresses of `launch/data_service`, separated by commas. Each prepares an equal part of this host's
+        share of every batch, as a host of its own would.
+
+    Raises:
+      InputError: hosts times services do not divide `batch_size`.
+    """
+    if not data_service:
+        return local_training_batches(dataset, batch_size=batch_size, hosts=hosts, host=host, **options)
+    addresses = data_service.split(",")
+    parts = [
+        local_training_batches(
+            dataset, batch_size=batch_size, hosts=hosts * len(addresses), host=host + hosts * k, **options
+        ).apply(
+            tf.data.experimental.service.distribute(
+                processing_mode=tf.data.experimental.service.ShardingPolicy.OFF, service=f"grpc://{address}"
+            )
+        )
+        for k, address in enumerate(addresses)
+    ]
+
+    def join(*parts):
+        def turns(*rows):  # the example of each part in turn
+            together = tf.stack(rows, 1)
+            return tf.reshape(together, (-1, *together.shape[2:]))
+
+        joined = tf.nest.map_structure(turns, *parts)
+        return tf.nest.map_structure(lambda part: tf.ensure_shape(part, (batch_size // hosts, *part.shape[1:])), joined)
+
+    return _with_options(tf.data.Dataset.zip(*parts).map(join).prefetch(2))
+
+
+def local_training_batches(
     dataset: Dataset,
     *,
     batch_size: int,
@@ -43,6 +88,9 @@ def training_batches(
     augmentation: str = "imagenet",
     shuffling: str = "within_shard",
     photometric_distortion: str = "reduced",
+    distort_on: str = "host",
+    interpolation: str = "bilinear",
+    on_bad: str = "fail",
 ) -> tf.data.Dataset:
     """Endless mini-batches, deterministic from any step.
 
@@ -58,50 +106,74 @@ def training_batches(
         "none" (the whole image).
       shuffling: as in `Variant`.
       photometric_distortion: as in `Variant`; without effect unless augmentation is "imagenet".
+      distort_on: "host", or "device", which leaves the photometric distortion to `preprocessing.PhotometricDistortion`
+        in the model; without effect unless augmentation is "imagenet".
+      interpolation: of the crop, one of `preprocessing.INTERPOLATIONS`.
+      on_bad: "fail", or "skip": an example that cannot be used gives its place to another of its batch, and a line on
+        stderr names it. Where a record's framing is damaged, the rest of its shard cannot be used either.
 
     Returns:
       A dataset of (images float32 `[batch_size / hosts, image_size, image_size, channels]` in [-1, 1],
-      labels int32 `[batch_size / hosts]` in [0, classes)).
+      labels int32 `[batch_size / hosts]` in [0, classes)); with `distort_on="device"`, in place of the images
+      (images uint8, draws float32 `[batch_size / hosts, preprocessing.DRAWS]`).
 
     Raises:
       InputError: `hosts` does not divide `batch_size`.
     """
     share = _share(batch_size, hosts)
 
-    def prepare(serialized, example, epoch):
+    size = {"image_size": image_size, "channels": dataset.channels}
+
+    def plan(serialized, draws, *_):
+        """What can be computed for many examples at once."""
         encoded, label = _parse(serialized, dataset)
+        if augmentation != "imagenet":
+            return encoded, label, draws
+        crop = preprocessing.random_crop(draws)
+        if distort_on == "device":
+            return encoded, label, draws, crop
+        return encoded, label, preprocessing.random_colors(draws, photometric_distortion, dataset.channels), crop
+
+    def prepare(encoded, label, random, crop=None):
         if augmentation == "none":
-            return preprocessing.whole_image(encoded, image_size=image_size, channels=dataset.channels), label
-        seeds = tf.random.split(_seed(seed, _DISTORTION, epoch, example), 2)
+            return preprocessing.to_network_range(preprocessing.whole_image(encoded, **size)), label
         if augmentation == "shift":
-            image = preprocessing.shifted_image(encoded, seeds[0], image_size=image_size, channels=dataset.channels)
-            return image, label
-        image = preprocessing.training_crop(encoded, seeds[0], image_size=image_size, channels=dataset.channels)
-        return image, preprocessing.distortion_draws(seeds[1]), label
+            return preprocessing.to_network_range(preprocessing.shifted_image(encoded, random, **size)), label
+        image = preprocessing.training_crop(encoded, crop, **size, interpolation=interpolation)
+        if distort_on == "device":
+            return (preprocessing.to_bytes(image), random), label
+        # One image at a time, while it is in the core's cache.
+        return preprocessing.photometric_distortion(image, random), label
 
-    def finish(images, *rest):
-        if augmentation == "imagenet":
-            images = preprocessing.photometric_distortion(images, rest[0], photometric_distortion)
-        return preprocessing.to_network_range(images), rest[-1]
-
-    records = training_records(dataset, seed, start_step * batch_size, hosts, host, shuffling)
-    batches = records.map(prepare, PARALLEL_CALLS).batch(share, drop_remainder=True).map(finish, PARALLEL_CALLS)
-    return _with_options(batches.prefetch(2))
+    records = training_records(dataset, seed, start_step * batch_size, hosts, host, shuffling, on_bad)
+    if on_bad == "skip":
+        examples = _skip_bad(records, plan, prepare, dataset).batch(share, drop_remainder=True).map(_fill_gaps)
+    else:
+        planned = records.batch(_PLANNED).map(plan, PARALLEL_CALLS).unbatch()
+        examples = planned.map(prepare, PARALLEL_CALLS).batch(share, drop_remainder=True)
+    return _with_options(examples.prefetch(2))
 
 
 def training_records(
-    dataset: Dataset, seed: int, start: int, hosts: int = 1, host: int = 0, shuffling: str = "within_shard"
+    dataset: Dataset,
+    seed: int,
+    start: int,
+    hosts: int = 1,
+    host: int = 0,
+    shuffling: str = "within_shard",
+    on_bad: str = "fail",
 ) -> tf.data.Dataset:
     """The endless training order without any decoding.
 
     Args:
-      dataset, seed, hosts, host, shuffling: as for `training_batches`.
+      dataset, seed, hosts, host, shuffling, on_bad: as for `training_batches`.
       start: examples of all hosts together that come before the first one, a multiple of `hosts`.
 
     Returns:
-      A dataset of (serialized example, int64 number of the example in the split, int64 epoch).
+      A dataset of (serialized example, float32 `[preprocessing.DRAWS]` in [0, 1), int64 number of the shard,
+      int64 number of the record in it, int64 epoch).
     """
-    paths, counts, offsets = _shard_table(dataset, "train")
+    paths, counts = _shard_table(dataset, "train")
     total = int(counts.sum())
     lanes = hosts if LANES % hosts else LANES
     first_epoch, first_position = divmod(start, total)
@@ -129,10 +201,20 @@ def training_records(
         order = tf.range(size)
         if shuffling == "within_shard":
             order = tf.random.experimental.stateless_shuffle(order, _seed(seed, _PERMUTATION, epoch, shard))
-        order = order[drop:]
-        example = tf.gather(offsets, shard) + skip + order
-        records = tf.data.TFRecordDataset(tf.gather(paths, shard)).skip(skip).take(size).batch(size)
-        return records.map(lambda serialized: (tf.gather(serialized, order), example, tf.fill(tf.shape(order), epoch)))
+        record = skip + order[drop:]
+        # Drawn for all of the shard, so that an example's are the same whatever piece of it is read.
+        draws = preprocessing.uniform_draws(_seed(seed, _DISTORTION, epoch, shard), tf.gather(counts, shard))
+        records = _read_shard(tf.gather(paths, shard), on_bad).skip(skip).take(size).batch(size)
+        shard, epoch = tf.fill(tf.shape(record), shard), tf.fill(tf.shape(record), epoch)
+        return records.map(
+            lambda serialized: (
+                tf.gather(serialized, record - skip),
+                tf.gather(draws, record),
+                shard,
+                record,
+                epoch,
+            )
+        )
 
     return tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(read_epoch)
 
@@ -167,7 +249,7 @@ def validation_batches(
       InputError: `hosts` does not divide `batch_size`.
     """
     share = _share(batch_size, hosts)
-    paths, counts, _ = _shard_table(dataset, "validation")
+    paths, counts = _shard_table(dataset, "validation")
     total = int(counts.sum())
     if view is None:
         crop = preprocessing.single_crop if augmentation == "imagenet" else preprocessing.whole_image
@@ -188,6 +270,54 @@ def validation_batches(
     batches = -(-total // batch_size)
     examples = examples.concatenate(tf.data.Dataset.from_tensors(blank).repeat(batches * share - length))
     return _with_options(examples.batch(share, drop_remainder=True).prefetch(2))
+
+
+def cache_shards(dataset: Dataset, cache: str) -> Dataset:
+    """Copies every shard to a local folder, or into memory, and returns the data set that reads them there.
+
+    A copy that is there in its full size is not made again.
+
+    Args:
+      cache: a folder, or "memory", which is one in /dev/shm.
+
+    Raises:
+      InputError: there is not so much room.
+    """
+    folder = "/dev/shm/bn_keras" if cache == "memory" else cache
+    folder = os.path.join(folder, dataset.fingerprint[:16])
+    os.makedirs(folder, exist_ok=True)
+    copies = {
+        shard: dataclasses.replace(shard, path=os.path.join(folder, os.path.basename(shard.path)))
+        for shards in dataset.splits.values()
+        for shard in shards
+    }
+    missing = {
+        shard: copy
+        for shard, copy in copies.items()
+        if not os.path.exists(copy.path) or os.path.getsize(copy.path) != copy.bytes
+    }
+    needed, free = sum(shard.bytes for shard in missing), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"--cache={cache} needs {needed:,} bytes, {folder} has {free:,} free: give another folder")
+
+    def copy_one(shard):
+        temporary = f"{missing[shard].path}.{os.getpid()}"
+        shutil.copyfile(shard.path, temporary)
+        os.replace(temporary, missing[shard].path)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(copy_one, missing))
+    splits = {split: tuple(copies[shard] for shard in shards) for split, shards in dataset.splits.items()}
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def memory_bound(dataset: Dataset, hosts: int = 1) -> int:
+    """Bytes of records that one host's training pipeline holds at most, besides the batches that it has ready.
+
+    Every lane holds the shard in use, the one read ahead and, while that is being permuted, its copy.
+    """
+    lanes = hosts if LANES % hosts else LANES
+    return 3 * lanes // hosts * max(shard.bytes for shard in dataset.splits["train"])
 
 
 def _share(batch_size, hosts):
@@ -217,10 +347,44 @@ def _cut(order, counts, begin, length):
 
 
 def _shard_table(dataset, split):
-    """Paths, record counts, and the number of the first example of every shard of a split."""
+    """Path and record count of every shard of a split."""
     shards = dataset.splits[split]
     counts = np.array([shard.examples for shard in shards], np.int64)
-    return np.array([shard.path for shard in shards]), counts, np.cumsum(counts) - counts
+    return np.array([shard.path for shard in shards]), counts
+
+
+def _read_shard(path, on_bad):
+    records = tf.data.TFRecordDataset(path)
+    if on_bad == "skip":  # what cannot be read becomes empty records, which no image can be made of
+        records = records.ignore_errors().concatenate(tf.data.Dataset.from_tensors("").repeat())
+    return records
+
+
+def _skip_bad(records, plan, prepare, dataset):
+    """Every record planned and prepared; zeros and `PADDING_LABEL` for one that cannot be, and a line on stderr."""
+    paths, _ = _shard_table(dataset, "train")
+
+    def attempt(serialized, draws, shard, record, epoch):
+        prepared = tf.data.Dataset.from_tensors((serialized, draws)).batch(1).map(plan).unbatch().map(prepare)
+        inputs, _ = prepared.element_spec
+        black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), inputs)
+
+        def blank(_):
+            tf.print("left out: record", record, "of", tf.gather(paths, shard), output_stream=sys.stderr)
+            return black, tf.constant(PADDING_LABEL, tf.int32)
+
+        return prepared.ignore_errors().concatenate(tf.data.Dataset.range(1).map(blank)).take(1)
+
+    return records.interleave(attempt, PARALLEL_CALLS, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+
+
+def _fill_gaps(inputs, labels):
+    """Puts the batch's good rows, over and over, in place of those labelled `PADDING_LABEL`."""
+    good = tf.where(labels != PADDING_LABEL)[:, 0]
+    tf.debugging.assert_positive(tf.size(good), "no example of a batch can be used")
+    row = tf.range(tf.size(labels, tf.int64), dtype=tf.int64)
+    row = tf.where(labels != PADDING_LABEL, row, tf.gather(good, row % tf.size(good, tf.int64)))
+    return tf.nest.map_structure(lambda part: tf.ensure_shape(tf.gather(part, row), part.shape), (inputs, labels))
 
 
 def _epoch_order(shards, seed, epoch):
@@ -236,21 +400,21 @@ def _seed(seed, *parts):
 
 
 def _parse(serialized, dataset):
-    features = tf.io.parse_single_example(
+    features = tf.io.parse_example(
         serialized,
         {
-            "image/encoded": tf.io.FixedLenFeature((), tf.string),
-            "image/class/label": tf.io.FixedLenFeature((), tf.int64),
+            dataset.image_feature: tf.io.FixedLenFeature((), tf.string),
+            dataset.label_feature: tf.io.FixedLenFeature((), tf.int64),
         },
     )
     classes = len(dataset.class_names)
-    label = tf.cast(features["image/class/label"], tf.int32) - dataset.label_base
+    label = tf.cast(features[dataset.label_feature], tf.int32) - dataset.label_base
     tf.debugging.assert_less(
         tf.bitcast(label, tf.uint32),  # negative labels become large
         tf.constant(classes, tf.uint32),
         f"a label is outside {dataset.label_base}..{dataset.label_base + classes - 1}",
     )
-    return features["image/encoded"], label
+    return features[dataset.image_feature], label
 
 
 def _with_options(dataset):
@@ -267,17 +431,23 @@ def find_damage(dataset: Dataset, split: str) -> str | None:
     """Reads a split record by record until one cannot be used.
 
     Returns:
-      A sentence that names the shard, the record's number in it and what is wrong; None if every record is good.
+      A sentence that names the shard, the record's number in it, its first byte and what is wrong; None if every
+      record is good.
     """
     for shard in dataset.splits[split]:
-        good = 0
+        good = offset = 0
         try:
             for serialized in tf.data.TFRecordDataset(shard.path):
                 encoded, _ = _parse(serialized, dataset)
                 preprocessing.decode(encoded, dataset.channels)
                 good += 1
+                offset += _RECORD_FRAME + len(serialized.numpy())
+        except tf.errors.NotFoundError:
+            return f"shard {shard.path} is missing: prepare the data again"
         except tf.errors.OpError as error:
-            return f"record {good} of {shard.path} cannot be used ({_first_line(error)}): prepare the data again"
+            fix = " (or --on_bad=skip)" if split == "train" else ""
+            where = f"record {good} of {shard.path}, at byte {offset},"
+            return f"{where} cannot be used ({_first_line(error)}): prepare the data again{fix}"
         if good != shard.examples:
             return f"{shard.path} has {good} records, the manifest says {shard.examples}: prepare the data again"
     return None

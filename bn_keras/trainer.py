@@ -276,6 +276,8 @@ def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, 
         augmentation=config.augmentation,
         shuffling=config.variant.shuffling,
         photometric_distortion=config.variant.photometric_distortion,
+        on_bad=dataset.on_bad,
+        data_service=dataset.data_service,
         hosts=hosts,
         host=host,
     )

@@ -61,6 +61,12 @@ flags.DEFINE_boolean("local_response_normalization", None, "LRN after two layers
 flags.DEFINE_enum("shuffling", None, ["within_shard", "shard_order"], "Order of examples. Default: the variant's.")
 flags.DEFINE_enum("photometric_distortion", None, ["full", "reduced"], "Color changes. Default: the variant's.")
 
+flags.DEFINE_string("cache", None, "Copy the records to this local folder first, or into memory: --cache=memory.")
+flags.DEFINE_string("data_service", None, "Machines that prepare batches, ADDRESS:PORT,...: see launch/data_service.")
+flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a training record that cannot be used.")
+flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
+flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
+
 flags.DEFINE_integer("eval_every", None, "Steps between evaluations. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Images of one evaluation step. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("log_every", None, "Steps between points of the training curve. Default: the recipe's.", 1)
@@ -77,7 +83,7 @@ flags.DEFINE_enum("on_divergence", "stop", ["stop", "record"], f"stop: exit with
 
 
 def main():
-    dataset = read_dataset(FLAGS.data_dir or embedded_data())
+    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
     recipe = recipe_for(dataset)
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
@@ -90,6 +96,7 @@ def main():
         return status(bool(diverged))
 
     with program.loading_tensorflow():
+        from bn_keras import input_pipeline
         from bn_keras.distribution import make_strategy
         from bn_keras.plan import describe_cost
         from bn_keras.trainer import Outcome, train
@@ -102,6 +109,10 @@ def main():
     if FLAGS.dry_run:
         print(describe_cost(config, dataset, strategy))
         return 0
+    if FLAGS.cache:
+        dataset = input_pipeline.cache_shards(dataset, FLAGS.cache)
+    print(f"at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
+    dataset = dataclasses.replace(dataset, on_bad=FLAGS.on_bad, data_service=FLAGS.data_service)
     outcome = train(config, dataset, directory, strategy, profiled)
     print(
         f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={os.path.dirname(directory.path) or '.'}"

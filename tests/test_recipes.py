@@ -43,8 +43,8 @@ def test_a_shifted_image_is_a_window_of_the_reflected_one_or_its_mirror():
         for x in range(2 * margin + 1)
         for step in (1, -1)
     }
-    shift = tf.function(lambda seed: preprocessing.shifted_image(encoded, seed, image_size=size, channels=1))
-    shifted = [shift(tf.constant([seed, 0])).numpy()[..., 0].astype("uint8") for seed in range(100)]
+    shift = tf.function(lambda draws: preprocessing.shifted_image(encoded, draws, image_size=size, channels=1))
+    shifted = [shift(preprocessing.uniform_draws((seed, 0))).numpy()[..., 0].astype("uint8") for seed in range(100)]
     seen = {windows[image.tobytes()] for image in shifted}
     assert {step for _, _, step in seen} == {1, -1}
     assert {y for y, _, _ in seen} == {x for _, x, _ in seen} == set(range(2 * margin + 1))

@@ -1,0 +1,390 @@
+"""Training images a second of the input pipeline, beside bare decoding, TF-Slim's preprocessing and PyTorch's loader.
+
+  python benchmarks/input_pipeline.py             prints Markdown tables; about two minutes on two cores
+
+The input is records of 500 x 375 JPEGs of about 100 kB (ImageNet's median size), in memory or the page cache. Bare:
+every image decoded around the crop that ours takes, which it is given, and resized to 224 x 224; no records, no order,
+no draws. TF-Slim: the training preprocessing of inception_preprocessing.py (crop, bilinear resize, mirror, the four
+distortions of tf.image in the first of its orders) run through tf.data as it is meant. PyTorch: a DataLoader whose
+workers crop, resize, mirror and distort by the same draws with Pillow. Rounds alternate between the ways; ratios are
+medians over rounds.
+
+Then: the start at a random step of a set of ImageNet's size, equal batches at any parallelism and count of hosts, and
+how well the order mixes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("images", 600, "Images a round of each way.", 64)
+flags.DEFINE_integer("rounds", 5, "Rounds; the tables show the median.", 1)
+flags.DEFINE_integer("cores", os.cpu_count(), "Parallel calls, and workers of the DataLoader.", 1)
+
+SIZE, BATCH, SEED = 224, 32, 0
+DISTINCT = 200
+
+
+def make_jpegs(count):
+    """JPEGs like photographs: smooth colors at three scales under fine noise, 500 x 375 pixels."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        image = 128 + draw.normal(0, 9, (375, 500, 1))
+        for cells, amplitude in ((6, 50), (24, 25), (96, 15)):
+            noise = draw.normal(0, 1, (cells * 3 // 4, cells, 3)).astype("float32")
+            noise = 0.4 * noise + noise.mean(-1, keepdims=True)
+            planes = [Image.fromarray(noise[..., c]).resize((500, 375), Image.BICUBIC) for c in range(3)]
+            image = image + amplitude * np.stack(planes, -1)
+        file = io.BytesIO()
+        Image.fromarray(np.clip(image, 0, 255).astype("uint8")).save(file, "JPEG", quality=93)
+        yield file.getvalue()
+
+
+def write_records(folder, jpegs):
+    """Shards of 50 records in our schema and their manifest; returns the folder."""
+    import tensorflow as tf
+
+    def example(number):
+        features = {
+            "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpegs[number]])),
+            "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 1000])),
+        }
+        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+    shards = []
+    for begin in range(0, len(jpegs), 50):
+        path = folder / f"train-{begin // 50:05}"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for number in range(begin, min(begin + 50, len(jpegs))):
+                writer.write(example(number))
+        examples = min(50, len(jpegs) - begin)
+        shards.append({"file": path.name, "examples": examples, "bytes": path.stat().st_size})
+    return write_manifest(folder, {"train": shards, "validation": shards[:1]})
+
+
+def write_manifest(folder, splits):
+    manifest = {
+        "format": "bn_keras.dataset",
+        "version": 1,
+        "name": "photographs",
+        "class_names": [str(k) for k in range(1000)],
+        "label_base": 0,
+        "channels": 3,
+        "short_side": {"median": 375},
+        "splits": {split: {"shards": shards} for split, shards in splits.items()},
+    }
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    return str(folder)
+
+
+def explicit(dataset):
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+def bare(jpegs, windows):
+    import tensorflow as tf
+
+    def prepare(encoded, window):
+        image = tf.image.resize(tf.image.decode_and_crop_jpeg(encoded, window, 3), (SIZE, SIZE))
+        return tf.ensure_shape(image, (SIZE, SIZE, 3))
+
+    data = tf.data.Dataset.from_tensor_slices((jpegs, windows)).repeat()
+    return explicit(data.map(prepare, FLAGS.cores).batch(BATCH, drop_remainder=True).prefetch(2))
+
+
+def tf_slim(dataset):
+    import tensorflow as tf
+
+    schema = {
+        dataset.image_feature: tf.io.FixedLenFeature((), tf.string),
+        dataset.label_feature: tf.io.FixedLenFeature((), tf.int64),
+    }
+
+    def prepare(number, record):
+        features = tf.io.parse_single_example(record, schema)
+        encoded, label = features[dataset.image_feature], features[dataset.label_feature]
+        seed = tf.stack([number, tf.constant(SEED, tf.int64)])
+        image = tf.image.convert_image_dtype(tf.image.decode_jpeg(encoded, 3), tf.float32)
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.shape(image),
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            seed,
+            min_object_covered=0.1,
+            aspect_ratio_range=(0.75, 1.33),
+            area_range=(0.05, 1.0),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        image = tf.image.resize(tf.slice(image, begin, size), (SIZE, SIZE))
+        image = tf.image.stateless_random_flip_left_right(tf.ensure_shape(image, (SIZE, SIZE, 3)), seed)
+        image = tf.image.stateless_random_brightness(image, 32 / 255, seed)
+        image = tf.image.stateless_random_saturation(image, 0.5, 1.5, seed)
+        image = tf.image.stateless_random_hue(image, 0.2, seed)
+        image = tf.image.stateless_random_contrast(image, 0.5, 1.5, seed)
+        return (tf.clip_by_value(image, 0.0, 1.0) - 0.5) * 2.0, label
+
+    data = tf.data.TFRecordDataset([shard.path for shard in dataset.splits["train"]]).repeat().enumerate()
+    return explicit(data.map(prepare, FLAGS.cores).batch(BATCH, drop_remainder=True).prefetch(2))
+
+
+class PillowImages:
+    """A PyTorch data set: Pillow decodes, crops, resizes and mirrors; numpy distorts, by the draws that ours takes."""
+
+    def __init__(self, jpegs, windows, draws, repeats):
+        self.jpegs, self.windows, self.draws, self.repeats = jpegs, windows, draws, repeats
+
+    def __len__(self):
+        return len(self.jpegs) * self.repeats
+
+    def __getitem__(self, number):
+        import numpy as np
+        import torch
+        from PIL import Image, ImageEnhance
+
+        number %= len(self.jpegs)
+        top, left, height, width = (int(side) for side in self.windows[number])
+        image = Image.open(io.BytesIO(self.jpegs[number])).convert("RGB")
+        image = image.resize((SIZE, SIZE), Image.BILINEAR, (left, top, left + width, top + height))
+        mirror, brightness, hue, saturation, contrast = self.draws[number]
+        if mirror < 0.5:
+            image = image.transpose(Image.FLIP_LEFT_RIGHT)
+        image = ImageEnhance.Brightness(image).enhance(1 + (2 * brightness - 1) * 32 / 255)
+        image = ImageEnhance.Color(image).enhance(0.5 + saturation)
+        planes = image.convert("HSV").split()
+        turn = round((2 * hue - 1) * 0.2 * 255)
+        hues = planes[0].point([(value + turn) % 256 for value in range(256)])
+        image = Image.merge("HSV", (hues, *planes[1:])).convert("RGB")
+        image = ImageEnhance.Contrast(image).enhance(0.5 + contrast)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.float().div_(127.5).sub_(1.0)
+
+
+def pytorch(jpegs, windows, draws):
+    import torch
+
+    images = PillowImages(jpegs, windows, draws, 1 + (FLAGS.images + 2 * BATCH) // len(jpegs))
+    return torch.utils.data.DataLoader(
+        images, batch_size=BATCH, num_workers=FLAGS.cores, drop_last=True, persistent_workers=True
+    )
+
+
+def ours(dataset, distort_on):
+    from bn_keras.input_pipeline import training_batches
+
+    return training_batches(
+        dataset,
+        batch_size=BATCH,
+        image_size=SIZE,
+        seed=SEED,
+        photometric_distortion="full",
+        distort_on=distort_on,
+    )
+
+
+def rate(batches):
+    """Images a second, once two batches have come."""
+    iterator = iter(batches)
+    for _ in range(2):
+        next(iterator)
+    started, count = time.perf_counter(), FLAGS.images // BATCH
+    for _ in range(count):
+        next(iterator)
+    return count * BATCH / (time.perf_counter() - started)
+
+
+def measure_rates(folder):
+    from bn_keras import input_pipeline, preprocessing, read_dataset
+
+    input_pipeline.PARALLEL_CALLS = FLAGS.cores
+    jpegs = list(make_jpegs(DISTINCT))
+    dataset = read_dataset(write_records(folder, jpegs))
+    draws = preprocessing.uniform_draws((SEED, 0), DISTINCT)
+    windows = [preprocessing.crop_window((375, 500), preprocessing.random_crop(row)).numpy() for row in draws]
+    ways = {
+        "bare: decode around the crop, resize": bare(jpegs, windows),
+        "ours, distortion on the host": ours(dataset, "host"),
+        "ours, distortion in the model": ours(dataset, "device"),
+        "TF-Slim's preprocessing": tf_slim(dataset),
+    }
+    try:
+        ways["PyTorch DataLoader, Pillow"] = pytorch(jpegs, windows, draws[:, preprocessing.MIRROR :].numpy())
+    except ImportError:
+        print("torch is not installed: its row is left out", file=sys.stderr)
+    for batches in ways.values():  # starts are not measured
+        next(iter(batches))
+    rounds = []
+    for _ in range(FLAGS.rounds):
+        rounds.append({name: rate(batches) for name, batches in ways.items()})
+    against = list(ways)[1:3]
+    size = statistics.mean(map(len, jpegs)) / 1e3
+    print(f"\nJPEGs of {size:.0f} kB, {FLAGS.cores} cores, median of {FLAGS.rounds} rounds of {FLAGS.images} images\n")
+    print("| | images/s | ours on the host against it | ours in the model against it |\n|---|---|---|---|")
+    for name in ways:
+        ratios = [statistics.median(r[own] / r[name] for r in rounds) for own in against]
+        print(f"| {name} | {statistics.median(r[name] for r in rounds):,.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    return dataset
+
+
+def measure_start(folder, record):
+    """Seconds to the first batch at random steps of 1,281,167 examples in 1,024 shards.
+
+    Every shard is the same file of a shard's records, each of one JPEG of a few kB, under another name.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from bn_keras import read_dataset
+
+    counts = np.full(1024, 1_281_167 // 1024)
+    counts[: 1_281_167 % 1024] += 1
+    shards = []
+    for count in sorted(set(counts)):
+        with tf.io.TFRecordWriter(str(folder / f"records-{count}")) as writer:
+            for _ in range(count):
+                writer.write(record)
+    for number, count in enumerate(counts):
+        name = f"train-{number:05}-of-01024"
+        os.link(folder / f"records-{count}", folder / name)
+        shards.append({"file": name, "examples": int(count), "bytes": (folder / name).stat().st_size})
+    write_manifest(folder, {"train": shards, "validation": shards[:1]})
+    seconds = []
+    for step in np.random.default_rng(0).integers(0, 6_000_000, 5):
+        started = time.perf_counter()
+        from bn_keras.input_pipeline import training_batches
+
+        batches = training_batches(
+            read_dataset(str(folder)), batch_size=BATCH, image_size=SIZE, seed=SEED, start_step=int(step)
+        )
+        next(iter(batches))
+        seconds.append(time.perf_counter() - started)
+    print(
+        f"\nStart at a random step of 1,281,167 examples in 1,024 shards of "
+        f"{shards[0]['bytes'] / 1e6:.0f} MB: first batch after {statistics.median(seconds):.1f} s (median of 5; "
+        f"longest {max(seconds):.1f} s)"
+    )
+    return read_dataset(str(folder))
+
+
+def check_equal(dataset):
+    """Whether batches are the same at parallelism 1, 2, 8 and shared by 1, 2, 4 hosts."""
+    import numpy as np
+
+    from bn_keras import input_pipeline
+
+    def batches(hosts=1, host=0):
+        options = {"batch_size": BATCH, "image_size": SIZE, "seed": SEED, "start_step": 3, "hosts": hosts, "host": host}
+        return [[part.numpy() for part in b] for b in input_pipeline.training_batches(dataset, **options).take(3)]
+
+    def digest(batches):
+        return hashlib.sha256(b"".join(part.tobytes() for batch in batches for part in batch)).hexdigest()
+
+    found = {}
+    for calls in (1, 2, 8):
+        input_pipeline.PARALLEL_CALLS = calls
+        found[f"parallelism {calls}"] = digest(batches())
+    for hosts in (2, 4):
+        shares = zip(*(batches(hosts, host) for host in range(hosts)), strict=True)
+        joined = [
+            [np.stack(parts, 1).reshape(BATCH, *parts[0].shape[1:]) for parts in zip(*share, strict=True)]
+            for share in shares
+        ]
+        found[f"{hosts} hosts"] = digest(joined)
+    equal = len(set(found.values())) == 1
+    print(f"\nBatches are {'equal' if equal else 'NOT EQUAL'} at {', '.join(found)}")
+
+
+def measure_order(folder):
+    """How well the order mixes, beside a full permutation, on 102,400 examples in 64 shards."""
+    import numpy as np
+    import tensorflow as tf
+
+    from bn_keras import read_dataset
+    from bn_keras.input_pipeline import training_records
+
+    shards, each, classes = 64, 1600, 100
+    total = shards * each
+    with tf.io.TFRecordWriter(str(folder / "records")) as writer:
+        for _ in range(each):
+            writer.write(b"")
+    listed = []
+    for number in range(shards):
+        os.link(folder / "records", folder / f"train-{number}")
+        listed.append({"file": f"train-{number}", "examples": each, "bytes": (folder / "records").stat().st_size})
+    dataset = read_dataset(write_manifest(folder, {"train": listed, "validation": listed[:1]}))
+
+    def positions(shuffling):
+        records = training_records(dataset, SEED, 0, shuffling=shuffling).map(lambda *r: r[2] * each + r[3])
+        examples = np.concatenate(list(records.batch(1 << 12).take(2 * total // (1 << 12)).as_numpy_iterator()))
+        return examples.reshape(2, total)
+
+    random = np.random.default_rng(0)
+    orders = {
+        "within_shard": positions("within_shard"),
+        "shard_order": positions("shard_order"),
+        "full permutation": np.stack([random.permutation(total), random.permutation(total)]),
+    }
+    label_sets = {
+        "shuffled shards": random.permutation(total) % classes,
+        "shards in class order": np.arange(total) * classes // total,
+    }
+    print("\n| order | rank correlation of two epochs | together again | classes in 32, shuffled | in class order |")
+    print("|---|---|---|---|---|")
+    for name, (first, second) in orders.items():
+        ranks = np.argsort(first), np.argsort(second)
+        correlation = np.corrcoef(*ranks)[0, 1]
+        batch_of = ranks[1] // BATCH
+        pairs = batch_of[first.reshape(-1, BATCH)]
+        together = (pairs[:, :, None] == pairs[:, None]).sum() - pairs.size
+        mix = [np.mean([len(set(row)) for row in labels[first].reshape(-1, BATCH)]) for labels in label_sets.values()]
+        print(
+            f"| {name} | {correlation:+.3f} | {together / pairs.size / (BATCH - 1):.2%} | {mix[0]:.1f} | {mix[1]:.1f} |"
+        )
+    print(
+        f"\nA random order of {shards} shards has a rank correlation of +-{shards**-0.5:.2f} by chance. Together "
+        "again: of the other 31 examples of a mini-batch, those that share one in the next epoch too."
+    )
+
+
+def main(_):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    root = Path(tempfile.mkdtemp())
+    try:
+        folders = [root / name for name in ("rates", "start", "order")]
+        for folder in folders:
+            folder.mkdir()
+        dataset = measure_rates(folders[0])
+        check_equal(dataset)
+        image = tf.io.decode_jpeg(next(make_jpegs(1)))
+        small = [tf.io.encode_jpeg(tf.cast(tf.image.resize(image, (96, 128)), tf.uint8)).numpy()]
+        write_records(folders[1], small)
+        record = next(iter(tf.data.TFRecordDataset(str(folders[1] / "train-00000")))).numpy()
+        (folders[1] / "train-00000").unlink()
+        measure_start(folders[1], record)
+        measure_order(folders[2])
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    app.run(main)

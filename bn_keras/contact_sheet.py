@@ -1,0 +1,48 @@
+"""Pictures of what the network is really fed, with their labels, on one sheet."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_CAPTION_LINES = 2
+_GAP = 6
+
+
+def contact_sheet(images, captions, *, title: str, columns: int = 8, tile: int = 160) -> Image.Image:
+    """Draws images with captions in rows.
+
+    Args:
+      images: float32 `[N, H, W, C]` in [-1, 1], the network's input.
+      captions: N strings; cut where they do not fit into two lines.
+      title: above all.
+      columns: images in a row.
+      tile: height and width of each in pixels; larger than H shows single pixels.
+    """
+    images = np.asarray(images)
+    font = ImageFont.load_default(12)
+    line = 15
+    rows = -(-len(images) // columns)
+    width = columns * (tile + _GAP) + _GAP
+    height = line + 2 * _GAP + rows * (tile + _CAPTION_LINES * line + _GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _GAP), title, "black", font)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = _GAP + number % columns * (tile + _GAP)
+        top = line + 2 * _GAP + number // columns * (tile + _CAPTION_LINES * line + _GAP)
+        pixels = np.round((image + 1) * 127.5).clip(0, 255).astype("uint8")
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+        smaller = tile < picture.width
+        sheet.paste(picture.resize((tile, tile), Image.LANCZOS if smaller else Image.NEAREST), (left, top))
+        for k, text in enumerate(_wrap(caption, font, tile)):
+            draw.text((left, top + tile + k * line), text, "black", font)
+    return sheet
+
+
+def _wrap(caption, font, width):
+    """The first lines of a caption, broken where they are as wide as a tile."""
+    lines = [""]
+    for letter in caption:
+        if font.getlength(lines[-1] + letter) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines[:_CAPTION_LINES]

@@ -1,0 +1,63 @@
+"""Images a second that this machine's input pipeline can feed, by stage, and the stage that holds it back.
+
+launch/benchmark_input --data_dir=D --variant=bn_x5
+"""
+
+import os
+
+from absl import flags
+
+from bn_keras.dataset import read_dataset
+from bn_keras.recipes import recipe_for
+from bn_keras.variants import VARIANTS
+from launch import program
+from launch.embedded import embedded_data
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("data_dir", None, "Folder of records. Default: the embedded MNIST digits.")
+flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "Whose shuffling and distortion.")
+flags.DEFINE_integer("batch_size", 32, "Images of one step.", 1)
+flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
+flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
+flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
+flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
+flags.DEFINE_float("seconds", 5.0, "To measure each stage for.", 0.1)
+
+
+def main():
+    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+    recipe = recipe_for(dataset)
+    variant = VARIANTS[FLAGS.variant]
+    with program.loading_tensorflow():
+        from bn_keras import input_pipeline, input_speed
+
+    print(
+        f"{dataset.name} for {variant.title}, {os.cpu_count()} cores, {input_pipeline.PARALLEL_CALLS} parallel calls, "
+        f"records in memory: at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB",
+        flush=True,
+    )
+    rates = input_speed.stage_rates(
+        dataset,
+        batch_size=FLAGS.batch_size,
+        seconds=FLAGS.seconds,
+        image_size=FLAGS.image_size or recipe.image_size,
+        seed=0,
+        augmentation=FLAGS.augmentation or recipe.augmentation,
+        shuffling=variant.shuffling,
+        photometric_distortion=variant.photometric_distortion,
+    )
+    added = input_speed.seconds_per_image(rates)
+    print(f"{'stage':30}{'images/s with it':>18}{'ms an image':>14}")
+    for stage, rate in rates.items():
+        print(f"{stage:30}{rate:18,.0f}{1e3 * added[stage]:14.3f}")
+    slowest = max(added, key=added.get)
+    print(f"bottleneck: {slowest}; where the accelerator waits for it: {input_speed.ADVICE[slowest]}")
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,42 @@
+"""Prepares training batches for trainers on other machines: a tf.data dispatcher and its worker in one process.
+
+launch/data_service --port=5050                          on every machine that helps
+launch/train ... --data_service=helper1:5050,helper2:5050   on the trainer; all must see the records at the same path
+
+Stop it with Ctrl-C. Trainers get the same batches as without it.
+"""
+
+from absl import flags
+
+from launch import program
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer("port", 5050, "Of the dispatcher; 0 takes a free one.", 0, 65535)
+flags.DEFINE_string("host", "localhost", "Name or address by which trainers reach this machine.")
+
+
+def main():
+    with program.loading_tensorflow():
+        import tensorflow as tf
+
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer(service.DispatcherConfig(port=FLAGS.port))
+    port = dispatcher.target.rpartition(":")[2]
+    # Trainers connect to the worker too, at an address that the dispatcher hands them.
+    worker = service.WorkerServer(
+        service.WorkerConfig(dispatcher_address=f"localhost:{port}", worker_address=f"{FLAGS.host}:%port%")
+    )
+    print(f"ready: launch/train ... --data_service={FLAGS.host}:{port}", flush=True)
+    try:
+        worker.join()
+    except KeyboardInterrupt:
+        return 0
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,72 @@
+"""Draws a contact sheet of what the network is really fed: crops, mirrors and colors, with labels.
+
+launch/inspect --data_dir=D --variant=bn_x5             32 training images of the first step, in inspect.png
+launch/inspect --data_dir=D --split=validation          the single crops of evaluation
+"""
+
+import os
+
+from absl import flags
+
+from bn_keras.dataset import read_dataset
+from bn_keras.recipes import recipe_for
+from bn_keras.variants import VARIANTS
+from launch import program
+from launch.embedded import embedded_data
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("data_dir", None, "Folder of records. Default: the embedded MNIST digits.")
+flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "Whose shuffling and distortion.")
+flags.DEFINE_enum("split", "train", ["train", "validation"], "Training as it distorts, or what evaluation sees.")
+flags.DEFINE_integer("images", 32, "How many.", 1, 1024)
+flags.DEFINE_integer("step", 0, "Start at this step of so many images each; only of training.", 0)
+flags.DEFINE_integer("seed", 0, "Of order and distortion, as launch/train has it.", 0, 2**31 - 1)
+flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
+flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
+flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
+flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
+flags.DEFINE_string("output", "inspect.png", "Where the sheet goes.")
+
+
+def main():
+    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+    recipe = recipe_for(dataset)
+    variant = VARIANTS[FLAGS.variant]
+    options = {
+        "image_size": FLAGS.image_size or recipe.image_size,
+        "augmentation": FLAGS.augmentation or recipe.augmentation,
+    }
+    with program.loading_tensorflow():
+        from bn_keras import contact_sheet, input_pipeline
+
+    if FLAGS.split == "validation":
+        count = min(FLAGS.images, dataset.examples("validation"))
+        batches = input_pipeline.validation_batches(dataset, batch_size=count, **options)
+    else:
+        count = FLAGS.images
+        batches = input_pipeline.training_batches(
+            dataset,
+            batch_size=count,
+            seed=FLAGS.seed,
+            start_step=FLAGS.step,
+            shuffling=variant.shuffling,
+            photometric_distortion=variant.photometric_distortion,
+            **options,
+        )
+    images, labels = next(iter(batches))
+    captions = [f"{label} {dataset.class_names[label]}" for label in labels.numpy()]
+    title = (
+        f"{dataset.name}, {FLAGS.split}, {variant.title}, {options['augmentation']}, "
+        f"{options['image_size']}x{options['image_size']}"
+    )
+    contact_sheet.contact_sheet(images, captions, title=title).save(FLAGS.output)
+    print(f"{count} images: {os.path.abspath(FLAGS.output)}")
+
+
+def run():
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,105 @@
+"""launch/inspect draws what the network is fed; launch/benchmark_input names the slowest stage."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_program
+from PIL import Image
+
+from bn_keras import read_dataset
+from bn_keras.contact_sheet import contact_sheet
+from bn_keras.input_pipeline import training_batches
+from bn_keras.input_speed import seconds_per_image
+
+
+def test_a_contact_sheet_holds_the_images_pixel_for_pixel():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype("float32")
+    sheet = np.asarray(contact_sheet(images / 127.5 - 1, list("abcde"), title="t", columns=4, tile=8))
+    tops = 15 + 12, 15 + 12 + 8 + 30 + 6
+    for number, image in enumerate(images):
+        left, top = 6 + number % 4 * 14, tops[number // 4]
+        np.testing.assert_array_equal(sheet[top : top + 8, left : left + 8], image)
+
+
+def test_captions_are_drawn_and_long_ones_take_two_lines():
+    black = np.full((2, 4, 4, 1), -1.0)
+    sheet = np.asarray(contact_sheet(black, ["", "great white shark, Carcharodon"], title="", columns=2, tile=100))
+    captions = sheet[15 + 12 + 100 :]
+    assert (captions[:, :106] == 255).all()
+    assert (captions[:15, 106:] < 128).any() and (captions[15:30, 106:] < 128).any()
+
+
+def test_inspect_draws_the_first_training_batch(data_dir, tmp_path):
+    output = tmp_path / "sheet.png"
+    done = run_program(
+        "-m", "launch.inspect", f"--data_dir={data_dir}", "--variant=inception", "--augmentation=imagenet",
+        "--images=3", "--image_size=160", "--seed=5", "--step=2", f"--output={output}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(output) in done.stdout
+    sheet = np.asarray(Image.open(output))
+    images, _ = next(
+        iter(
+            training_batches(
+                read_dataset(str(data_dir)),
+                batch_size=3,
+                image_size=160,
+                seed=5,
+                start_step=2,
+                shuffling="shard_order",
+                photometric_distortion="full",
+            )
+        )
+    )
+    for number, image in enumerate(images.numpy()):
+        tile = sheet[27 : 27 + 160, 6 + number * 166 : 166 + number * 166]
+        np.testing.assert_allclose(tile / 127.5 - 1, np.broadcast_to(image, (160, 160, 3)), atol=0.5 / 127.5 + 1e-6)
+
+
+def test_benchmark_input_names_stages_and_bottleneck(data_dir):
+    done = run_program(
+        "-m", "launch.benchmark_input", f"--data_dir={data_dir}", "--augmentation=imagenet", "--seconds=0.2"
+    )
+    assert done.returncode == 0, done.stderr
+    stages = ("reading", "decoding, cropping, resizing", "distortion")
+    assert all(re.search(rf"^{stage} +[\d,]+ +[\d.]+$", done.stdout, re.MULTILINE) for stage in stages)
+    assert re.search(f"bottleneck: ({'|'.join(stages)}); ", done.stdout)
+
+
+def test_a_stages_time_is_what_it_adds():
+    assert seconds_per_image({"a": 10.0, "b": 5.0, "c": 5.0}) == pytest.approx({"a": 0.1, "b": 0.1, "c": 0.0})
+
+
+@pytest.mark.parametrize("program", ["inspect", "benchmark_input"])
+def test_a_missing_folder_is_one_line(program):
+    done = run_program("-m", f"launch.{program}", "--data_dir=/nowhere")
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith(f"{program}: no folder /nowhere")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    shard = copy / "train-00003-of-00006"
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(content)
+    command = [
+        "-m", "launch.train", "--variant=bn_x5", f"--data_dir={copy}", "--width=0.1", "--image_size=32", "--steps=2",
+        "--batch_size=30", "--augmentation=imagenet",
+    ]  # fmt: skip
+    done = run_program(*command, f"--workdir={tmp_path / 'fail'}")
+    assert done.returncode == 1 and f"record 0 of {shard}, at byte 0, cannot be used" in done.stderr
+    done = run_program(
+        *command,
+        f"--workdir={tmp_path / 'skip'}",
+        f"--cache={tmp_path / 'cache'}",
+        "--on_bad=skip",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(set(re.findall(r"left out: record (\d) of \S*cache\S*train-00003-of-00006", done.stderr))) == 10
+    assert re.search(r"at most \d+ MB of records in memory", done.stdout)
