@@ -4,6 +4,8 @@ launch/import_slim --checkpoint=inception_v2.ckpt --data_dir=imagenet --workdir=
 launch/evaluate --workdir=runs/inception_v2 --data_dir=imagenet
 """
 
+import dataclasses
+
 from absl import flags
 
 from bn_keras.dataset import read_dataset
@@ -37,28 +39,24 @@ def main():
     ):
         if found != wanted:
             raise InputError(f"{FLAGS.checkpoint} is of {found} {name}, {dataset.name} has {wanted}")
+    known = {
+        "variant": VARIANT,
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "train_examples": dataset.examples("train"),
+        "validation_examples": dataset.examples("validation"),
+        "classes": classes,
+        "channels": channels,
+        "image_size": FLAGS.image_size,
+        "width": 1.0,
+        "augmentation": "imagenet",
+        "precision": "float32",
+        "batch_size": PAPER_BATCH_SIZE,
+        "seed": 0,
+        "steps": 0,
+    }
     # How it was trained is not in a checkpoint: what only training uses is None.
-    config = RunConfig(
-        variant=VARIANT,
-        dataset=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        train_examples=dataset.examples("train"),
-        validation_examples=dataset.examples("validation"),
-        classes=classes,
-        channels=channels,
-        image_size=FLAGS.image_size,
-        width=1.0,
-        augmentation="imagenet",
-        bn_momentum=None,
-        batch_size=PAPER_BATCH_SIZE,
-        replicas=None,
-        seed=0,
-        steps=0,
-        eval_every=None,
-        eval_batch_size=None,
-        log_every=None,
-        checkpoint_every=None,
-    )
+    config = RunConfig(**{field.name: None for field in dataclasses.fields(RunConfig)} | known)
     directory.open(config, dataset.class_names)
     model.save(directory.model_path)
     print(f"{FLAGS.checkpoint}: {model.count_params():,} parameters, {classes} classes, in {directory.path}")

@@ -197,4 +197,5 @@ def extract_as_kaggle(release: Release, folder: Path) -> None:
     for split, member in (("train", "ILSVRC2012_bbox_train_v2.tar.gz"), ("val", "ILSVRC2012_bbox_val_v3.tgz")):
         target = folder / "ILSVRC/Annotations/CLS-LOC" / (split if split == "train" else "")
         with tarfile.open(release.folder / member) as archive:
-            archive.extractall(target, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 has it
+            archive.extractall(target)

@@ -83,7 +83,15 @@ def test_a_folder_that_is_missing_or_holds_no_data_set_or_no_run_is_named(tmp_pa
 
 
 def test_make_demo_names_a_mistyped_variant_before_it_trains():
-    command = ["make", "-o", f"{sys.prefix}/installed", "demo", f"VENV={sys.prefix}", "VARIANTS=bn_x5 bn_x6"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        f"{sys.prefix}/installed",
+        "demo",
+        f"VENV={sys.prefix}",
+        "VARIANTS=bn_x5 bn_x6",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert "VARIANTS=bn_x6: the variants are " + " ".join(VARIANTS) in done.stderr
