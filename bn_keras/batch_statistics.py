@@ -138,10 +138,16 @@ def normalize(x, axis, gamma, beta, epsilon, synchronized):
     import tensorflow as tf
 
     synchronized = synchronized and replica_count() > 1
-    on_cpu = all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-    if synchronized or (on_cpu and x.dtype == tf.float32 and not _compiled_by_xla()):
+    if synchronized or (only_cpus() and x.dtype == tf.float32 and not _compiled_by_xla()):
         return normalize_centred(x, axis, gamma, beta, epsilon, synchronized)
     return normalize_fused(x, axis, gamma, beta, epsilon)
+
+
+def only_cpus():
+    """Whether TensorFlow has no accelerator, so that a kernel may be chosen for the CPU."""
+    import tensorflow as tf
+
+    return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
 
 
 def _compiled_by_xla():

@@ -2,6 +2,8 @@
 
 import keras
 
+from bn_keras.batch_statistics import only_cpus
+
 
 @keras.saving.register_keras_serializable(package="bn_keras")
 class Conv2D(keras.layers.Conv2D):
@@ -26,13 +28,7 @@ class Conv2D(keras.layers.Conv2D):
             return False
         # Rows of whole cache lines, so that a matrix at an offset is no copy; and more work than nine small operations.
         channels = inputs.shape[-1]
-        return channels >= 64 and channels % 16 == 0 and _only_cpus()
-
-
-def _only_cpus():
-    import tensorflow as tf
-
-    return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+        return channels >= 64 and channels % 16 == 0 and only_cpus()
 
 
 def _convolve_3x3(inputs, kernel):
