@@ -9,7 +9,7 @@ distortions of tf.image in the first of its orders) run through tf.data as it is
 workers crop, resize, mirror and distort by the same draws with Pillow. Rounds alternate between the ways; ratios are
 medians over rounds.
 
-Then: the start at a random step of a set of ImageNet's size, equal batches at any parallelism and count of hosts, and
+Then: equal batches at any parallelism and count of hosts, the start at a random step of a set of ImageNet's size, and
 how well the order mixes.
 """
 
@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from absl import app, flags
 
 FLAGS = flags.FLAGS
+PARTS = ("rates", "equal", "start", "order")
+flags.DEFINE_multi_enum("part", PARTS, PARTS, "What to measure; by default all.")
 flags.DEFINE_integer("images", 600, "Images a round of each way.", 64)
 flags.DEFINE_integer("rounds", 5, "Rounds; the tables show the median.", 1)
 flags.DEFINE_integer("cores", os.cpu_count(), "Parallel calls, and workers of the DataLoader.", 1)
@@ -55,23 +56,27 @@ def make_jpegs(count):
         yield file.getvalue()
 
 
+def record(jpeg, label):
+    """A serialized example in our schema."""
+    import tensorflow as tf
+
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpeg])),
+        "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
 def write_records(folder, jpegs):
     """Shards of 50 records in our schema and their manifest; returns the folder."""
     import tensorflow as tf
-
-    def example(number):
-        features = {
-            "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpegs[number]])),
-            "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 1000])),
-        }
-        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
     shards = []
     for begin in range(0, len(jpegs), 50):
         path = folder / f"train-{begin // 50:05}"
         with tf.io.TFRecordWriter(str(path)) as writer:
             for number in range(begin, min(begin + 50, len(jpegs))):
-                writer.write(example(number))
+                writer.write(record(jpegs[number], number % 1000))
         examples = min(50, len(jpegs) - begin)
         shards.append({"file": path.name, "examples": examples, "bytes": path.stat().st_size})
     return write_manifest(folder, {"train": shards, "validation": shards[:1]})
@@ -211,12 +216,10 @@ def rate(batches):
     return count * BATCH / (time.perf_counter() - started)
 
 
-def measure_rates(folder):
-    from bn_keras import input_pipeline, preprocessing, read_dataset
+def measure_rates(dataset, jpegs):
+    from bn_keras import input_pipeline, preprocessing
 
     input_pipeline.PARALLEL_CALLS = FLAGS.cores
-    jpegs = list(make_jpegs(DISTINCT))
-    dataset = read_dataset(write_records(folder, jpegs))
     draws = preprocessing.uniform_draws((SEED, 0), DISTINCT)
     windows = [preprocessing.crop_window((375, 500), preprocessing.random_crop(row)).numpy() for row in draws]
     ways = {
@@ -241,18 +244,19 @@ def measure_rates(folder):
     for name in ways:
         ratios = [statistics.median(r[own] / r[name] for r in rounds) for own in against]
         print(f"| {name} | {statistics.median(r[name] for r in rounds):,.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
-    return dataset
 
 
-def measure_start(folder, record):
-    """Seconds to the first batch at random steps of 1,281,167 examples in 1,024 shards.
+def measure_start(folder, jpeg):
+    """Seconds from making the pipeline at a random step of 1,281,167 examples in 1,024 shards to its first batch.
 
-    Every shard is the same file of a shard's records, each of one JPEG of a few kB, under another name.
+    Every shard is the same file of a shard's records, each of one JPEG, under another name; so they lie in the page
+    cache, and nothing of a slow disk is in the seconds.
     """
     import numpy as np
     import tensorflow as tf
 
     from bn_keras import read_dataset
+    from bn_keras.input_pipeline import training_batches
 
     counts = np.full(1024, 1_281_167 // 1024)
     counts[: 1_281_167 % 1024] += 1
@@ -260,7 +264,7 @@ def measure_start(folder, record):
     for count in sorted(set(counts)):
         with tf.io.TFRecordWriter(str(folder / f"records-{count}")) as writer:
             for _ in range(count):
-                writer.write(record)
+                writer.write(record(jpeg, 0))
     for number, count in enumerate(counts):
         name = f"train-{number:05}-of-01024"
         os.link(folder / f"records-{count}", folder / name)
@@ -269,19 +273,13 @@ def measure_start(folder, record):
     seconds = []
     for step in np.random.default_rng(0).integers(0, 6_000_000, 5):
         started = time.perf_counter()
-        from bn_keras.input_pipeline import training_batches
-
-        batches = training_batches(
-            read_dataset(str(folder)), batch_size=BATCH, image_size=SIZE, seed=SEED, start_step=int(step)
-        )
-        next(iter(batches))
+        dataset = read_dataset(str(folder))
+        next(iter(training_batches(dataset, batch_size=BATCH, image_size=SIZE, seed=SEED, start_step=int(step))))
         seconds.append(time.perf_counter() - started)
     print(
-        f"\nStart at a random step of 1,281,167 examples in 1,024 shards of "
-        f"{shards[0]['bytes'] / 1e6:.0f} MB: first batch after {statistics.median(seconds):.1f} s (median of 5; "
-        f"longest {max(seconds):.1f} s)"
+        f"\nStart at a random step of 1,281,167 examples in 1,024 shards of {shards[0]['bytes'] / 1e6:.0f} MB, in the "
+        f"page cache: first batch after {statistics.median(seconds):.1f} s (median of 5; longest {max(seconds):.1f} s)"
     )
-    return read_dataset(str(folder))
 
 
 def check_equal(dataset):
@@ -368,22 +366,24 @@ def main(_):
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
-    root = Path(tempfile.mkdtemp())
-    try:
-        folders = [root / name for name in ("rates", "start", "order")]
-        for folder in folders:
+    from bn_keras import read_dataset
+
+    jpegs = list(make_jpegs(DISTINCT))
+    with tempfile.TemporaryDirectory() as root:
+        folders = {name: Path(root, name) for name in ("photographs", "small", "large", "order")}
+        for folder in folders.values():
             folder.mkdir()
-        dataset = measure_rates(folders[0])
-        check_equal(dataset)
-        image = tf.io.decode_jpeg(next(make_jpegs(1)))
-        small = [tf.io.encode_jpeg(tf.cast(tf.image.resize(image, (96, 128)), tf.uint8)).numpy()]
-        write_records(folders[1], small)
-        record = next(iter(tf.data.TFRecordDataset(str(folders[1] / "train-00000")))).numpy()
-        (folders[1] / "train-00000").unlink()
-        measure_start(folders[1], record)
-        measure_order(folders[2])
-    finally:
-        shutil.rmtree(root)
+        dataset = read_dataset(write_records(folders["photographs"], jpegs))
+        if "rates" in FLAGS.part:
+            measure_rates(dataset, jpegs)
+        if "equal" in FLAGS.part:
+            check_equal(dataset)
+        if "start" in FLAGS.part:
+            image = tf.image.resize(tf.io.decode_jpeg(jpegs[0]), (96, 128))
+            measure_start(folders["small"], tf.io.encode_jpeg(tf.cast(image, tf.uint8)).numpy())
+            measure_start(folders["large"], jpegs[0])  # ImageNet's size
+        if "order" in FLAGS.part:
+            measure_order(folders["order"])
 
 
 if __name__ == "__main__":
