@@ -13,7 +13,7 @@ from bn_keras.batch_statistics import (
     normalize,
     replica_count,
     transform,
-    transform_fused,
+    transform_on_tensorflow,
 )
 
 
@@ -255,7 +255,7 @@ class BatchNormalization(keras.layers.Layer):
         """Normalizes x by a given mean and variance, [*gamma.shape]."""
         if fused_kernel_fits(x):
             view, axis, parameters = self._channel_view(x, mean, variance, gamma, beta)
-            return ops.reshape(transform_fused(view, axis, *parameters, self.epsilon), ops.shape(x))
+            return ops.reshape(transform_on_tensorflow(view, axis, *parameters, self.epsilon), ops.shape(x))
         mean, variance, gamma, beta = (self._broadcast(value) for value in (mean, variance, gamma, beta))
         return transform(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
 
