@@ -11,7 +11,7 @@ from bn_keras.convolution import Conv2D
 def gradients_of(layer, images, direction):
     with tf.GradientTape() as tape:
         tape.watch(images)
-        outputs = layer(images)
+        outputs = layer(images, training=True) if isinstance(layer, Conv2D) else layer(images)
         loss = tf.reduce_sum(outputs * direction)
     return outputs, *tape.gradient(loss, [images, *(weight.value for weight in layer.trainable_weights)])
 
@@ -20,6 +20,8 @@ def gradients_of(layer, images, direction):
     ("shape", "options", "products"),
     [
         ((2, 5, 7, 64), {}, True),
+        ((2, 5, 7, 64), {"kernel_size": 1}, True),
+        ((2, 5, 7, 64), {"kernel_size": 5}, False),
         ((1, 1, 1, 64), {"use_bias": False}, True),
         ((3, 8, 4, 80), {}, True),
         ((2, 5, 7, 16), {}, False),
@@ -29,8 +31,8 @@ def gradients_of(layer, images, direction):
     ],
 )
 def test_outputs_and_gradients_are_those_of_keras(shape, options, products):
-    options = {"padding": "same"} | options
-    layer, twin = Conv2D(5, 3, **options), keras.layers.Conv2D(5, 3, **options)
+    options = {"kernel_size": 3, "padding": "same"} | options
+    layer, twin = Conv2D(5, **options), keras.layers.Conv2D(5, **options)
     images = tf.random.stateless_normal(shape, [0, 1])
     for each in (layer, twin):
         each.build(shape)
