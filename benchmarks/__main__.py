@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bn_keras.provenance import commit, cpu_name
+
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 RATIO_WORDS = ("ratio", "against", "speed", "times", "share")
@@ -38,13 +40,8 @@ def ratios_first(markdown: str) -> str:
 
 def machine() -> str:
     """Processor, cores, Python and commit, in one line."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, check=False, capture_output=True, text=True).stdout.strip()
     cores = len(os.sched_getaffinity(0))
-    name = names[0] if names else platform.processor()
-    return f"{name}, {cores} cores, Python {platform.python_version()}, commit {commit or 'unknown'}"
+    return f"{cpu_name()}, {cores} cores, Python {platform.python_version()}, commit {commit()}"
 
 
 def run(name: str) -> str:

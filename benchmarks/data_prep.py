@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from _photos import make_jpegs
 from absl import app, flags
 
 ROOT = Path(__file__).parents[1]
@@ -33,20 +34,6 @@ flags.DEFINE_string("folder", "/dev/shm", "Where inputs and outputs go.")
 flags.DEFINE_string("disk", tempfile.gettempdir(), "A folder on a disk, for the row that writes to one.")
 
 CLASSES = 20
-
-
-def make_jpegs(count):
-    """JPEGs of 500 x 375 pixels and about 110 kB: blurred blocks under noise."""
-    import numpy as np
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    for _ in range(count):
-        blocks = Image.fromarray(draw.integers(0, 256, (48, 64, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
-        noisy = np.clip(np.asarray(blocks, np.int16) + draw.integers(-21, 22, (375, 500, 3)), 0, 255)
-        file = io.BytesIO()
-        Image.fromarray(noisy.astype(np.uint8)).save(file, "JPEG", quality=92)
-        yield file.getvalue()
 
 
 def tar_of(members):

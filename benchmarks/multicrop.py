@@ -11,13 +11,13 @@ folded. Rounds alternate between the ways, ratios are of the same round, and all
 The images are 500 x 375 (ImageNet's median).
 """
 
-import io
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
 
+from _photos import make_jpegs
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,20 +30,6 @@ flags.DEFINE_float("width", 0.25, "Factor on the network's feature maps.", 0.0, 
 flags.DEFINE_integer("rounds", 3, "Rounds; the table shows medians.", 1)
 
 DISTINCT = 24
-
-
-def make_jpegs():
-    """JPEGs of 500 x 375 pixels: blurred blocks under noise."""
-    import numpy as np
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    for _ in range(DISTINCT):
-        blocks = Image.fromarray(draw.integers(0, 256, (48, 64, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
-        noisy = np.clip(np.asarray(blocks, np.int16) + draw.integers(-21, 22, (375, 500, 3)), 0, 255)
-        file = io.BytesIO()
-        Image.fromarray(noisy.astype(np.uint8)).save(file, "JPEG", quality=92)
-        yield file.getvalue()
 
 
 def direct_crop(encoded, number):
@@ -143,7 +129,7 @@ def main(_):
     import numpy as np
     import tensorflow as tf
 
-    jpegs = tf.constant(list(make_jpegs()))
+    jpegs = tf.constant(list(make_jpegs(DISTINCT)))
     model = make_model()
     ways = {
         "direct, by 48 crops": (make_direct(model, jpegs, 48), FLAGS.direct_images),

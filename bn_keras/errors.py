@@ -1,4 +1,4 @@
-"""The one exception for what a person gave that cannot work."""
+"""The one exception for what a person gave that cannot work, and what to quote in it of another."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message is one line that names the thing, where it was found, and the fix. The launchers
     print it without a traceback and exit with a non-zero status.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the stack that TensorFlow writes below it."""
+    return str(error).partition("\n")[0]

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from bn_keras import preprocessing
 from bn_keras.dataset import Dataset
-from bn_keras.errors import InputError
+from bn_keras.errors import InputError, first_line
 
 LANES = 8
 """Shards that are read at a time. The batches are the same for any count of hosts that divides it."""
@@ -447,11 +447,7 @@ def find_damage(dataset: Dataset, split: str) -> str | None:
         except tf.errors.OpError as error:
             fix = " (or --on_bad=skip)" if split == "train" else ""
             where = f"record {good} of {shard.path}, at byte {offset},"
-            return f"{where} cannot be used ({_first_line(error)}): prepare the data again{fix}"
+            return f"{where} cannot be used ({first_line(error)}): prepare the data again{fix}"
         if good != shard.examples:
             return f"{shard.path} has {good} records, the manifest says {shard.examples}: prepare the data again"
     return None
-
-
-def _first_line(error):
-    return str(error.message).splitlines()[0]

@@ -179,12 +179,12 @@ class RunDirectory:
         except FileNotFoundError:
             raise InputError(f"no {path}: it holds the name of every class, one a line") from None
 
-    def check(self, config: RunConfig, allowed: frozenset[str] = frozenset()):
+    def check(self, config: RunConfig, allowed: frozenset[str] | None = None):
         """Refuses to continue a run of another configuration; a field that is None is not known yet and agrees.
 
         Args:
           config: of the run that is to be.
-          allowed: fields that may change nevertheless.
+          allowed: fields that may change nevertheless; None where the program has no --allow_change.
 
         Raises:
           InputError: names every field that differs and both of its values.
@@ -193,14 +193,14 @@ class RunDirectory:
         if found is None:
             return
         wanted = config.flat()
-        free = _CADENCE | allowed
+        free = _CADENCE | (allowed or frozenset())
         changed = [k for k in wanted if k not in free and wanted[k] not in (None, found.get(k))]
         if changed:
             differences = ", ".join(f"{k} {found.get(k)} (now {wanted[k]})" for k in changed)
-            raise InputError(
-                f"{self.path} holds a run with {differences}: give another --workdir, remove that one, or continue it "
-                f"all the same with --allow_change={','.join([*sorted(allowed), *changed])}"
-            )
+            fix = "give another --workdir, or remove that one"
+            if allowed is not None:
+                fix += f", or continue it all the same with --allow_change={','.join([*sorted(allowed), *changed])}"
+            raise InputError(f"{self.path} holds a run with {differences}: {fix}")
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the run has all its steps, its last evaluation and its model, or has diverged."""

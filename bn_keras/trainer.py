@@ -19,7 +19,7 @@ from absl import logging
 from bn_keras import checkpoint
 from bn_keras.dataset import Dataset
 from bn_keras.distribution import Agreement, distribute, is_chief
-from bn_keras.errors import InputError
+from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation import Evaluator
 from bn_keras.input_pipeline import find_damage, training_batches, validation_batches
 from bn_keras.learning_rate import learning_rate
@@ -74,7 +74,7 @@ def train(
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise InputError(
-            f"lost another worker ({_first_line(error)}): start all of them again, the same command continues"
+            f"lost another worker ({first_line(error)}): start all of them again, the same command continues"
         ) from error
 
 
@@ -334,7 +334,3 @@ class Profiler:
         if self._running and step not in self._steps:
             tf.profiler.experimental.stop()
             self._running = False
-
-
-def _first_line(error):
-    return str(error).splitlines()[0]

@@ -181,7 +181,7 @@ def _claim(output_dir: str, request: dict) -> plan.Plan | None:
     if held.request == request:
         return held
     differences = [
-        f"{key} is {held.request.get(key)!r} there and {value!r} here"
+        _difference(key, held.request.get(key), value)
         for key, value in request.items()
         if held.request.get(key) != value and key != "stamp"
     ]
@@ -190,6 +190,12 @@ def _claim(output_dir: str, request: dict) -> plan.Plan | None:
         f"{'; '.join(differences) or 'the input files have changed since (names, sizes or times of modification)'}. "
         "Give another --output_dir, or delete that folder"
     )
+
+
+def _difference(name: str, there, here) -> str:
+    if name == "decode":  # the one that is not called as its flag
+        return f"--verify=decode was given {'there and not here' if there else 'here and not there'}"
+    return f"{name} is {there!r} there and {here!r} here"
 
 
 def _describe(request: dict) -> str:

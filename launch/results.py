@@ -20,6 +20,7 @@ from absl import flags
 from bn_keras.errors import InputError
 from bn_keras.experiments import plan
 from bn_keras.progress import clock
+from bn_keras.provenance import commit, cpu_name
 from bn_keras.results import LOG, write_results
 from launch import program
 from launch.embedded import embedded_data
@@ -89,25 +90,14 @@ def note(run, command):
 
 def where():
     """This code and this machine."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    describe = ["git", "-C", root, "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, check=False, capture_output=True, text=True).stdout.strip()
     return {
-        "commit": commit or "unknown",
+        "commit": commit(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "tensorflow": next(
             (d.version for d in importlib.metadata.distributions() if d.name.replace("-", "_") in TENSORFLOW), "unknown"
         ),
     }
-
-
-def cpu_name():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "an unnamed processor"
 
 
 def run():

@@ -212,6 +212,7 @@ def test_another_plan_is_refused_naming_both(data, converted):
     before = contents(converted)
     assert_one_line(convert(data, converted, "--seed=7"), converted, "seed 0", "seed 7", "--output_dir")
     assert_one_line(convert(data, converted, "--label_base=0"), "label_base is 1 there and 0 here")
+    assert_one_line(convert(data, converted, "--verify=decode"), "--verify=decode was given here and not there")
     assert contents(converted) == before
 
 

@@ -303,7 +303,7 @@ def assert_truth(release, output, result):
         assert name in release.repaired or stored[name] == content
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tensorflow_datasets"), reason="needs tensorflow-datasets")
+@pytest.mark.skipif(not importlib.util.find_spec("tensorflow_datasets"), reason="needs the extra [readers]")
 def test_tensorflow_datasets_reads_every_record_back_equal(converted):
     code = (
         "import hashlib, sys, numpy as np, tensorflow as tf, tensorflow_datasets as tfds\n"
@@ -323,7 +323,7 @@ def test_tensorflow_datasets_reads_every_record_back_equal(converted):
     assert_truth(release, output, run_program("-c", code, output))
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tfrecord"), reason="needs the package tfrecord")
+@pytest.mark.skipif(not importlib.util.find_spec("tfrecord"), reason="needs the extra [readers]")
 def test_the_tfrecord_package_reads_every_record_back_equal(converted):
     code = (
         "import glob, hashlib, sys\n"

@@ -14,6 +14,7 @@ STANDARD_LIBRARY_ONLY = (
     "errors",
     "report",
     "progress",
+    "provenance",
     "figure_1",
     "figure_4",
 )

@@ -90,6 +90,7 @@ def test_a_killed_run_goes_on_bit_for_bit(data_dir, finished, tmp_path):
 def test_another_run_in_the_same_folder_is_refused_by_name(data_dir, finished):
     done = run_program(*command(data_dir, finished, "--steps=1200", "--learning_rate=0.2"))
     assert done.returncode == 1 and "learning_rate 0.1 (now 0.2)" in done.stderr and "Traceback" not in done.stderr
+    assert "--allow_change" not in done.stderr  # which this program has not
 
 
 @pytest.mark.slow
