@@ -1,5 +1,8 @@
 """Algorithm 2: population statistics are over training mini-batches, with final parameters, by either estimator."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -184,6 +187,36 @@ def test_frozen_layers_keep_their_averages_and_layers_can_be_chosen():
     np.testing.assert_array_equal(model.get_layer("first").moving_mean, np.zeros(8))
     chosen = population_statistics(model, batches, layers=[model.get_layer("first")], write=False)
     assert [layer.name for layer in chosen] == ["first"]
+
+
+def test_a_model_is_traced_once_and_measured_with_its_present_weights():
+    traces = []
+
+    class Scale(keras.layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x):
+            traces.append(x.shape)
+            return x * self.factor
+
+    scale, layer = Scale(), BatchNormalization()
+    model = keras.Sequential([keras.Input((5, 3)), scale, layer])
+    traces.clear()
+    for factor in (1, 2):
+        scale.factor.assign(factor)
+        population_statistics(model, [DATA])
+        np.testing.assert_allclose(layer.moving_mean, factor * DATA.mean((0, 1)), rtol=1e-6)
+    assert len(traces) == 1
+
+
+def test_a_measured_model_is_freed_with_its_last_reference():
+    model, _ = one_layer()
+    population_statistics(model, [DATA])
+    freed = weakref.ref(model)
+    del model
+    gc.collect()
+    assert freed() is None
 
 
 def test_nested_models_are_measured():
