@@ -29,7 +29,8 @@ def squares(encoded, *, image_size: int, channels: int):
     Returns:
       Four tensors, float32 `[3, side, side, channels]` in [0, 255], for `side` in `short_sides(image_size)`.
     """
-    image = preprocessing.decode(encoded, channels)
+    # Floats, as TensorFlow resizes bytes 1.4 times slower, and here four times.
+    image = tf.cast(preprocessing.decode(encoded, channels), tf.float32)
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     return tuple(_squares(image, shape, side) for side in short_sides(image_size))
 
@@ -43,38 +44,51 @@ def _squares(image, shape, side):
     return tf.ensure_shape(cut, (_SQUARES, side, side, image.shape[-1]))
 
 
-def crops_of_square(square, image_size: int):
-    """Four corners, the centre and the whole of a square, then the mirror images of these six.
+def crops_of_squares(squares, image_size: int):
+    """Of each square four corners, the centre and the whole, then the mirror images of these six.
 
     Args:
-      square: float32 `[side, side, channels]`.
+      squares: float32 `[N, side, side, channels]`.
 
     Returns:
-      float32 `[12, image_size, image_size, channels]`.
+      float32 `[N, 12, image_size, image_size, channels]`.
     """
-    end = square.shape[0] - image_size
+    end = squares.shape[1] - image_size
     begins = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
-    views = [square[y : y + image_size, x : x + image_size] for y, x in begins]
-    views = tf.stack([*views, preprocessing.resize(square, image_size)])
-    return tf.concat([views, tf.reverse(views, [-2])], 0)
+    views = [squares[:, y : y + image_size, x : x + image_size] for y, x in begins]
+    views = tf.stack([*views, preprocessing.resize(squares, image_size)], 1)
+    return tf.concat([views, tf.reverse(views, [-2])], 1)
 
 
 def mean_over_crops(function, squares, image_size: int, output: tf.TensorSpec):
-    """The mean of `function` over the 144 crops of every image, 48 crops at a time.
+    """The mean of `function` over the 144 crops of every image.
+
+    `function` gets the 48 crops of one square at all scales at a time at 224x224, and as many pixels at a smaller
+    size: at 64x64 a network of a quarter of the width is 1.7 times faster for it.
 
     Args:
-      function: from crops float32 `[48, image_size, image_size, channels]` to a tensor `[48, ...]`.
+      function: from crops float32 `[B, image_size, image_size, channels]` to a tensor `[B, ...]`.
       squares: of N images as `squares` cuts them: four tensors `[N, 3, side, side, channels]`.
       output: shape and dtype of what `function` returns for one crop.
 
     Returns:
       `[N, ...]`.
     """
-    parts = tuple(tf.reshape(scale, (-1, *scale.shape[2:])) for scale in squares)
+    at_once = max(1, _PAPER_IMAGE_SIZE**2 // image_size**2)
+    count = _SQUARES * tf.shape(squares[0])[0]
+
+    def parts(scale):
+        """The squares of all images, and black ones to fill the last part."""
+        scale = tf.reshape(scale, (-1, *scale.shape[2:]))
+        scale = tf.pad(scale, [(0, -count % at_once), (0, 0), (0, 0), (0, 0)])
+        return tf.reshape(scale, (-1, at_once, *scale.shape[1:]))
 
     def mean(part):
-        crops = tf.concat([crops_of_square(square, image_size) for square in part], 0)
-        return tf.reduce_mean(function(crops), 0)
+        crops = tf.concat([crops_of_squares(scale, image_size) for scale in part], 1)
+        results = function(tf.reshape(crops, (-1, *crops.shape[2:])))
+        return tf.reduce_mean(tf.reshape(results, (at_once, -1, *output.shape)), 1)
 
-    means = tf.map_fn(mean, parts, parallel_iterations=1, fn_output_signature=output)
+    spec = tf.TensorSpec((at_once, *output.shape), output.dtype)
+    means = tf.map_fn(mean, tuple(map(parts, squares)), parallel_iterations=1, fn_output_signature=spec)
+    means = tf.reshape(means, (-1, *output.shape))[:count]
     return tf.reduce_mean(tf.reshape(means, (-1, _SQUARES, *output.shape)), 1)
