@@ -8,7 +8,7 @@ from bn_keras.dataset import Dataset
 ADVICE = {
     "reading": "copy the records to a faster disk with --cache=PATH, or into memory with --cache=memory",
     "decoding, cropping, resizing": "more cores, or other machines with --data_service=ADDRESS",
-    "distortion": "leave it to the model: distort_on='device' of training_batches, and PhotometricDistortion",
+    "distortion": "leave it to the accelerator with --distort_on=device",
 }
 
 

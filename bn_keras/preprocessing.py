@@ -252,14 +252,15 @@ class PhotometricDistortion(keras.layers.Layer):
     """`photometric_distortion` inside the model, so that the accelerator does it and the host sends bytes.
 
     Takes `(images, draws)`, uint8 `[N, H, W, C]` and float32 `[N, DRAWS]`, as `training_batches(distort_on="device")`
-    yields them, and returns float32 in [-1, 1]. Nothing is random in it: what it does is in `draws`.
+    yields them, and returns float32 in [-1, 1], at any precision policy. Nothing is random in it: what it does is in
+    `draws`.
 
     Args:
       amount: "full" or "reduced".
     """
 
     def __init__(self, amount: str, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # which would round the draws
         self.amount = amount
 
     def call(self, inputs):

@@ -57,6 +57,7 @@ class RunConfig:
       image_size: height and width of the input in pixels.
       width: factor on the network's feature maps.
       augmentation: "imagenet", "shift" or "none".
+      distort_on: "host", or "device": the photometric distortion is part of the model's step.
       bn_momentum: weight of the old value in the moving averages.
       normalization_batch: what batch statistics are over: "replica", the examples of one device; "global", those of
         all; or a count such as "32", groups of so many examples on each device.
@@ -103,6 +104,7 @@ class RunConfig:
     population_statistics: int
     monitor: str
     monitor_every: int
+    distort_on: str = "host"
 
     @property
     def initial_learning_rate(self) -> float:

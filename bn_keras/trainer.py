@@ -9,6 +9,7 @@ directory, which all of them see; the chief writes it.
 """
 
 import contextlib
+import dataclasses
 import enum
 import functools
 import signal
@@ -216,7 +217,7 @@ class Trainer:
 
     def _measured_statistics(self):
         """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
-        batches = self._training_batches()(hosts=1, host=0)
+        batches = self._training_batches(distort_on="host")(hosts=1, host=0)
         steps = self.config.population_statistics
         return population_statistics(self.state.model, batches, steps=steps, write=False)
 
@@ -242,9 +243,9 @@ class Trainer:
     def _add_row(self, kind, **fields):
         self.record.add(kind, self.step, int(self.state.examples.numpy()), **fields)
 
-    def _training_batches(self):
-        examples = int(self.state.examples.numpy())
-        return functools.partial(run_training_batches, self.config, self.dataset, examples)
+    def _training_batches(self, **changes):
+        config = dataclasses.replace(self.config, **changes)
+        return functools.partial(run_training_batches, config, self.dataset, int(self.state.examples.numpy()))
 
     def _make_monitor(self):
         images, _ = next(iter(run_validation_batches(self.config, self.dataset, hosts=1, host=0)))
@@ -276,6 +277,7 @@ def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, 
         augmentation=config.augmentation,
         shuffling=config.variant.shuffling,
         photometric_distortion=config.variant.photometric_distortion,
+        distort_on=config.distort_on,
         on_bad=dataset.on_bad,
         data_service=dataset.data_service,
         hosts=hosts,

@@ -12,6 +12,7 @@ from bn_keras.evaluation import count_correct
 from bn_keras.inception import build_model
 from bn_keras.learning_rate import learning_rate
 from bn_keras.optimizer import LossScale, MomentumSGD
+from bn_keras.preprocessing import PhotometricDistortion
 from bn_keras.run import RunConfig
 
 
@@ -123,13 +124,17 @@ def make_replica_step(state: TrainingState, config: RunConfig):
     """One replica's part of a step.
 
     Returns:
-      `replica_step(images, labels, rate, step)`; it returns float32 scalars, the same on every replica: the mean loss
-      of the whole mini-batch, without L2; how many answers were right; and bool, whether the gradients were finite.
+      `replica_step(images, labels, rate, step)`, the first two as `training_batches` yields them; it returns float32
+      scalars, the same on every replica: the mean loss of the whole mini-batch, without L2; how many answers were
+      right; and bool, whether the gradients were finite.
     """
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
     weights = state.model.trainable_variables
+    distort = PhotometricDistortion(config.variant.photometric_distortion) if config.distort_on == "device" else None
 
     def replica_step(images, labels, rate, step):
+        if distort:
+            images = distort(images)
         with tf.GradientTape() as tape:
             logits = state.model(images, training=True)
             loss = tf.reduce_sum(cross_entropy(labels, logits)) / config.batch_size

@@ -51,6 +51,9 @@ flags.DEFINE_float("clip_norm", 0.0, "Largest norm of all gradients together; 0:
 flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
 flags.DEFINE_float("width", None, "Factor on the count of feature maps. Default: the recipe's.", 0.0, 16.0)
 flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
+flags.DEFINE_enum(
+    "distort_on", "host", ["host", "device"], "Where colors are changed: by the input pipeline, or with the step."
+)
 flags.DEFINE_float("bn_momentum", None, "Weight of the old moving average. Default: the recipe's.", 0.0, 1.0)
 
 flags.DEFINE_float("learning_rate", None, "Per mini-batch of 32. Default: the variant's.", lower_bound=0.0)
@@ -170,6 +173,11 @@ def make_config(dataset, recipe):
         value = getattr(FLAGS, name)
         return getattr(recipe, name) if value is None else value
 
+    if FLAGS.distort_on == "device" and choose("augmentation") != "imagenet":
+        raise InputError(
+            f"--distort_on=device: --augmentation={choose('augmentation')} changes no colors; leave one of them out"
+        )
+
     return RunConfig(
         variant=variant,
         dataset=dataset.name,
@@ -189,6 +197,7 @@ def make_config(dataset, recipe):
         monitor=FLAGS.monitor,
         replicas=None,  # known when TensorFlow has counted the devices
         seed=FLAGS.seed,
+        distort_on=FLAGS.distort_on,
         steps=FLAGS.steps or (recipe.steps or variant.steps) * PAPER_BATCH_SIZE // FLAGS.batch_size or 1,
         **{
             name: choose(name)

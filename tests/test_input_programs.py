@@ -1,5 +1,6 @@
 """launch/inspect draws what the network is fed; launch/benchmark_input names the slowest stage."""
 
+import json
 import re
 import shutil
 
@@ -99,7 +100,9 @@ def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
         f"--workdir={tmp_path / 'skip'}",
         f"--cache={tmp_path / 'cache'}",
         "--on_bad=skip",
+        "--distort_on=device",
     )
     assert done.returncode == 0, done.stderr
     assert len(set(re.findall(r"left out: record (\d) of \S*cache\S*train-00003-of-00006", done.stderr))) == 10
     assert re.search(r"at most \d+ MB of records in memory", done.stdout)
+    assert json.loads((tmp_path / "skip" / "run.json").read_text())["distort_on"] == "device"

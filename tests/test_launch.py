@@ -63,6 +63,7 @@ def test_a_flag_that_cannot_be_is_named_with_what_it_could_be(arguments, named):
         (["--devices=2", "--strategy=one_device"], ["--devices=2", "one_device"]),
         (["--width=0"], ["--width=0", "greater than 0"]),
         (["--decay_epochs=0"], ["--decay_epochs=0", "greater than 0"]),
+        (["--distort_on=device"], ["--distort_on=device", "--augmentation=none"]),
     ],
 )
 def test_a_value_that_cannot_work_with_the_data_or_the_devices_is_named(data_dir, tmp_path, flags, named):

@@ -199,8 +199,9 @@ def test_a_change_that_is_allowed_goes_on_from_the_examples_seen(data_dir, tmp_p
 
 def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
-    finish(train_command(data_dir, one, "--devices=2"))
-    command = train_command(data_dir, other, "--devices=2")
+    flags = ("--devices=2", "--distort_on=device", "--population_statistics=2")
+    finish(train_command(data_dir, one, *flags))
+    command = train_command(data_dir, other, *flags)
     assert stop_at(8, command, other) == -signal.SIGKILL
     assert 0 < checkpoint.load_newest(str(other))[0] < STEPS
     finish(command)

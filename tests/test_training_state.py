@@ -14,6 +14,7 @@ from bn_keras.dropout import Dropout
 from bn_keras.inception import LocalResponseNormalization
 from bn_keras.learning_rate import learning_rate
 from bn_keras.optimizer import LossScale, MomentumSGD
+from bn_keras.preprocessing import photometric_distortion, random_colors, uniform_draws
 from bn_keras.run import RunConfig
 from bn_keras.training_state import make_replica_step
 from bn_keras.variants import VARIANTS
@@ -170,6 +171,32 @@ def test_without_scaling_the_rate_is_the_variants():
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy):
+    images = tf.cast(tf.random.stateless_uniform((8, 4, 6, 3), [0, 1], 0, 256, tf.int32), tf.uint8)
+    draws, labels = uniform_draws((0, 1), 8), tf.range(8) % 5
+    learned = {}
+    for distort_on in ("host", "device"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential([keras.Input((4, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(5)])
+            config = make_config(batch_size=8, distort_on=distort_on)
+            state = types.SimpleNamespace(
+                model=model, optimizer=MomentumSGD(model.trainable_variables), loss_scale=None
+            )
+            step = make_replica_step(state, config)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        seen = (images, draws)
+        if distort_on == "host":
+            seen = photometric_distortion(images, random_colors(draws, "reduced", 3))
+        tf.function(lambda step=step, seen=seen: step(seen, labels, RATE, tf.constant(0, tf.int64)))()
+        learned[distort_on] = model.get_weights()
+    for one, other in zip(learned["host"], learned["device"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_xla_compiles_the_whole_step_in_static_shapes(policy):
     """What a TPU needs and this machine can show. The network has one layer of each kind that the real ones have."""
     keras.config.set_dtype_policy(policy)
@@ -192,8 +219,9 @@ def test_xla_compiles_the_whole_step_in_static_shapes(policy):
         keras.config.set_dtype_policy("float32")
     optimizer = MomentumSGD(model.trainable_variables, clip_norm=1.0, averaging=0.9)
     state = types.SimpleNamespace(model=model, optimizer=optimizer, loss_scale=None)
-    step = make_replica_step(state, make_config(batch_size=8, jit_compile=True))
-    images, labels = tf.random.stateless_normal((8, 16, 16, 3), [0, 1]), tf.range(8) % 5
+    step = make_replica_step(state, make_config(batch_size=8, jit_compile=True, distort_on="device"))
+    images = tf.cast(tf.random.stateless_uniform((8, 16, 16, 3), [0, 1], 0, 256, tf.int32), tf.uint8)
+    images, labels = (images, uniform_draws((0, 2), 8)), tf.range(8) % 5
     arguments = (images, labels, tf.constant(0.1), tf.constant(0, tf.int64))
     losses = [float(step(*arguments)[0]) for _ in range(8)]
     assert losses[-1] < losses[0]
