@@ -10,6 +10,7 @@ import json
 import os
 
 from bn_keras.errors import InputError
+from bn_keras.skipped_records import SkippedRecords
 
 MANIFEST = "dataset.json"
 FORMAT = "bn_keras.dataset"
@@ -37,7 +38,7 @@ class Dataset:
       median_short_side: of the images, in pixels.
       splits: "train" and "validation", each a tuple of shards.
       image_feature, label_feature: their names in a record.
-      on_bad, data_service: how this process reads it in training, as in `input_pipeline.training_batches`.
+      skipped, data_service: how this process reads it, as in `input_pipeline.training_batches`.
       fingerprint: sha256 of the manifest, hexadecimal; equal data sets have equal fingerprints.
     """
 
@@ -50,7 +51,7 @@ class Dataset:
     fingerprint: str
     image_feature: str = "image/encoded"
     label_feature: str = "image/class/label"
-    on_bad: str = "fail"
+    skipped: SkippedRecords | None = None
     data_service: str | None = None
 
     def examples(self, split: str) -> int:

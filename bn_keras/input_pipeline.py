@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import sys
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +22,7 @@ import tensorflow as tf
 from bn_keras import preprocessing
 from bn_keras.dataset import Dataset
 from bn_keras.errors import InputError, first_line
+from bn_keras.skipped_records import SkippedRecords
 
 LANES = 8
 """Shards that are read at a time. The batches are the same for any count of hosts that divides it."""
@@ -40,20 +40,35 @@ _ORDER, _PERMUTATION, _DISTORTION = range(3)  # what a seed is for, so that no t
 
 
 def training_batches(
-    dataset: Dataset, *, batch_size: int, hosts: int = 1, host: int = 0, data_service: str | None = None, **options
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    hosts: int = 1,
+    host: int = 0,
+    data_service: str | None = None,
+    skipped: SkippedRecords | None = None,
+    **options,
 ) -> tf.data.Dataset:
     """`local_training_batches`, prepared by other machines if `data_service` says so; the batches are the same.
 
     Args:
       data_service: addresses of `launch/data_service`, separated by commas. Each prepares an equal part of this host's
         share of every batch, as a host of its own would.
+      skipped: takes note of every example that cannot be used, and whose place in the batch another one of it gets.
+        Where a record's framing is damaged, the rest of its shard cannot be used either. None: they are errors.
 
     Raises:
       InputError: hosts times services do not divide `batch_size`.
     """
-    if not data_service:
-        return local_training_batches(dataset, batch_size=batch_size, hosts=hosts, host=host, **options)
-    addresses = data_service.split(",")
+    options |= {"batch_size": batch_size, "skip_bad": skipped is not None}
+    if data_service:
+        batches = _served_batches(dataset, data_service.split(","), hosts=hosts, host=host, **options)
+    else:
+        batches = local_training_batches(dataset, hosts=hosts, host=host, **options)
+    return batches if skipped is None else _note(batches, skipped, dataset, "train")
+
+
+def _served_batches(dataset, addresses, *, batch_size, hosts, host, **options):
     parts = [
         local_training_batches(
             dataset, batch_size=batch_size, hosts=hosts * len(addresses), host=host + hosts * k, **options
@@ -90,7 +105,7 @@ def local_training_batches(
     photometric_distortion: str = "reduced",
     distort_on: str = "host",
     interpolation: str = "bilinear",
-    on_bad: str = "fail",
+    skip_bad: bool = False,
 ) -> tf.data.Dataset:
     """Endless mini-batches, deterministic from any step.
 
@@ -109,13 +124,13 @@ def local_training_batches(
       distort_on: "host", or "device", which leaves the photometric distortion to `preprocessing.PhotometricDistortion`
         in the model; without effect unless augmentation is "imagenet".
       interpolation: of the crop, one of `preprocessing.INTERPOLATIONS`.
-      on_bad: "fail", or "skip": an example that cannot be used gives its place to another of its batch, and a line on
-        stderr names it. Where a record's framing is damaged, the rest of its shard cannot be used either.
+      skip_bad: whether an example that cannot be used gives its place to another of its batch.
 
     Returns:
       A dataset of (images float32 `[batch_size / hosts, image_size, image_size, channels]` in [-1, 1],
       labels int32 `[batch_size / hosts]` in [0, classes)); with `distort_on="device"`, in place of the images
-      (images uint8, draws float32 `[batch_size / hosts, preprocessing.DRAWS]`).
+      (images uint8, draws float32 `[batch_size / hosts, preprocessing.DRAWS]`); with `skip_bad`, third, int64
+      `[batch_size / hosts, 2]`: shard and record of what cannot be used, of other rows -1.
 
     Raises:
       InputError: `hosts` does not divide `batch_size`.
@@ -124,7 +139,7 @@ def local_training_batches(
 
     size = {"image_size": image_size, "channels": dataset.channels}
 
-    def plan(serialized, draws, *_):
+    def plan(serialized, draws, *_):  # of many examples or of one
         """What can be computed for many examples at once."""
         encoded, label = _parse(serialized, dataset)
         if augmentation != "imagenet":
@@ -145,9 +160,11 @@ def local_training_batches(
         # One image at a time, while it is in the core's cache.
         return preprocessing.photometric_distortion(image, random), label
 
-    records = training_records(dataset, seed, start_step * batch_size, hosts, host, shuffling, on_bad)
-    if on_bad == "skip":
-        examples = _skip_bad(records, plan, prepare, dataset).batch(share, drop_remainder=True).map(_fill_gaps)
+    records = training_records(dataset, seed, start_step * batch_size, hosts, host, shuffling, skip_bad)
+    if skip_bad:
+        records = records.map(lambda serialized, draws, *place, epoch: ((serialized, draws), place))
+        examples = _blank_bad(records, lambda *example: prepare(*plan(*example)))
+        examples = examples.batch(share, drop_remainder=True).map(_fill_gaps)
     else:
         planned = records.batch(_PLANNED).map(plan, PARALLEL_CALLS).unbatch()
         examples = planned.map(prepare, PARALLEL_CALLS).batch(share, drop_remainder=True)
@@ -161,13 +178,14 @@ def training_records(
     hosts: int = 1,
     host: int = 0,
     shuffling: str = "within_shard",
-    on_bad: str = "fail",
+    skip_bad: bool = False,
 ) -> tf.data.Dataset:
     """The endless training order without any decoding.
 
     Args:
-      dataset, seed, hosts, host, shuffling, on_bad: as for `training_batches`.
+      dataset, seed, hosts, host, shuffling: as for `training_batches`.
       start: examples of all hosts together that come before the first one, a multiple of `hosts`.
+      skip_bad: whether a record that cannot be read is an empty one.
 
     Returns:
       A dataset of (serialized example, float32 `[preprocessing.DRAWS]` in [0, 1), int64 number of the shard,
@@ -204,7 +222,7 @@ def training_records(
         record = skip + order[drop:]
         # Drawn for all of the shard, so that an example's are the same whatever piece of it is read.
         draws = preprocessing.uniform_draws(_seed(seed, _DISTORTION, epoch, shard), tf.gather(counts, shard))
-        records = _read_shard(tf.gather(paths, shard), on_bad).skip(skip).take(size).batch(size)
+        records = _read_shard(tf.gather(paths, shard), skip_bad).skip(skip).take(size).batch(size)
         shard, epoch = tf.fill(tf.shape(record), shard), tf.fill(tf.shape(record), epoch)
         return records.map(
             lambda serialized: (
@@ -228,6 +246,7 @@ def validation_batches(
     host: int = 0,
     augmentation: str = "imagenet",
     view=None,
+    skipped: SkippedRecords | None = None,
 ) -> tf.data.Dataset:
     """Every validation example exactly once, in order; the last batches are filled up with `PADDING_LABEL` rows.
 
@@ -240,6 +259,7 @@ def validation_batches(
       augmentation: what training uses: "imagenet" evaluates a single central crop, the others the whole image.
       view: called with an image's bytes in place of that; returns one tensor or several, float32 of known shapes in
         [0, 255].
+      skipped: takes note of every example that cannot be used, whose row becomes padding. None: they are errors.
 
     Returns:
       A dataset of (images float32 `[batch_size / hosts, image_size, image_size, channels]` in [-1, 1], or what `view`
@@ -260,16 +280,23 @@ def validation_batches(
         return tf.nest.map_structure(preprocessing.to_network_range, view(encoded)), label
 
     def read_piece(shard, skip, size):
-        return tf.data.TFRecordDataset(tf.gather(paths, shard)).skip(skip).take(size)
+        records = _read_shard(tf.gather(paths, shard), skipped is not None).skip(skip).take(size)
+        places = tf.data.Dataset.range(skip, skip + size).map(lambda record: (shard, record))
+        return tf.data.Dataset.zip(records, places)
 
     begin, length = _part(total, hosts, host)
     pieces = tf.data.Dataset.from_tensor_slices(_cut(tf.range(len(paths), dtype=tf.int64), counts, begin, length))
-    examples = pieces.flat_map(read_piece).map(prepare, PARALLEL_CALLS)
-    black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), examples.element_spec[0])
-    blank = (black, tf.constant(PADDING_LABEL, tf.int32))
+    records = pieces.flat_map(read_piece)
+    if skipped is None:
+        examples = records.map(lambda serialized, place: prepare(serialized), PARALLEL_CALLS)
+    else:
+        records = records.map(lambda serialized, place: ((serialized,), place))
+        examples = _blank_bad(records, prepare)
+    black, label, *bad = _blanks(examples.element_spec)
     batches = -(-total // batch_size)
-    examples = examples.concatenate(tf.data.Dataset.from_tensors(blank).repeat(batches * share - length))
-    return _with_options(examples.batch(share, drop_remainder=True).prefetch(2))
+    padding = tf.data.Dataset.from_tensors((black, label, *bad)).repeat(batches * share - length)
+    examples = examples.concatenate(padding).batch(share, drop_remainder=True).prefetch(2)
+    return _with_options(examples if skipped is None else _note(examples, skipped, dataset, "validation"))
 
 
 def cache_shards(dataset: Dataset, cache: str) -> Dataset:
@@ -353,38 +380,63 @@ def _shard_table(dataset, split):
     return np.array([shard.path for shard in shards]), counts
 
 
-def _read_shard(path, on_bad):
+def _read_shard(path, skip_bad):
     records = tf.data.TFRecordDataset(path)
-    if on_bad == "skip":  # what cannot be read becomes empty records, which no image can be made of
+    if skip_bad:  # what cannot be read becomes empty records, which no image can be made of
         records = records.ignore_errors().concatenate(tf.data.Dataset.from_tensors("").repeat())
     return records
 
 
-def _skip_bad(records, plan, prepare, dataset):
-    """Every record planned and prepared; zeros and `PADDING_LABEL` for one that cannot be, and a line on stderr."""
-    paths, _ = _shard_table(dataset, "train")
+def _blank_bad(records, prepare):
+    """Every record prepared to (inputs, label, place), where one that cannot be is blank and has its place, not -1.
 
-    def attempt(serialized, draws, shard, record, epoch):
-        prepared = tf.data.Dataset.from_tensors((serialized, draws)).batch(1).map(plan).unbatch().map(prepare)
-        inputs, _ = prepared.element_spec
-        black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), inputs)
+    Args:
+      records: dataset of (arguments of `prepare`, (int64 number of the shard, int64 number of the record in it)).
+    """
+
+    def attempt(arguments, place):
+        prepared = tf.data.Dataset.from_tensors(arguments).map(prepare).map(lambda *example: (*example, nowhere))
 
         def blank(_):
-            tf.print("left out: record", record, "of", tf.gather(paths, shard), output_stream=sys.stderr)
-            return black, tf.constant(PADDING_LABEL, tf.int32)
+            return *_blanks(prepared.element_spec)[:2], tf.stack(place)
 
         return prepared.ignore_errors().concatenate(tf.data.Dataset.range(1).map(blank)).take(1)
 
+    nowhere = tf.fill([2], tf.constant(-1, tf.int64))
     return records.interleave(attempt, PARALLEL_CALLS, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
-def _fill_gaps(inputs, labels):
+def _blanks(element_spec):
+    """Black inputs, `PADDING_LABEL` and, where there is a place, -1: what fills a row that holds no example."""
+    inputs, *others = element_spec
+    black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), inputs)
+    return black, *(tf.fill(spec.shape, tf.constant(PADDING_LABEL, spec.dtype)) for spec in others)
+
+
+def _note(batches, skipped, dataset, split):
+    """Batches without the places of what was left out of them, which `skipped` takes note of."""
+
+    def add(places):
+        for shard, record in places:
+            skipped.add(dataset.splits[split][shard].path, int(record))
+
+    def note(inputs, labels, places):
+        bad = tf.boolean_mask(places, places[:, 0] >= 0)
+        noted = tf.cond(tf.size(bad) > 0, lambda: tf.numpy_function(add, [bad], []), tf.no_op)
+        with tf.control_dependencies([noted]):
+            return inputs, tf.identity(labels)
+
+    return _with_options(batches.map(note))
+
+
+def _fill_gaps(inputs, labels, places):
     """Puts the batch's good rows, over and over, in place of those labelled `PADDING_LABEL`."""
     good = tf.where(labels != PADDING_LABEL)[:, 0]
     tf.debugging.assert_positive(tf.size(good), "no example of a batch can be used")
     row = tf.range(tf.size(labels, tf.int64), dtype=tf.int64)
     row = tf.where(labels != PADDING_LABEL, row, tf.gather(good, row % tf.size(good, tf.int64)))
-    return tf.nest.map_structure(lambda part: tf.ensure_shape(tf.gather(part, row), part.shape), (inputs, labels))
+    filled = tf.nest.map_structure(lambda part: tf.ensure_shape(tf.gather(part, row), part.shape), (inputs, labels))
+    return *filled, places
 
 
 def _epoch_order(shards, seed, epoch):
@@ -445,9 +497,8 @@ def find_damage(dataset: Dataset, split: str) -> str | None:
         except tf.errors.NotFoundError:
             return f"shard {shard.path} is missing: prepare the data again"
         except tf.errors.OpError as error:
-            fix = " (or --on_bad=skip)" if split == "train" else ""
             where = f"record {good} of {shard.path}, at byte {offset},"
-            return f"{where} cannot be used ({first_line(error)}): prepare the data again{fix}"
+            return f"{where} cannot be used ({first_line(error)}): prepare the data again (or --on_bad=skip)"
         if good != shard.examples:
             return f"{shard.path} has {good} records, the manifest says {shard.examples}: prepare the data again"
     return None

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from bn_keras.skipped_records import SkippedRecords
+
 _PLAIN_EVERY = 30.0  # seconds between plain lines
 _BAR = 24  # characters
 
@@ -13,10 +15,11 @@ class Progress:
     Args:
       name: of the run.
       steps: the step at which it ends.
+      skipped: records left out, whose count is shown once there is one.
     """
 
-    def __init__(self, name: str, steps: int):
-        self._name, self._steps = name, steps
+    def __init__(self, name: str, steps: int, skipped: SkippedRecords | None = None):
+        self._name, self._steps, self._skipped = name, steps, skipped
         self._accuracy = ""
         self._first = None  # (step, time) after the first update, which holds the compilation
         self._last_line = time.monotonic()
@@ -44,7 +47,8 @@ class Progress:
         )
         filled = _BAR * step // self._steps
         bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self._live else ""
-        line = f"{self._name} {bar}{step}/{self._steps}{left}{self._accuracy}"
+        skipped = f"  {len(self._skipped):,} records left out" if self._skipped else ""
+        line = f"{self._name} {bar}{step}/{self._steps}{left}{self._accuracy}{skipped}"
         print(f"\r{line}\x1b[K" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
         self._last_line = now
 

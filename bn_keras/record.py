@@ -6,6 +6,7 @@ import time
 from bn_keras import checkpoint
 from bn_keras.progress import Progress
 from bn_keras.run import MODEL_FILE, RunConfig, RunDirectory
+from bn_keras.skipped_records import SkippedRecords
 from bn_keras.tensorboard import TensorBoardWriter
 
 
@@ -19,16 +20,24 @@ class RunRecord:
       directory: of the run; `open` was called where this process writes.
       step: where the run starts or goes on; what the directory holds of later steps is forgotten.
       writes: whether this process is the one that writes.
+      skipped: records left out, for the progress.
     """
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, step: int, writes: bool = True):
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        step: int,
+        writes: bool = True,
+        skipped: SkippedRecords | None = None,
+    ):
         self._directory = directory
         self._curve = directory.curve
         self._writes = writes
         if writes:
             self._curve.truncate(step)
             self._board = TensorBoardWriter(directory.path, config.flat(), self._curve.rows)
-            self._progress = Progress(config.variant.name, config.steps)
+            self._progress = Progress(config.variant.name, config.steps, skipped)
         else:
             self._curve.forget(step)
 

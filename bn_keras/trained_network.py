@@ -79,5 +79,6 @@ def _measure(model, config, dataset, steps):
         augmentation=config["augmentation"],
         shuffling=config["shuffling"],
         photometric_distortion=config["photometric_distortion"],
+        skipped=dataset.skipped,
     )
     population_statistics(model, batches, steps=steps)

@@ -96,7 +96,7 @@ class Trainer:
         self.state = TrainingState(config, strategy)
         self.agreement = Agreement(strategy)
         self.step = self._restore(directory.path)
-        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy))
+        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=dataset.skipped)
         self.logged_step = max(self.record.steps_of("training"), default=0)
         self.statistics = StepStatistics(config.replicas)
         self.train_steps = make_train_steps(self.state, config, strategy)
@@ -278,7 +278,7 @@ def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, 
         shuffling=config.variant.shuffling,
         photometric_distortion=config.variant.photometric_distortion,
         distort_on=config.distort_on,
-        on_bad=dataset.on_bad,
+        skipped=dataset.skipped,
         data_service=dataset.data_service,
         hosts=hosts,
         host=host,
@@ -292,6 +292,7 @@ def run_validation_batches(config: RunConfig, dataset: Dataset, *, hosts: int, h
         batch_size=config.eval_batch_size,
         image_size=config.image_size,
         augmentation=config.augmentation,
+        skipped=dataset.skipped,
         hosts=hosts,
         host=host,
     )

@@ -4,6 +4,7 @@ launch/evaluate --workdir=runs/bn_x30
 launch/evaluate --workdir=ensemble/1,ensemble/2 --protocol=single_crop --protocol=multicrop144
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from bn_keras.errors import InputError
 from bn_keras.figure_4 import Result, draw_confusion, figure_4
 from bn_keras.progress import Progress
 from bn_keras.run import RunDirectory
+from bn_keras.skipped_records import SkippedRecords
 from launch import program
 from launch.embedded import embedded_data
 
@@ -35,6 +37,7 @@ flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that popula
 flags.DEFINE_integer(
     "batch_size", None, "Images of one step over all devices. Default: 250; by 144 crops, 8 a device.", 1
 )
+flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How to use the devices of this machine.")
 flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
 flags.DEFINE_string("output_dir", None, "Where the results go. Default: the run; of an ensemble, the folder above.")
@@ -47,19 +50,23 @@ def main():
     configs = [directory.read_trained() for directory in directories]
     dataset = read_dataset(FLAGS.data_dir or embedded_data())
     check_fit(directories, configs, dataset)
+    skipped = SkippedRecords() if FLAGS.on_bad == "skip" else None
+    dataset = dataclasses.replace(dataset, skipped=skipped)
 
     with program.loading_tensorflow():
         from bn_keras.distribution import make_strategy
         from bn_keras.evaluation import evaluate
         from bn_keras.input_pipeline import validation_batches
         from bn_keras.trained_network import image_view, load_network
+        from bn_keras.trainer import naming_damage
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
     population_of = dataset if FLAGS.statistics == "population" else None
-    models = [
-        load_network(directory, strategy, population_of=population_of, population_steps=FLAGS.statistics_steps)
-        for directory in directories
-    ]
+    with naming_damage(dataset, "train"):
+        models = [
+            load_network(directory, strategy, population_of=population_of, population_steps=FLAGS.statistics_steps)
+            for directory in directories
+        ]
     alone = len(directories) == 1
     folder = os.path.normpath(directories[0].path)
     output_dir = FLAGS.output_dir or (folder if alone else os.path.dirname(folder) or ".")
@@ -71,10 +78,15 @@ def main():
         crops = CROPS[protocol]
         batch_size = FLAGS.batch_size or (250 if crops == 1 else 8) * strategy.num_replicas_in_sync
         batches = validation_batches(
-            dataset, batch_size=batch_size, image_size=configs[0]["image_size"], view=image_view(configs[0], crops)
+            dataset,
+            batch_size=batch_size,
+            image_size=configs[0]["image_size"],
+            view=image_view(configs[0], crops),
+            skipped=skipped,
         )
-        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size))
-        evaluations = evaluate(models, batches, strategy, after_batch=progress.update)
+        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), skipped)
+        with naming_damage(dataset, "validation"):
+            evaluations = evaluate(models, batches, strategy, after_batch=progress.update)
         progress.close("finished")
         results += [
             Result(
@@ -90,6 +102,8 @@ def main():
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
     write_results(results, dataset, output_dir)
+    if skipped is not None:
+        print(skipped)
 
 
 def write_results(results, dataset, output_dir):

@@ -13,6 +13,7 @@ from bn_keras.dataset import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.recipes import recipe_for
 from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
+from bn_keras.skipped_records import SkippedRecords
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
 from launch import program
 from launch.embedded import embedded_data
@@ -66,7 +67,7 @@ flags.DEFINE_enum("photometric_distortion", None, ["full", "reduced"], "Color ch
 
 flags.DEFINE_string("cache", None, "Copy the records to this local folder first, or into memory: --cache=memory.")
 flags.DEFINE_string("data_service", None, "Machines that prepare batches, ADDRESS:PORT,...: see launch/data_service.")
-flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a training record that cannot be used.")
+flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
 flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
 
@@ -115,8 +116,11 @@ def main():
     if FLAGS.cache:
         dataset = input_pipeline.cache_shards(dataset, FLAGS.cache)
     print(f"at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
-    dataset = dataclasses.replace(dataset, on_bad=FLAGS.on_bad, data_service=FLAGS.data_service)
+    skipped = SkippedRecords() if FLAGS.on_bad == "skip" else None
+    dataset = dataclasses.replace(dataset, skipped=skipped, data_service=FLAGS.data_service)
     outcome = train(config, dataset, directory, strategy, profiled)
+    if skipped is not None:
+        print(skipped)
     print(
         f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={os.path.dirname(directory.path) or '.'}"
     )

@@ -92,5 +92,22 @@ def test_what_cannot_be_evaluated_is_one_clear_line(data_dir, trained_runs, tmp_
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_a_damaged_record_is_named_or_left_out(data_dir, trained_runs, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    shard = copy / "validation-00001-of-00002"
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    flags = f"--workdir={trained_runs[0]}", f"--output_dir={tmp_path}"
+    done = evaluate(copy, *flags)
+    assert done.returncode == 1 and f"record 9 of {shard}, at byte" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = evaluate(copy, *flags, "--on_bad=skip")
+    assert done.returncode == 0, done.stderr
+    assert f"1 record was left out, first record 9 of {shard}" in done.stdout
+    assert json.loads((tmp_path / "evaluation.json").read_text())["results"][0]["of"] == 20
+
+
 def replace_in(path, before, after):
     path.write_text(path.read_text().replace(before, after))

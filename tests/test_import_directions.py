@@ -15,6 +15,7 @@ STANDARD_LIBRARY_ONLY = (
     "report",
     "progress",
     "provenance",
+    "skipped_records",
     "figure_1",
     "figure_4",
 )

@@ -23,6 +23,7 @@ from bn_keras.input_pipeline import (
     training_records,
     validation_batches,
 )
+from bn_keras.skipped_records import SkippedRecords
 
 TRAIN, VALIDATION = 60, 21
 
@@ -312,7 +313,8 @@ class TestBadExamples:
 
     def test_skipped_ones_leave_every_other_example_where_it_is(self, damaged, dataset, capfd):
         damaged, bad, _ = damaged
-        whole, skipped = batches(dataset, 9, batch_size=20), batches(damaged, 9, batch_size=20, on_bad="skip")
+        found = SkippedRecords()
+        whole, skipped = batches(dataset, 9, batch_size=20), batches(damaged, 9, batch_size=20, skipped=found)
         examples, _ = order(dataset, 0, 180)
         bad_rows = [example % 10 in bad.get(f"train-{example // 10:05}-of-00006", ()) for example in examples]
         bad_rows = np.reshape(bad_rows, (9, 20))
@@ -322,8 +324,28 @@ class TestBadExamples:
             np.testing.assert_array_equal(other_labels[~bad_row], labels[~bad_row])
             good = {image.tobytes() for image in images[~bad_row]}
             assert all(image.tobytes() in good for image in other[bad_row])
-        named = set(re.findall(r"left out: record (\d+) of \S*(train-\d+-of-\d+)", capfd.readouterr().err))
-        assert named == {(str(number), name) for name, numbers in bad.items() for number in numbers}
+        named = re.findall(r"left out: record (\d+) of (\S*(train-\d+-of-\d+))", capfd.readouterr().err)
+        assert len(named) == 7  # each once in three epochs
+        assert {(number, name) for number, _, name in named} == {
+            (str(number), name) for name, numbers in bad.items() for number in numbers
+        }
+        assert str(found) == f"7 records were left out, first record {named[0][0]} of {named[0][1]}"
+
+    def test_evaluation_counts_without_the_skipped_ones(self, damaged, dataset):
+        damaged, bad, _ = damaged
+
+        def evaluated(dataset, **options):
+            dataset = dataclasses.replace(dataset, splits={"validation": dataset.splits["train"]})
+            batches = validation_batches(dataset, batch_size=16, image_size=16, augmentation="none", **options)
+            return (np.concatenate(part) for part in zip(*batches, strict=True))
+
+        found = SkippedRecords()
+        (images, labels), (whole_images, whole_labels) = evaluated(damaged, skipped=found), evaluated(dataset)
+        places = [(f"train-{row // 10:05}-of-00006", row % 10) for row in range(TRAIN)]
+        good = np.array([record not in bad.get(name, ()) for name, record in places] + [False] * 4)
+        np.testing.assert_array_equal(labels, np.where(good, whole_labels, PADDING_LABEL))
+        np.testing.assert_array_equal(images[good], whole_images[good])
+        assert len(found) == 7
 
 
 class TestCrop:
