@@ -179,7 +179,9 @@ def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy)
         keras.config.set_dtype_policy(policy)
         try:
             keras.utils.set_random_seed(0)
-            model = keras.Sequential([keras.Input((4, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(5)])
+            model = keras.Sequential(
+                [keras.Input((4, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(5, dtype="float32")]
+            )
             config = make_config(batch_size=8, distort_on=distort_on)
             state = types.SimpleNamespace(
                 model=model, optimizer=MomentumSGD(model.trainable_variables), loss_scale=None
@@ -189,7 +191,7 @@ def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy)
             keras.config.set_dtype_policy("float32")
         seen = (images, draws)
         if distort_on == "host":
-            seen = photometric_distortion(images, random_colors(draws, "reduced", 3))
+            seen = tf.function(photometric_distortion)(images, random_colors(draws, "reduced", 3))
         tf.function(lambda step=step, seen=seen: step(seen, labels, RATE, tf.constant(0, tf.int64)))()
         learned[distort_on] = model.get_weights()
     for one, other in zip(learned["host"], learned["device"], strict=True):
