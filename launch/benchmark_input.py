@@ -7,26 +7,22 @@ import os
 
 from absl import flags
 
-from bn_keras.dataset import read_dataset
 from bn_keras.recipes import recipe_for
 from bn_keras.variants import VARIANTS
-from launch import program
-from launch.embedded import embedded_data
+from launch import program, records
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("data_dir", None, "Folder of records. Default: the embedded MNIST digits.")
+flags.adopt_module_key_flags(records)
 flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "Whose shuffling and distortion.")
 flags.DEFINE_integer("batch_size", 32, "Images of one step.", 1)
 flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
 flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
-flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
-flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
 flags.DEFINE_float("seconds", 5.0, "To measure each stage for.", 0.1)
 
 
 def main():
-    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+    dataset = records.read_records()
     recipe = recipe_for(dataset)
     variant = VARIANTS[FLAGS.variant]
     with program.loading_tensorflow():

@@ -11,19 +11,17 @@ import sys
 
 from absl import flags
 
-from bn_keras.dataset import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.figure_4 import Result, draw_confusion, figure_4
 from bn_keras.progress import Progress
 from bn_keras.run import RunDirectory
 from bn_keras.skipped_records import SkippedRecords
-from launch import program
-from launch.embedded import embedded_data
+from launch import program, records
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(records)
 flags.DEFINE_list("workdir", None, "A finished run; several, with commas between them, are an ensemble.", required=True)
-flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote. Default: the embedded MNIST digits.")
 flags.DEFINE_multi_enum(
     "protocol",
     ["single_crop"],
@@ -48,7 +46,7 @@ CROPS = {"single_crop": 1, "multicrop144": 144}
 def main():
     directories = [RunDirectory(path) for path in FLAGS.workdir]
     configs = [directory.read_trained() for directory in directories]
-    dataset = read_dataset(FLAGS.data_dir or embedded_data())
+    dataset = records.read_records()
     check_fit(directories, configs, dataset)
     skipped = SkippedRecords() if FLAGS.on_bad == "skip" else None
     dataset = dataclasses.replace(dataset, skipped=skipped)

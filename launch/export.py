@@ -9,24 +9,25 @@ import os
 
 from absl import flags
 
-from bn_keras.dataset import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.run import RunDirectory
-from launch import program
-from launch.embedded import embedded_data
+from launch import program, records
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(records)
 flags.DEFINE_string("workdir", None, "A finished run.", required=True)
 flags.DEFINE_enum(
     "format", "saved_model", ["keras", "saved_model", "onnx"], "saved_model has its preprocessing inside."
 )
 flags.DEFINE_string("output", None, "The file, or of a SavedModel the folder, to write.", required=True)
 flags.DEFINE_enum(
-    "statistics", "moving", ["moving", "population"], "Batch normalization by moving averages, or by Algorithm 2."
+    "statistics",
+    "moving",
+    ["moving", "population"],
+    "Batch normalization by moving averages, or by Algorithm 2 on --data_dir.",
 )
 flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that population statistics are taken over.", 1)
-flags.DEFINE_string("data_dir", None, "For population statistics, what the run was trained on. Default: the digits.")
 
 
 def main():
@@ -34,7 +35,7 @@ def main():
     directory = RunDirectory(FLAGS.workdir)
     config = directory.read_trained()
     class_names = directory.read_class_names()
-    population_of = read_dataset(FLAGS.data_dir or embedded_data()) if FLAGS.statistics == "population" else None
+    population_of = records.read_records() if FLAGS.statistics == "population" else None
 
     with program.loading_tensorflow():
         import numpy as np

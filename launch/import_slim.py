@@ -8,22 +8,22 @@ import dataclasses
 
 from absl import flags
 
-from bn_keras.dataset import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.run import RunConfig, RunDirectory
 from bn_keras.variants import PAPER_BATCH_SIZE
-from launch import program
+from launch import program, records
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(records)
+flags.mark_flag_as_required("data_dir")
 flags.DEFINE_string("checkpoint", None, "The checkpoint, as TensorFlow names it: inception_v2.ckpt.", required=True)
-flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote, with the checkpoint's classes.", required=True)
 flags.DEFINE_string("workdir", None, "Folder of the run to make.", required=True)
 flags.DEFINE_integer("image_size", 224, "Height and width of the input in pixels.", 1)
 
 
 def main():
-    dataset = read_dataset(FLAGS.data_dir)
+    dataset = records.read_records()
     directory = RunDirectory(FLAGS.workdir)
     if directory.read_config() is not None:
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir, or remove that one")

@@ -9,22 +9,20 @@ import os
 
 from absl import flags
 
-from bn_keras.dataset import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.recipes import recipe_for
 from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
 from bn_keras.skipped_records import SkippedRecords
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
-from launch import program
-from launch.embedded import embedded_data
+from launch import program, records
 
 DIVERGED = 3
 INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(records)
 flags.DEFINE_enum("variant", None, list(VARIANTS), "Which network of Sections 4.2.2 and 4.2.3.", required=True)
-flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote. Default: the embedded MNIST digits.")
 flags.DEFINE_string("workdir", None, "Folder of this run. Default: runs/VARIANT.")
 flags.DEFINE_integer("steps", None, "Steps to train, of batch_size images each. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images of one step over all devices; the learning rate grows with it.", 1)
@@ -68,8 +66,6 @@ flags.DEFINE_enum("photometric_distortion", None, ["full", "reduced"], "Color ch
 flags.DEFINE_string("cache", None, "Copy the records to this local folder first, or into memory: --cache=memory.")
 flags.DEFINE_string("data_service", None, "Machines that prepare batches, ADDRESS:PORT,...: see launch/data_service.")
 flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
-flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
-flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
 
 flags.DEFINE_integer("eval_every", None, "Steps between evaluations. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Images of one evaluation step. Default: the recipe's.", lower_bound=1)
@@ -87,7 +83,7 @@ flags.DEFINE_enum("on_divergence", "stop", ["stop", "record"], f"stop: exit with
 
 
 def main():
-    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+    dataset = records.read_records()
     recipe = recipe_for(dataset)
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))

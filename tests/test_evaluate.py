@@ -11,6 +11,15 @@ from bn_keras.run import RunDirectory
 from bn_keras.training_curve import TrainingCurve
 
 
+COUNTS = ("top1", "top5", "of")
+
+
+def final_counts(run):
+    """Of the last evaluation in training."""
+    row = [row for row in TrainingCurve(str(run / "curve.jsonl")).rows if row["kind"] == "validation"][-1]
+    return tuple(row[k] for k in COUNTS)
+
+
 def evaluate(data_dir, *flags):
     return run_program("-m", "launch.evaluate", f"--data_dir={data_dir}", *flags)
 
@@ -32,10 +41,8 @@ def ensemble(data_dir, trained_runs, tmp_path_factory):
 
 def test_by_one_crop_the_counts_are_those_that_training_saw(ensemble, trained_runs):
     results = json.loads((ensemble[0] / "evaluation.json").read_text())["results"]
-    curve = TrainingCurve(str(trained_runs[0] / "curve.jsonl"))
-    row = [row for row in curve.rows if row["kind"] == "validation"][-1]
     assert results[0]["networks"] == [str(trained_runs[0])] and results[0]["crops"] == 1
-    assert [results[0][k] for k in ("top1", "top5", "of")] == [row[k] for k in ("top1", "top5", "of")]
+    assert tuple(results[0][k] for k in COUNTS) == final_counts(trained_runs[0])
 
 
 def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
@@ -90,6 +97,18 @@ def test_what_cannot_be_evaluated_is_one_clear_line(data_dir, trained_runs, tmp_
     done = evaluate(data_dir, f"--workdir={copy}")
     assert done.returncode == 1 and message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_tf_slims_shards_are_evaluated_once_their_labels_are_known(data_dir, trained_runs, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "slim", ignore=shutil.ignore_patterns("dataset.json", ".data_prep"))
+    flags = f"--workdir={trained_runs[0]}", f"--output_dir={tmp_path}"
+    done = evaluate(copy, *flags)
+    assert done.returncode == 1 and "give --label_base" in done.stderr
+    done = evaluate(copy, *flags, "--label_base=1", "--classes=3")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert tuple(result[k] for k in COUNTS) == final_counts(trained_runs[0])
 
 
 @pytest.mark.slow

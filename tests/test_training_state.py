@@ -191,7 +191,7 @@ def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy)
             keras.config.set_dtype_policy("float32")
         seen = (images, draws)
         if distort_on == "host":
-            seen = tf.function(photometric_distortion)(images, random_colors(draws, "reduced", 3))
+            seen = tf.function(lambda: photometric_distortion(images, random_colors(draws, "reduced", 3)))()
         tf.function(lambda step=step, seen=seen: step(seen, labels, RATE, tf.constant(0, tf.int64)))()
         learned[distort_on] = model.get_weights()
     for one, other in zip(learned["host"], learned["device"], strict=True):

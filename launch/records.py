@@ -1,0 +1,19 @@
+"""The flags of the records that a program reads; it takes them over with `flags.adopt_module_key_flags(records)`."""
+
+from absl import flags
+
+from bn_keras.dataset import Dataset, read_dataset
+from launch.embedded import embedded_data
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "data_dir", None, "Folder that data_prep wrote, TFDS's, or TF-Slim's shards. Default: the embedded MNIST digits."
+)
+flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
+flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
+
+
+def read_records() -> Dataset:
+    """The data set of the flags."""
+    return read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
