@@ -10,7 +10,6 @@ from conftest import run_program
 from bn_keras.run import RunDirectory
 from bn_keras.training_curve import TrainingCurve
 
-
 COUNTS = ("top1", "top5", "of")
 
 
