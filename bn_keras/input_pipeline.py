@@ -88,7 +88,7 @@ def _served_batches(dataset, addresses, *, batch_size, hosts, host, **options):
         joined = tf.nest.map_structure(turns, *parts)
         return tf.nest.map_structure(lambda part: tf.ensure_shape(part, (batch_size // hosts, *part.shape[1:])), joined)
 
-    return _with_options(tf.data.Dataset.zip(*parts).map(join).prefetch(2))
+    return _with_options(tf.data.Dataset.zip(tuple(parts)).map(join).prefetch(2))
 
 
 def local_training_batches(
@@ -162,7 +162,7 @@ def local_training_batches(
 
     records = training_records(dataset, seed, start_step * batch_size, hosts, host, shuffling, skip_bad)
     if skip_bad:
-        records = records.map(lambda serialized, draws, *place, epoch: ((serialized, draws), place))
+        records = records.map(lambda serialized, draws, shard, record, _: ((serialized, draws), (shard, record)))
         examples = _blank_bad(records, lambda *example: prepare(*plan(*example)))
         examples = examples.batch(share, drop_remainder=True).map(_fill_gaps)
     else:

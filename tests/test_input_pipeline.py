@@ -215,6 +215,8 @@ def test_batches_prepared_by_two_services_are_those_of_none(dataset):
         addresses = [re.search(r"--data_service=(\S+)", process.stdout.readline())[1] for process in started]
         served = batches(dataset, 12, batch_size=8, data_service=",".join(addresses), start_step=3)
         assert_equal_batches(served, batches(dataset, 12, batch_size=8, start_step=3))
+        served = batches(dataset, 3, batch_size=8, data_service=addresses[0])
+        assert_equal_batches(served, batches(dataset, 3, batch_size=8))
         of_host = batches(dataset, 3, batch_size=8, data_service=",".join(addresses), hosts=2, host=1)
         assert_equal_batches(of_host, batches(dataset, 3, batch_size=8, hosts=2, host=1))
     finally:

@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_program
+from conftest import run_program, start_program
 from PIL import Image
 
-from bn_keras import read_dataset
+from bn_keras import checkpoint, read_dataset
 from bn_keras.contact_sheet import contact_sheet
 from bn_keras.input_pipeline import training_batches
 from bn_keras.input_speed import seconds_per_image
@@ -83,12 +83,42 @@ def test_a_missing_folder_is_one_line(program):
     )
 
 
-def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
+@pytest.mark.slow
+def test_training_on_batches_of_a_service_is_bit_for_bit_training_on_ones_own(data_dir, tmp_path):
+    """A service that leaves out records too, as the trainer then counts."""
     copy = shutil.copytree(data_dir, tmp_path / "copy")
-    shard = copy / "train-00003-of-00006"
+    damage_first_record(copy / "train-00003-of-00006")
+    command = [
+        "-m", "launch.train", "--variant=bn_x5", f"--data_dir={copy}", "--width=0.1", "--image_size=32", "--steps=4",
+        "--batch_size=30", "--augmentation=imagenet", "--distort_on=device", "--on_bad=skip",
+    ]  # fmt: skip
+    service = start_program("-m", "launch.data_service", "--port=0")
+    try:
+        address = re.search(r"--data_service=\S+", service.stdout.readline())[0]
+        runs = [
+            run_program(*command, f"--workdir={tmp_path / name}", *more)
+            for name, more in (("served", [address]), ("own", []))
+        ]
+    finally:
+        service.kill()
+        service.communicate()
+    assert [run.returncode for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert all("10 records were left out" in run.stdout for run in runs)
+    (_, served), (_, own) = (checkpoint.load_newest(str(tmp_path / name)) for name in ("served", "own"))
+    for name, array in own.items():
+        np.testing.assert_array_equal(served[name], array, err_msg=name)
+
+
+def damage_first_record(shard):
     content = bytearray(shard.read_bytes())
     content[20] ^= 1
     shard.write_bytes(content)
+
+
+def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    shard = copy / "train-00003-of-00006"
+    damage_first_record(shard)
     command = [
         "-m", "launch.train", "--variant=bn_x5", f"--data_dir={copy}", "--width=0.1", "--image_size=32", "--steps=2",
         "--batch_size=30", "--augmentation=imagenet",
