@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from bn_keras import (
-    inception,  # noqa: F401 (registers the layers that the file names)
+    layers,  # noqa: F401 (registers what the file names)
     multicrop,
     preprocessing,
 )

@@ -37,8 +37,7 @@ def run(trained_runs):
 
 @pytest.fixture(scope="module")
 def trained(run):
-    import bn_keras.folding
-    import bn_keras.inception  # noqa: F401 (both register layers)
+    import bn_keras.layers  # noqa: F401 (registers them)
 
     return keras.models.load_model(run / "model.keras")
 
@@ -50,6 +49,22 @@ def images():
 
 def export(run, output, *flags):
     return run_program("-m", "launch.export", f"--workdir={run}", f"--output={output}", *flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_fresh_process_loads_a_file_with_one_import(run, trained, images, tmp_path, folded):
+    path = run / "model.keras"
+    if folded:
+        path = tmp_path / "folded.keras"
+        assert export(run, path, "--format=keras").returncode == 0
+    np.save(tmp_path / "images.npy", images)
+    load = "import sys, keras, numpy as np, bn_keras.layers; model = keras.models.load_model(sys.argv[1]); "
+    predict = "np.save(sys.argv[3], model(np.load(sys.argv[2]), training=False))"
+    done = run_program("-c", load + predict, path, tmp_path / "images.npy", tmp_path / "logits.npy")
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "logits.npy")
+    np.testing.assert_allclose(found, trained(images, training=False), rtol=1e-5, atol=1e-5)
 
 
 def test_keras(run, trained, images, tmp_path):

@@ -15,7 +15,7 @@ def expected(run, path):
     """Class probabilities of the trained network for the central 87.5% of a picture, by PIL and the saved model."""
     import keras
 
-    import bn_keras.inception  # noqa: F401 (registers the layers)
+    import bn_keras.layers  # noqa: F401 (registers them)
 
     with Image.open(path) as image:
         side = round(0.875 * min(image.size))

@@ -165,7 +165,7 @@ def test_evaluating_averages_and_population_statistics_does_not_disturb_training
 def test_the_saved_model_has_the_last_checkpoints_weights(uninterrupted):
     import keras
 
-    import bn_keras.inception  # noqa: F401 (registers the layers)
+    import bn_keras.layers  # noqa: F401 (registers them)
 
     model = keras.models.load_model(uninterrupted / "model.keras")
     arrays = checkpoint.load_newest(str(uninterrupted))[1]
