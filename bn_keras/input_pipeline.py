@@ -139,8 +139,8 @@ def local_training_batches(
 
     size = {"image_size": image_size, "channels": dataset.channels}
 
-    def plan(serialized, draws, *_):  # of many examples or of one
-        """What can be computed for many examples at once."""
+    def plan(serialized, draws, *_):
+        """What can be computed for many examples at once; of one alone too."""
         encoded, label = _parse(serialized, dataset)
         if augmentation != "imagenet":
             return encoded, label, draws
