@@ -100,7 +100,7 @@ def test_what_cannot_be_evaluated_is_one_clear_line(data_dir, trained_runs, tmp_
 
 @pytest.mark.slow
 def test_tf_slims_shards_are_evaluated_once_their_labels_are_known(data_dir, trained_runs, tmp_path):
-    copy = shutil.copytree(data_dir, tmp_path / "slim", ignore=shutil.ignore_patterns("dataset.json", ".data_prep"))
+    copy = shutil.copytree(data_dir, tmp_path / "slim", ignore=shutil.ignore_patterns("*.json", ".data_prep"))
     flags = f"--workdir={trained_runs[0]}", f"--output_dir={tmp_path}"
     done = evaluate(copy, *flags)
     assert done.returncode == 1 and "give --label_base" in done.stderr
@@ -119,11 +119,11 @@ def test_a_damaged_record_is_named_or_left_out(data_dir, trained_runs, tmp_path)
     shard.write_bytes(content)
     flags = f"--workdir={trained_runs[0]}", f"--output_dir={tmp_path}"
     done = evaluate(copy, *flags)
-    assert done.returncode == 1 and f"record 9 of {shard}, at byte" in done.stderr
+    assert done.returncode == 1 and f"record 10 of {shard}, at byte" in done.stderr
     assert "Traceback" not in done.stderr
     done = evaluate(copy, *flags, "--on_bad=skip")
     assert done.returncode == 0, done.stderr
-    assert f"1 record was left out, first record 9 of {shard}" in done.stdout
+    assert f"1 record was left out, first record 10 of {shard}" in done.stdout
     assert json.loads((tmp_path / "evaluation.json").read_text())["results"][0]["of"] == 20
 
 
