@@ -26,12 +26,14 @@ demo: $(VENV)/installed
 	done
 	@echo; launch/report --workdir=$(RUNS)
 
-# About 20 minutes on two cores; interrupt it at any time, the same command continues.
+# About 20 minutes on two cores; interrupt it at any time, the same command continues. To try it in some minutes:
+# make ensemble MEMBERS="1 2" STEPS=40 ENSEMBLE=/tmp/ensemble
 ensemble: $(VENV)/installed
 	@$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
 	@for n in $(MEMBERS); do \
 		echo; echo "ensemble_$$n of $(MEMBERS)"; \
-		launch/train --variant=ensemble_$$n --seed=$$n --data_dir=$(DATA) --workdir=$(ENSEMBLE)/ensemble_$$n || exit; \
+		launch/train --variant=ensemble_$$n --seed=$$n --data_dir=$(DATA) --workdir=$(ENSEMBLE)/ensemble_$$n \
+			$(if $(STEPS),--steps=$(STEPS)) || exit; \
 	done
 	@echo; launch/evaluate --data_dir=$(DATA) --protocol=single_crop --protocol=multicrop144 --output_dir=$(ENSEMBLE) \
 		--workdir=$$(echo $(MEMBERS:%=$(ENSEMBLE)/ensemble_%) | tr ' ' ,)
