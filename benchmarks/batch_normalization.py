@@ -39,7 +39,7 @@ flags.DEFINE_string("peer", None, "Measures the memory of this peer only; the me
 
 def print_table(title, first, times):
     """times: {name: [(wall, CPU) seconds of a round, ...]}; the ratios are against the row `first`."""
-    print(f"\n{title}\n\n| | ms | ratio to {first} | CPU ms | ratio to {first} |\n|---|---|---|---|---|")
+    print(f"\n{title}\n\n| | ms | ratio to {first} | CPU ms | ratio of CPU time |\n|---|---|---|---|---|")
     for name, rounds in times.items():
         cells = []
         for seconds, of_first in zip(zip(*rounds, strict=True), zip(*times[first], strict=True), strict=True):
