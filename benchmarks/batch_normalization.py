@@ -25,9 +25,8 @@ from absl import app, flags
 ROOT = Path(__file__).parents[1]
 SECTIONS = ("layer", "synchronized", "memory", "network", "folded")
 SHAPES = ((32, 56, 56, 64), (32, 14, 14, 576))
-PAUSE = (
-    0.05  # seconds, in which torch's threads stop spinning: what runs straight after them takes up to 1.6 times longer
-)
+# Seconds in which torch's threads stop spinning: what runs straight after them takes up to 1.6 times as long.
+PAUSE = 0.05
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("onednn", "1", ["0", "1"], "Whether TensorFlow uses oneDNN; bn_keras turns it on.")
 flags.DEFINE_list("sections", list(SECTIONS), f"Which to run, of {', '.join(SECTIONS)}.")

@@ -129,9 +129,11 @@ def main(_):
     import numpy as np
     import tensorflow as tf
 
+    from bn_keras import multicrop
+
     jpegs = tf.constant(list(make_jpegs(DISTINCT)))
     model = make_model()
-    at_once = 48 * max(1, 224**2 // FLAGS.image_size**2)  # as ours
+    at_once = 48 * multicrop.squares_at_once(FLAGS.image_size)  # as ours
     ways = {
         f"direct, by {at_once} crops": (make_direct(model, jpegs, at_once), FLAGS.direct_images),
         "direct, crop by crop": (make_direct(model, jpegs, 1), FLAGS.direct_images),

@@ -135,10 +135,8 @@ def normalize(x, axis, gamma, beta, epsilon, synchronized):
     Returns:
         y, like x, and its Moments, float32 [channels].
     """
-    import tensorflow as tf
-
     synchronized = synchronized and replica_count() > 1
-    if synchronized or (only_cpus() and x.dtype == tf.float32 and not _compiled_by_xla()):
+    if synchronized or _composed_kernels_pay(x):
         return normalize_centred(x, axis, gamma, beta, epsilon, synchronized)
     return normalize_fused(x, axis, gamma, beta, epsilon)
 
@@ -148,6 +146,13 @@ def only_cpus():
     import tensorflow as tf
 
     return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+
+
+def _composed_kernels_pay(x):
+    """Whether kernels put together from several operations are faster here than TensorFlow's fused one."""
+    import tensorflow as tf
+
+    return only_cpus() and x.dtype == tf.float32 and not _compiled_by_xla()
 
 
 def _compiled_by_xla():
@@ -204,7 +209,7 @@ def transform_on_tensorflow(x, axis, mean, variance, gamma, beta, epsilon):
     """The transform by given moments, float32 [channels], on TensorFlow by the best kernel. Returns y, like x."""
     import tensorflow as tf
 
-    if _convolution_takes_it_in(x) or not only_cpus() or x.dtype != tf.float32 or _compiled_by_xla():
+    if _convolution_takes_it_in(x) or not _composed_kernels_pay(x):
         return _fused_batch_norm(x, axis, mean, variance, gamma, beta, epsilon, is_training=False)[0]
     images, data_format = _as_images(x, axis)
     gamma, beta = _parameters(x, axis, gamma, beta)

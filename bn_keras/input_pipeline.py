@@ -11,6 +11,7 @@ reads only the shards of its own lanes, and all hosts together see the batches t
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -281,22 +282,19 @@ def validation_batches(
 
     def read_piece(shard, skip, size):
         records = _read_shard(tf.gather(paths, shard), skipped is not None).skip(skip).take(size)
+        if skipped is None:
+            return records
         places = tf.data.Dataset.range(skip, skip + size).map(lambda record: (shard, record))
-        return tf.data.Dataset.zip(records, places)
+        return tf.data.Dataset.zip(((records,), places))
 
     begin, length = _part(total, hosts, host)
     pieces = tf.data.Dataset.from_tensor_slices(_cut(tf.range(len(paths), dtype=tf.int64), counts, begin, length))
     records = pieces.flat_map(read_piece)
-    if skipped is None:
-        examples = records.map(lambda serialized, place: prepare(serialized), PARALLEL_CALLS)
-    else:
-        records = records.map(lambda serialized, place: ((serialized,), place))
-        examples = _blank_bad(records, prepare)
-    black, label, *bad = _blanks(examples.element_spec)
+    examples = records.map(prepare, PARALLEL_CALLS) if skipped is None else _blank_bad(records, prepare)
     batches = -(-total // batch_size)
-    padding = tf.data.Dataset.from_tensors((black, label, *bad)).repeat(batches * share - length)
-    examples = examples.concatenate(padding).batch(share, drop_remainder=True).prefetch(2)
-    return _with_options(examples if skipped is None else _note(examples, skipped, dataset, "validation"))
+    padding = tf.data.Dataset.from_tensors(_blanks(examples.element_spec)).repeat(batches * share - length)
+    examples = _with_options(examples.concatenate(padding).batch(share, drop_remainder=True).prefetch(2))
+    return examples if skipped is None else _note(examples, skipped, dataset, "validation")
 
 
 def cache_shards(dataset: Dataset, cache: str) -> Dataset:
@@ -477,6 +475,17 @@ def _with_options(dataset):
     # Distribution splits the batches of this one pipeline; nothing is to be re-read per worker.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
+
+
+@contextlib.contextmanager
+def naming_damage(dataset: Dataset, split: str):
+    """Turns TensorFlow's error about a record into one that names the file and the record."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+        if damage := find_damage(dataset, split):
+            raise InputError(damage) from error
+        raise
 
 
 def find_damage(dataset: Dataset, split: str) -> str | None:

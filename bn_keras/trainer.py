@@ -8,7 +8,6 @@ With several worker processes every one runs this program on its share of each m
 directory, which all of them see; the chief writes it.
 """
 
-import contextlib
 import dataclasses
 import enum
 import functools
@@ -22,7 +21,7 @@ from bn_keras.dataset import Dataset
 from bn_keras.distribution import Agreement, distribute, is_chief
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation import Evaluator
-from bn_keras.input_pipeline import find_damage, training_batches, validation_batches
+from bn_keras.input_pipeline import naming_damage, training_batches, validation_batches
 from bn_keras.learning_rate import learning_rate
 from bn_keras.monitor import PERCENTILES, Monitor
 from bn_keras.population_statistics import population_statistics
@@ -250,17 +249,6 @@ class Trainer:
     def _make_monitor(self):
         images, _ = next(iter(run_validation_batches(self.config, self.dataset, hosts=1, host=0)))
         return Monitor(self.state.model, self.config.monitor, images)
-
-
-@contextlib.contextmanager
-def naming_damage(dataset: Dataset, split: str):
-    """Turns TensorFlow's error about a record into one that names the file and the record."""
-    try:
-        yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-        if damage := find_damage(dataset, split):
-            raise InputError(damage) from error
-        raise
 
 
 def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, hosts: int, host: int):

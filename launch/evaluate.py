@@ -54,9 +54,8 @@ def main():
     with program.loading_tensorflow():
         from bn_keras.distribution import make_strategy
         from bn_keras.evaluation import evaluate
-        from bn_keras.input_pipeline import validation_batches
+        from bn_keras.input_pipeline import naming_damage, validation_batches
         from bn_keras.trained_network import image_view, load_network
-        from bn_keras.trainer import naming_damage
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
     population_of = dataset if FLAGS.statistics == "population" else None

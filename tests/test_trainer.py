@@ -330,8 +330,7 @@ def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, 
 def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
     from bn_keras.dataset import read_dataset
     from bn_keras.errors import InputError
-    from bn_keras.input_pipeline import training_batches
-    from bn_keras.trainer import naming_damage
+    from bn_keras.input_pipeline import naming_damage, training_batches
 
     copy = shutil.copytree(data_dir, tmp_path / "copy")
     manifest = json.loads((copy / "dataset.json").read_text())
