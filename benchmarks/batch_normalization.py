@@ -31,7 +31,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("onednn", "1", ["0", "1"], "Whether TensorFlow uses oneDNN; bn_keras turns it on.")
 flags.DEFINE_list("sections", list(SECTIONS), f"Which to run, of {', '.join(SECTIONS)}.")
 flags.DEFINE_integer("rounds", 30, "Rounds of the sections on one layer.", 1)
-flags.DEFINE_integer("network_rounds", 5, "Rounds of the sections on the whole network.", 1)
+flags.DEFINE_integer("network_rounds", 9, "Rounds of the sections on the whole network.", 1)
 flags.DEFINE_integer("batch", 32, "Images in a mini-batch of the whole network.", 1)
 flags.DEFINE_string("peer", None, "Measures the memory of this peer only; the memory section's own use.")
 

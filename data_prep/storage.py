@@ -100,14 +100,19 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def _named(error: OSError, path: str) -> OSError:
+    """Names the file in what the operating system says about it: a full disk, a bad sector."""
+    error.filename = error.filename or path
+    return error
+
+
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Names the file in what the operating system says about it: a full disk, a bad sector."""
+    """Names the file in the operating system's errors of a block."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or path
-        raise
+        raise _named(error, path) from None
 
 
 def read(path: str) -> bytes:
@@ -124,15 +129,17 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`, fewer at the end; a local file stays open for the next call."""
     if is_remote(path):
         return _filesystem(path).cat_file(path, offset, offset + size)
-    with _naming(path):
+    try:
         return os.pread(_descriptor(path), size, offset)
+    except OSError as error:  # without the context manager, which costs 1 us an image
+        raise _named(error, path) from None
 
 
 def crc32c(path: str) -> int:
     """CRC-32C of a whole file."""
     crc = 0
     with open_read(path) as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 18):  # what a core's cache holds: 1 MiB takes 15% longer
             crc = google_crc32c.extend(crc, block)
     return crc
 

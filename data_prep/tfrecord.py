@@ -41,6 +41,10 @@ class DamagedRecordError(ValueError):
 
 def _varint(value: int) -> bytes:
     """Unsigned LEB128; negative int64 values take ten bytes, as protobuf writes them."""
+    if 0 <= value < 0x80:
+        return bytes((value,))
+    if 0x4000 <= value < 0x200000:  # the length of most images
+        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
     value &= (1 << 64) - 1
     encoded = bytearray()
     while value > 0x7F:
@@ -184,7 +188,8 @@ class ShardWriter:
         crc = 0
         for part in parts:
             crc = google_crc32c.extend(crc, part)
-        record = (length + _masked_crc32c(google_crc32c.value(length)), *parts, _masked_crc32c(crc))
+        first, *rest = parts
+        record = (length + _masked_crc32c(google_crc32c.value(length)) + first, *rest, _masked_crc32c(crc))
         self._write_all(record)
         for part in record:
             self.crc32c = google_crc32c.extend(self.crc32c, part)
