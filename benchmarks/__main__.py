@@ -44,8 +44,8 @@ def machine() -> str:
     return f"{cpu_name()}, {cores} cores, Python {platform.python_version()}, commit {commit()}"
 
 
-def run(name: str) -> str:
-    """Runs one benchmark; its section of the document."""
+def run(name: str, where: str) -> str:
+    """Runs one benchmark; its section of the document, which says where it ran."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")],
         check=False,
@@ -55,7 +55,7 @@ def run(name: str) -> str:
     )
     if done.returncode:
         sys.exit(f"benchmarks: {name} failed with {done.returncode}; its table stays as it was")
-    return f"{machine()}\n\n{ratios_first(done.stdout.strip())}\n"
+    return f"{where}\n\n{ratios_first(done.stdout.strip())}\n"
 
 
 def document(workdir: Path) -> str:
@@ -84,9 +84,10 @@ def main():
     if unknown := sorted(set(names) - set(PROGRAMS)):
         parser.error(f"--only={unknown[0]}: the programs are {', '.join(PROGRAMS)}")
     options.workdir.mkdir(parents=True, exist_ok=True)
+    where = machine()  # before the document is written, which makes the checkout one with changes
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
-        (options.workdir / f"{name}.md").write_text(run(name), encoding="utf-8")
+        (options.workdir / f"{name}.md").write_text(run(name, where), encoding="utf-8")
         options.output.write_text(document(options.workdir), encoding="utf-8")
     print(options.output)
 

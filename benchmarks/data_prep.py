@@ -10,6 +10,7 @@ files, which it copies, if tensorflow-datasets is installed. Each way is one pro
 Python and importing are not measured, planning and starting workers are. Rounds alternate between the ways.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -155,7 +156,8 @@ def tfds_writer(folder, pool, count, decoded=False):
     builder = tfds_builder()(data_dir=str(folder))
     builder.decoded = decoded
     builder.images = [pool[number % len(pool)] for number in range(count)]
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # the tables are alone on stdout
+        builder.download_and_prepare()
     return (count,)
 
 
