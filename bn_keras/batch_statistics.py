@@ -289,7 +289,8 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
                 sums = sum_over_replicas(tf.stack([dbeta, dgamma]))
                 mean_dy, mean_dy_xhat = tf.unstack(gamma * inverse * sums / tf.maximum(count, 1.0))
                 slope = -mean_dy_xhat * inverse
-                dx += _scale_and_shift(centred, slope, -mean_dy - slope * mean, data_format)
+                shift = _for_each_channel(-mean_dy - slope * mean, data_format)
+                dx += _for_each_channel(slope, data_format) * centred + shift
                 message = "The gradient of synchronized batch normalization cannot be differentiated again."
                 dx, dgamma, dbeta = (tf.raw_ops.PreventGradient(input=g, message=message) for g in (dx, dgamma, dbeta))
             return dx, dgamma, dbeta
@@ -363,4 +364,11 @@ def _scale_and_shift(images, scale, shift, data_format):
     if data_format == "NHWC":
         scaled = tf.nn.depthwise_conv2d(images, tf.reshape(scale, (1, 1, -1, 1)), [1, 1, 1, 1], "VALID")
         return tf.nn.bias_add(scaled, shift)
-    return images * tf.reshape(scale, (-1, 1, 1)) + tf.reshape(shift, (-1, 1, 1))
+    return images * _for_each_channel(scale, data_format) + _for_each_channel(shift, data_format)
+
+
+def _for_each_channel(value, data_format):
+    """[channels] in a shape that broadcasts against images."""
+    import tensorflow as tf
+
+    return value if data_format == "NHWC" else tf.reshape(value, (-1, 1, 1))
