@@ -267,6 +267,11 @@ def folded_section():
     }
     times = alternate(ways, 2 * FLAGS.network_rounds, warm_up=1)
     print_table(f"Inference of BN-x5, {FLAGS.batch} images of 224x224", "folded", times)
+    for name in ("ResNet50", "MobileNetV2"):
+        model = getattr(keras.applications, name)(weights=None)
+        ways = {"folded": peer(fold_batch_normalization(model)), "unfolded": peer(model)}
+        times = alternate(ways, 2 * FLAGS.network_rounds, warm_up=1)
+        print_table(f"Inference of keras.applications.{name}, {FLAGS.batch} images of 224x224", "folded", times)
 
 
 def run_section(name, *arguments, **options):
