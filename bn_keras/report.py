@@ -103,13 +103,9 @@ def figure_3(rows: list[Row]) -> str:
     paper_reference = VARIANTS[REFERENCE].paper_steps_to_72_2
     for row in rows:
         variant = row.variant
-        reached = compared_with_reference(row, reference)
-        missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
-        none = "-" if same_data(row, reference) and reference.max_accuracies() else ""
         cells = (
             _label(row, rows) + _divergence(row),
-            mean_and_range([steps for steps, _ in reached], "{:,.0f}".format) + missed or none,
-            mean_and_range([ratio for _, ratio in reached], "{:.1f}x".format),
+            *steps_and_speed_up(row, reference),
             mean_and_range(row.max_accuracies(), _percent),
             "-" if variant.paper_steps_to_72_2 is None else f"{variant.paper_steps_to_72_2 / 1e6:.1f}e6",
             f"{paper_reference / variant.paper_steps_to_72_2:.1f}x" if variant.paper_steps_to_72_2 else "",
@@ -137,6 +133,17 @@ def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float
     targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves and same_data(row, reference)]
     steps = [[curve.steps_to(other.max_accuracy()) for curve in (own, other)] for own, other in targets]
     return [(own, other / own) for own, other in steps if own is not None]
+
+
+def steps_and_speed_up(row: Row, reference: Row) -> tuple[str, str]:
+    """Two cells: steps to the reference's best accuracy, with the runs that reach it if not all do, and the ratio."""
+    reached = compared_with_reference(row, reference)
+    missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
+    none = "-" if same_data(row, reference) and reference.max_accuracies() else ""
+    return (
+        mean_and_range([steps for steps, _ in reached], "{:,.0f}".format) + missed or none,
+        mean_and_range([ratio for _, ratio in reached], "{:.1f}x".format),
+    )
 
 
 def same_data(row: Row, other: Row) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from bn_keras import VARIANTS, build_model
+from bn_keras.figure_5 import figure_5
 from bn_keras.inception import FIGURE_5, LocalResponseNormalization
 
 
@@ -52,6 +53,23 @@ def test_a_plain_stem_has_a_7x7_kernel_over_colors():
 )
 def test_shapes_are_the_figures(full, layer, shape):
     assert full["bn_x5"].get_layer(layer).output.shape[1:] == shape
+
+
+def test_the_table_of_figure_5_is_read_off_the_network():
+    """The multiply-adds by hand: kernel size x maps in x maps out x positions, for each convolution of a module."""
+    lines = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in figure_5().split("\n")
+    }
+    products = 28**2 * (192 * (64 + 64 + 64 + 32) + 9 * 64 * 64 + 9 * 64 * 96 + 9 * 96 * 96)
+    parameters = 192 * (64 + 64 + 64 + 32) + 9 * (64 * 64 + 64 * 96 + 96 * 96) + 4 * (64 + 64 + 64 + 64 + 96 + 96 + 32)
+    assert lines["inception_3a"] == [
+        "28x28x256",
+        *("64", "64", "64", "64", "96", "average 32"),
+        f"{parameters:,}",
+        f"{products / 1e6:,.1f}e6",
+    ]
+    assert lines["inception_3c"][:7] == ["14x14x576", "", "128", "160", "64", "96", "max pass through"]
+    assert lines["in all"][7] == "11,208,192"
 
 
 def test_the_output_column_is_the_sum_of_the_branches():
