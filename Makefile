@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 	done
 	@echo; launch/report --workdir=$(RUNS)
 
-# About 20 minutes on two cores; interrupt it at any time, the same command continues. To try it in some minutes:
+# 10 to 20 minutes on two cores; interrupt it at any time, the same command continues. To try it in some minutes:
 # make ensemble MEMBERS="1 2" STEPS=40 ENSEMBLE=/tmp/ensemble
 ensemble: $(VENV)/installed
 	@$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)

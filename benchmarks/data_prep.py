@@ -30,7 +30,7 @@ from absl import app, flags
 ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("images", 20_000, "Images to convert with data_prep; the slower ways take a twentieth.", 400)
-flags.DEFINE_integer("rounds", 3, "Rounds; the table shows the median.", 1)
+flags.DEFINE_integer("rounds", 7, "Rounds; the table shows the median.", 1)
 flags.DEFINE_string("folder", "/dev/shm", "Where inputs and outputs go.")
 flags.DEFINE_string("disk", tempfile.gettempdir(), "A folder on a disk, for the row that writes to one.")
 

@@ -243,9 +243,12 @@ def convert(
     if dry_run:
         return _describe_plan(dataset, options, request, log)
     storage.make_folder(storage.join(work_folder, "journal"))
-    with _locked(output_dir):
+    counters = Counters()
+    with _locked(output_dir), _pool(1 if beam_options is not None else workers, counters) as pool:
         _remove_temporary(output_dir)
         if not planned:
+            if pool:
+                pool.submit(int)  # starts all workers: they load numpy while the plan is made
             log(f"planning {dataset.name}: listing {dataset.origin}")
             contents = dataset.scan()
             for note in contents.notes:
@@ -275,8 +278,9 @@ def convert(
             }
             tasks = [{"shard": shard, **shared} for shard in missing]
             if beam_options is None:
-                progress = Progress(sum(shard.examples for shard in missing), sum(shard.size for shard in missing))
-                _run(tasks, workers, progress)
+                images, size = (sum(getattr(shard, what) for shard in missing) for what in ("examples", "size"))
+                progress = Progress(images, size, counters)
+                _run(tasks, pool, progress)
                 progress.tick(final=True)
             else:
                 beam_runner.run(tasks, beam_options)
@@ -314,6 +318,8 @@ _counters = None  # of the process that a worker belongs to
 
 def _start_worker(counters: Counters) -> None:
     """Prepares a worker process: it leaves Ctrl-C to its parent, and ends at once when that does, also by SIGKILL."""
+    import numpy  # noqa: F401 - 0.1 s, which `data_prep.jpeg` would need at its first image
+
     global _counters
     _counters = counters
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -331,9 +337,24 @@ def _write_shard_in_worker(task: dict) -> dict:
     return write_shard(task, _counters.add)
 
 
-def _run(tasks: list[dict], workers: int, progress: Progress) -> None:
-    """Writes all shards with local processes."""
+@contextlib.contextmanager
+def _pool(workers: int, counters: Counters) -> Iterator[concurrent.futures.ProcessPoolExecutor | None]:
+    """Local processes, which start with the first task; None for one worker, which is this process."""
     if workers == 1:
+        yield None
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(workers, _process_context(), _start_worker, (counters,))
+    try:
+        yield pool
+    except concurrent.futures.BrokenExecutor:
+        raise InputError("a worker process died (out of memory?); run again, with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run(tasks: list[dict], pool: concurrent.futures.ProcessPoolExecutor | None, progress: Progress) -> None:
+    """Writes all shards, in the pool's processes or in this one."""
+    if pool is None:
 
         def count(*amounts: int) -> None:
             progress.counters.add(*amounts)
@@ -342,18 +363,12 @@ def _run(tasks: list[dict], workers: int, progress: Progress) -> None:
         for task in tasks:
             write_shard(task, count)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(workers, _process_context(), _start_worker, (progress.counters,))
-    try:
-        pending = {pool.submit(_write_shard_in_worker, task) for task in tasks}
-        while pending:
-            done, pending = concurrent.futures.wait(pending, 0.25, concurrent.futures.FIRST_COMPLETED)
-            progress.tick()
-            for future in done:
-                future.result()
-    except concurrent.futures.BrokenExecutor:
-        raise InputError("a worker process died (out of memory?); run again, with fewer --workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pending = {pool.submit(_write_shard_in_worker, task) for task in tasks}
+    while pending:
+        done, pending = concurrent.futures.wait(pending, 0.25, concurrent.futures.FIRST_COMPLETED)
+        progress.tick()
+        for future in done:
+            future.result()
 
 
 def _finish(output_dir, planned, entries, on_bad, wrote, log) -> dict:

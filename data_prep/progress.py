@@ -30,13 +30,13 @@ class Progress:
       counters: what any process adds to.
     """
 
-    def __init__(self, images: int, size: int, stream=None):
+    def __init__(self, images: int, size: int, counters: Counters, stream=None):
         """`images` and `size` (bytes) are what there is to do in this run."""
         self._total_images, self._total_bytes = images, size
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._period = 0.5 if self._terminal else 10.0
-        self.counters = Counters()
+        self.counters = counters
         self._start = self._last = time.monotonic()
 
     def tick(self, final: bool = False) -> None:

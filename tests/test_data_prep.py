@@ -201,7 +201,7 @@ def test_a_missing_or_cut_shard_is_written_again(data, converted, tmp_path):
     assert convert(data, tmp_path).returncode == 0
     (tmp_path / "train-00001-of-00004").unlink()
     os.truncate(tmp_path / "train-00002-of-00004", 100)
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))}
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))}  # half a shard
     assert convert(data, tmp_path, **limit).returncode == 1
     assert not (tmp_path / "dataset.json").exists()  # its presence says that all is there
     assert convert(data, tmp_path).returncode == 0
