@@ -156,9 +156,7 @@ def local_training_batches(
         return (preprocessing.to_bytes(image) if distort_on == "device" else image, draws), label
 
     def distort(inputs, *others):
-        images, draws = inputs
-        colors = preprocessing.random_colors(draws, photometric_distortion, dataset.channels)
-        return preprocessing.photometric_distortion(images, colors), *others
+        return preprocessing.random_distortion(*inputs, photometric_distortion), *others
 
     records = training_records(dataset, seed, start_step * batch_size, hosts, host, shuffling, skip_bad)
     if skip_bad:

@@ -6,7 +6,7 @@ parallelism and after any resume. To preprocess one image as in training:
 
     draws = uniform_draws(seed=(epoch, example))
     image = training_crop(encoded, random_crop(draws), image_size=224, channels=3)
-    image = photometric_distortion(image, random_colors(draws, "reduced", channels=3))
+    image = random_distortion(image, draws, "reduced")
 """
 
 import math
@@ -248,9 +248,14 @@ def photometric_distortion(images, colors: Colors):
     return tf.reshape(rows, (*several, height, width, channels))
 
 
+def random_distortion(images, draws, amount: str):
+    """`photometric_distortion` by the `random_colors` of each image's draws; arguments and result are theirs."""
+    return photometric_distortion(images, random_colors(draws, amount, images.shape[-1]))
+
+
 @keras.saving.register_keras_serializable("bn_keras")
 class PhotometricDistortion(keras.layers.Layer):
-    """`photometric_distortion` inside the model, so that the accelerator does it and the host sends bytes.
+    """`random_distortion` inside the model, so that the accelerator does it and the host sends bytes.
 
     Takes `(images, draws)`, uint8 `[N, H, W, C]` and float32 `[N, DRAWS]`, as `training_batches(distort_on="device")`
     yields them, and returns float32 in [-1, 1], at any precision policy. Nothing is random in it: what it does is in
@@ -265,8 +270,7 @@ class PhotometricDistortion(keras.layers.Layer):
         self.amount = amount
 
     def call(self, inputs):
-        images, draws = inputs
-        return photometric_distortion(images, random_colors(draws, self.amount, images.shape[-1]))
+        return random_distortion(*inputs, self.amount)
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]

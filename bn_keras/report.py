@@ -130,7 +130,7 @@ def _divergence(row):
 def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float]]:
     """(steps to the best accuracy of the reference's run of that seed, how many times sooner) of runs that reach it."""
     curves = {run.seed: run.curve for run in reference.runs if run.curve.max_accuracy() is not None}
-    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves and same_data(row, reference)]
+    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves and comparable(row, reference)]
     steps = [[curve.steps_to(other.max_accuracy()) for curve in (own, other)] for own, other in targets]
     return [(own, other / own) for own, other in steps if own is not None]
 
@@ -139,16 +139,17 @@ def steps_and_speed_up(row: Row, reference: Row) -> tuple[str, str]:
     """Two cells: steps to the reference's best accuracy, with the runs that reach it if not all do, and the ratio."""
     reached = compared_with_reference(row, reference)
     missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
-    none = "-" if same_data(row, reference) and reference.max_accuracies() else ""
+    none = "-" if comparable(row, reference) else ""
     return (
         mean_and_range([steps for steps, _ in reached], "{:,.0f}".format) + missed or none,
         mean_and_range([ratio for _, ratio in reached], "{:.1f}x".format),
     )
 
 
-def same_data(row: Row, other: Row) -> bool:
-    """Whether both were run, and on the same data set."""
-    return bool(row.runs and other.runs) and row.runs[0].config["dataset"] == other.runs[0].config["dataset"]
+def comparable(row: Row, reference: Row) -> bool:
+    """Whether both were run on the same data set, and the reference was evaluated."""
+    both = row.runs and reference.max_accuracies()
+    return bool(both and row.runs[0].config["dataset"] == reference.runs[0].config["dataset"])
 
 
 def _caption(rows, has_reference):

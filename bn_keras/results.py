@@ -143,11 +143,12 @@ def _claims_of_4_2_2(rows):
     def faster(claim, paper, name, test: Callable):
         row, reference = rows[name], rows[report.REFERENCE]
         ratios = [ratio for _, ratio in report.compared_with_reference(row, reference)]
-        if not report.same_data(row, reference):
+        if not report.comparable(row, reference):
             return (claim, paper, "", None)
         if len(ratios) < len(row.runs):
             return (claim, paper, f"reached in {len(ratios)} of {len(row.runs)} runs", False)
-        return (claim, paper, f"{statistics.mean(ratios):.1f}x", test(statistics.mean(ratios)))
+        speed_up = statistics.mean(ratios)
+        return (claim, paper, f"{speed_up:.1f}x", test(speed_up))
 
     def judged(claim, paper, value, form: Callable, test: Callable):
         return (claim, paper, "" if value is None else form(value), None if value is None else test(value))
