@@ -273,18 +273,24 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
         y = _scale_and_shift(centred, gamma * inverse, beta - gamma * inverse * mean, data_format)
 
         def gradient(dy, *_):
-            local = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=dy,
-                x=centred,
-                scale=gamma,
-                reserve_space_1=mean,
-                reserve_space_2=variance,
-                reserve_space_3=tf.constant([], tf.float32),
-                epsilon=epsilon,
-                data_format=data_format,
-                is_training=not synchronized,
-            )
-            dx, dgamma, dbeta = local[:3]
+            if only_cpus():
+                local = tf.raw_ops.FusedBatchNormGradV3(
+                    y_backprop=dy,
+                    x=centred,
+                    scale=gamma,
+                    reserve_space_1=mean,
+                    reserve_space_2=variance,
+                    reserve_space_3=tf.constant([], tf.float32),
+                    epsilon=epsilon,
+                    data_format=data_format,
+                    is_training=not synchronized,
+                )
+                dx, dgamma, dbeta = local[:3]
+            else:  # synchronized; of that kernel, GPUs have no deterministic form for given moments
+                xhat = (centred - _for_each_channel(mean, data_format)) * _for_each_channel(inverse, data_format)
+                axes = [0, 1, 2] if data_format == "NHWC" else [0, 2, 3]
+                dx = dy * _for_each_channel(gamma * inverse, data_format)
+                dgamma, dbeta = tf.reduce_sum(dy * xhat, axes), tf.reduce_sum(dy, axes)
             if synchronized:
                 sums = sum_over_replicas(tf.stack([dbeta, dgamma]))
                 mean_dy, mean_dy_xhat = tf.unstack(gamma * inverse * sums / tf.maximum(count, 1.0))

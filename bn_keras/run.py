@@ -65,6 +65,7 @@ class RunConfig:
       scale_learning_rate: "linear", the variant's rate is per mini-batch of 32 and grows with the batch, or "none".
       precision: Keras's dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
       jit_compile: whether XLA compiles the step.
+      deterministic: whether GPUs are made to give the same bits each time; CPUs do.
       ema: weight of the old value in the moving average of the weights; 0 keeps none.
       clip_norm: largest joint norm of the gradients; 0 does not clip.
       replicas: devices that share a batch; with batch statistics per replica, they change what is learned.
@@ -105,6 +106,7 @@ class RunConfig:
     monitor: str
     monitor_every: int
     distort_on: str = "host"
+    deterministic: bool = False
 
     @property
     def initial_learning_rate(self) -> float:

@@ -1,6 +1,7 @@
 """The variables of a run, and the step that moves them."""
 
 import functools
+import time
 
 import keras
 import numpy as np
@@ -90,16 +91,21 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
     """
     replica_step = make_replica_step(state, config)
 
+    def now():
+        if config.deterministic:  # where TensorFlow refuses its own clock
+            return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
+        return tf.timestamp()
+
     @tf.function
     def train_steps(iterator, count):
         times = tf.TensorArray(tf.float64, count)
-        ended = tf.timestamp()
+        ended = now()
         for k in tf.range(count):
             begun = ended
             with tf.control_dependencies([begun]):
                 images, labels = next(iterator)
             with tf.control_dependencies(strategy.experimental_local_results(labels)):
-                arrived = tf.timestamp()
+                arrived = now()
             rate = learning_rate(config, state.examples)
             results = strategy.run(replica_step, args=(images, labels, rate, tf.identity(state.step)))
             loss, correct, usable = (strategy.experimental_local_results(result)[0] for result in results)
@@ -113,7 +119,7 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
                 state.loss_scale.update(usable)
             # On the host, so that an accelerator's step counts as done when its result is here.
             with tf.device("CPU:0"), tf.control_dependencies([tf.identity(loss)]):
-                ended = tf.timestamp()
+                ended = now()
             times = times.write(k, tf.stack([arrived - begun, ended - begun]))
         return times.stack()
 

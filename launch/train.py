@@ -42,6 +42,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum("scale_learning_rate", "linear", ["linear", "none"], "How the rate grows with the batch.")
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16", "mixed_float16"], "Of the layers' arithmetic.")
 flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA.")
+flags.DEFINE_boolean("deterministic", False, "Have GPUs give the same bits each time, as CPUs do, at some speed.")
 flags.DEFINE_float(
     "ema", 0.0, "Weight of the old value in averaged weights, which are evaluated too; 0: none.", 0.0, 1.0
 )
@@ -97,15 +98,17 @@ def main():
 
     with program.loading_tensorflow():
         from bn_keras import input_pipeline
-        from bn_keras.distribution import make_strategy
+        from bn_keras.distribution import make_strategy, uses_gpus
         from bn_keras.plan import describe_cost
         from bn_keras.trainer import Outcome, train
 
-    strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu)
+    strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu, deterministic=FLAGS.deterministic)
     config = dataclasses.replace(config, replicas=strategy.num_replicas_in_sync)
     check_replicas(config)
     directory.check(config, allowed)
     print(describe(config, recipe), flush=True)
+    if uses_gpus(strategy) and not config.deterministic:
+        print("GPUs give other bits each time, so a continued run is not bit for bit the same: see --deterministic")
     if FLAGS.dry_run:
         print(describe_cost(config, dataset, strategy))
         return 0
@@ -198,6 +201,7 @@ def make_config(dataset, recipe):
         replicas=None,  # known when TensorFlow has counted the devices
         seed=FLAGS.seed,
         distort_on=FLAGS.distort_on,
+        deterministic=FLAGS.deterministic,
         steps=FLAGS.steps or (recipe.steps or variant.steps) * PAPER_BATCH_SIZE // FLAGS.batch_size or 1,
         **{
             name: choose(name)

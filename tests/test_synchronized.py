@@ -30,6 +30,7 @@ def step(layer, x, dy):
 TWO_REPLICAS = (
     COMMON
     + """
+import bn_keras.batch_statistics
 from bn_keras.distribution import make_strategy
 strategy = make_strategy("mirrored", 2)
 calls = []
@@ -38,7 +39,8 @@ tf.distribute.ReplicaContext.all_reduce = lambda self, *args, **kwargs: (
     calls.append(self.replica_id_in_sync_group), all_reduce(self, *args, **kwargs))[1]
 results = {}
 for name in inputs["names"]:
-    mean, split = name.split("_")
+    mean, split, device = name.split("_")
+    bn_keras.batch_statistics.only_cpus = lambda: device == "cpu"
     part = lambda value: strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.split(value, [int(split)])[context.replica_id_in_sync_group]))
     with strategy.scope():
@@ -92,8 +94,9 @@ results["collectives"] = sum(name.startswith("CollectiveReduce") for name in ope
 np.savez(f"{folder}/worker{worker}.npz", **results)
 """
 )
-# mean_split: values of deviation 1 about the mean, the first `split` of 8 examples on the first replica.
-CASES = ["0_4", "1000_4", "1000_5", "1000_7", "1000_8"]
+# mean_split_device: values of deviation 1 about the mean, the first `split` of 8 examples on the first replica; what is
+# computed on an accelerator, computed here.
+CASES = ["0_4_cpu", "1000_4_cpu", "1000_5_cpu", "1000_7_cpu", "1000_8_cpu", "0_5_accelerator", "1000_7_accelerator"]
 
 
 @pytest.fixture(scope="module")
