@@ -1,6 +1,6 @@
 """A training step on an accelerator, with this project's BatchNormalization and with Keras's, on any Keras backend.
 
-  KERAS_BACKEND=jax python benchmarks/accelerator.py     a minute on an H100
+  KERAS_BACKEND=jax python benchmarks/accelerator.py     some minutes on an H200, most of them compiling
 
 Two lone layers, then the whole BN-x5 at 224x224, in float32 and with bfloat16 activations. A layer's step is the
 forward pass and the gradients of inputs, gamma and beta; the network's is forward, backward and the update. Both sides
@@ -63,14 +63,14 @@ def layer_step(layer, x, gradient):
 
     layer.build(x.shape)
     parameters = [variable.value for variable in layer.trainable_variables]
-    averages = [variable.value for variable in layer.non_trainable_variables]
-
-    def loss(x, parameters):
-        y, moved = layer.stateless_call(parameters, averages, x, training=True)
-        return keras.ops.sum(keras.ops.cast(y * gradient, "float32")), moved
-
     if keras.backend.backend() == "jax":
         import jax
+
+        averages = [variable.value for variable in layer.non_trainable_variables]
+
+        def loss(x, parameters):
+            y, moved = layer.stateless_call(parameters, averages, x, training=True)
+            return keras.ops.sum(keras.ops.cast(y * gradient, "float32")), moved
 
         return functools.partial(jax.jit(jax.grad(loss, (0, 1), has_aux=True)), x, parameters)
     if keras.backend.backend() == "torch":
@@ -90,7 +90,7 @@ def layer_step(layer, x, gradient):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x, training=True)
-        return tape.gradient(y, [x, *layer.trainable_variables], gradient)
+        return tape.gradient(y, [x, *parameters], gradient)
 
     return step
 

@@ -288,7 +288,7 @@ def normalize_centred(x, axis, gamma, beta, epsilon, synchronized=False):
                 dx, dgamma, dbeta = local[:3]
             else:  # synchronized; of that kernel, GPUs have no deterministic form for given moments
                 xhat = (centred - _for_each_channel(mean, data_format)) * _for_each_channel(inverse, data_format)
-                axes = [0, 1, 2] if data_format == "NHWC" else [0, 2, 3]
+                axes = _all_but_channels(data_format)
                 dx = dy * _for_each_channel(gamma * inverse, data_format)
                 dgamma, dbeta = tf.reduce_sum(dy * xhat, axes), tf.reduce_sum(dy, axes)
             if synchronized:
@@ -338,7 +338,7 @@ def _mean_of_first_example(images, data_format):
     first = images[:1]
     corner = first[:, :1, :1] if data_format == "NHWC" else first[:, :, :1, :1]
     difference = _moments_of_images(first - corner, data_format).mean
-    corner = tf.reduce_sum(corner, [i for i in range(4) if i != (3 if data_format == "NHWC" else 1)])
+    corner = tf.reduce_sum(corner, _all_but_channels(data_format))
     return corner + tf.cast(difference, tf.float32)
 
 
@@ -371,6 +371,11 @@ def _scale_and_shift(images, scale, shift, data_format):
         scaled = tf.nn.depthwise_conv2d(images, tf.reshape(scale, (1, 1, -1, 1)), [1, 1, 1, 1], "VALID")
         return tf.nn.bias_add(scaled, shift)
     return images * _for_each_channel(scale, data_format) + _for_each_channel(shift, data_format)
+
+
+def _all_but_channels(data_format):
+    """The dimensions of images that moments are over."""
+    return [0, 1, 2] if data_format == "NHWC" else [0, 2, 3]
 
 
 def _for_each_channel(value, data_format):

@@ -9,9 +9,7 @@ import tensorflow as tf
 from bn_keras.errors import InputError
 
 
-def make_strategy(
-    name: str, devices: int | None = None, tpu: str | None = None, *, deterministic: bool = False
-) -> tf.distribute.Strategy:
+def make_strategy(name: str, devices: int | None = None, tpu: str | None = None) -> tf.distribute.Strategy:
     """Makes a strategy; must come before anything else that touches TensorFlow's devices.
 
     Args:
@@ -20,8 +18,6 @@ def make_strategy(
         where the environment names them, mirrored where there is more than one device, else one device.
       devices: how many GPUs, or logical CPUs, of this machine to use; None for all GPUs or one CPU.
       tpu: name or address of a TPU; "local" for that of a TPU VM.
-      deterministic: whether TensorFlow uses only operations that give the same bits each time; on CPUs ours do anyway.
-        All random operations of the process then need a seed, and `tf.timestamp` is an error.
 
     Raises:
       InputError: there are not so many GPUs, no cluster, or no TPU.
@@ -32,8 +28,6 @@ def make_strategy(
         raise InputError(f"--tpu={tpu} needs --strategy=tpu, not {name}")
     if devices and name == "tpu":
         raise InputError("--devices cannot work with --strategy=tpu, which takes all of the TPU's cores")
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
     if name == "tpu":
         return _tpu_strategy(tpu or "local")
     # The cluster first: SLURM's resolver chooses the GPUs that this process may see.

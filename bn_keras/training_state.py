@@ -29,6 +29,8 @@ class TrainingState:
 
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
         keras.utils.set_random_seed(config.seed)
+        if config.deterministic:  # of the whole process; needs the seed above
+            tf.config.experimental.enable_op_determinism()
         keras.config.set_dtype_policy(config.precision)
         with strategy.scope():
             self.model = build_model(

@@ -102,7 +102,7 @@ def main():
         from bn_keras.plan import describe_cost
         from bn_keras.trainer import Outcome, train
 
-    strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu, deterministic=FLAGS.deterministic)
+    strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu)
     config = dataclasses.replace(config, replicas=strategy.num_replicas_in_sync)
     check_replicas(config)
     directory.check(config, allowed)
