@@ -231,21 +231,28 @@ def photometric_distortion(images, colors: Colors):
     Returns:
       float32, of the images' shape, in [-1, 1].
     """
-    *_, height, width, channels = images.shape
-    # Rows of several pixels: products with 3 columns and additions of 3 numbers are 2 to 5 times slower.
-    together = math.gcd(height * width, 8)
-    several = (-1,) * (len(images.shape) - 3)
     images = tf.cast(images, tf.float32)
-    # Over the height first: long sums of 3 numbers would be slow.
-    mean = tf.reduce_mean(tf.reduce_mean(images, -3), -2, keepdims=True) @ colors.matrix
-    rows = tf.reshape(images, (*several, height * width // together, together * channels))
-    k = colors.contrast[..., None, None]
-    blocks = tf.eye(together)[:, None, :, None] * ((k / 127.5) * colors.matrix)[..., None, :, None, :]
-    blocks = tf.reshape(blocks, (*several, together * channels, together * channels))
-    offset = ((1.0 - k) * mean + 255.0 * colors.brightness[..., None, None]) / 127.5 - 1.0
-    rows = rows @ blocks + tf.concat([offset] * together, -1)
-    rows = tf.raw_ops.ClipByValue(t=rows, clip_value_min=-1.0, clip_value_max=1.0)
-    return tf.reshape(rows, (*several, height, width, channels))
+    k, brightness = (part[..., None, None, None] for part in (colors.contrast, colors.brightness))
+    rows = tf.unstack(colors.matrix[..., None, None, :, :], axis=-2)
+
+    def turned(pixels):
+        return tf.add_n([pixels[..., c, None] * row for c, row in enumerate(rows)])
+
+    offset = ((1.0 - k) * turned(_mean_color(images)) + 255.0 * brightness) / 127.5 - 1.0
+    return tf.clip_by_value((k / 127.5) * turned(images) + offset, -1.0, 1.0)
+
+
+def _mean_color(images):
+    """The mean over an image's pixels, `[..., 1, 1, C]`."""
+    *_, height, width, channels = images.shape
+    length = height * width * channels
+    sums = tf.reshape(images, (*(-1,) * (len(images.shape) - 3), length))
+    # XLA makes vector instructions of additions, not of reductions: 30 in place of 120 us for 224 x 224 pixels.
+    while length % (4 * channels) == 0:
+        length //= 4
+        sums = tf.add_n([sums[..., k * length : (k + 1) * length] for k in range(4)])
+    sums = tf.reshape(sums, (*(-1,) * (len(images.shape) - 3), length // channels, 1, channels))
+    return tf.reduce_sum(sums, -3, keepdims=True) / (height * width)
 
 
 def random_distortion(images, draws, amount: str):
