@@ -122,10 +122,12 @@ def training_crop(encoded, crop: Crop, *, image_size: int, channels: int, interp
       crop: of `random_crop`, of one example.
 
     Returns:
-      float32 `[image_size, image_size, channels]` in [0, 255].
+      uint8 `[image_size, image_size, channels]`.
     """
-    image = resize(_decode_window(encoded, lambda shape: crop_window(shape, crop), channels), image_size, interpolation)
-    image = tf.cond(crop.mirror, lambda: tf.reverse(image, [1]), lambda: image)  # when it is small
+    image = _decode_window(encoded, lambda shape: crop_window(shape, crop), channels)
+    # Mirrored when it is small: 5 us as bytes, 110 us as floats.
+    image = to_bytes(resize(image, image_size, interpolation))
+    image = tf.cond(crop.mirror, lambda: tf.reverse(image, [1]), lambda: image)
     return tf.ensure_shape(image, (image_size, image_size, channels))
 
 
@@ -222,7 +224,7 @@ def photometric_distortion(images, colors: Colors):
 
     With `M` the color matrix of `hue_saturation_matrix`, `b` the brightness offset, `k` the contrast factor and `mean`
     the mean over an image's pixels: `y = k * (M x - M mean) + M mean + b`, scaled to the network's range and clipped
-    to it. One matrix product in place of four passes over the pixels.
+    to it. Compiled by XLA, it is one pass over the pixels.
 
     Args:
       images: uint8 or float32 `[H, W, C]` or `[N, H, W, C]` in [0, 255].

@@ -106,7 +106,7 @@ class RunConfig:
     monitor: str
     monitor_every: int
     distort_on: str = "host"
-    deterministic: bool = False
+    deterministic: bool = True
 
     @property
     def initial_learning_rate(self) -> float:

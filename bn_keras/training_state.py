@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from bn_keras.batch_normalization import BatchNormalization
+from bn_keras.distribution import uses_gpus
 from bn_keras.errors import InputError
 from bn_keras.evaluation import count_correct
 from bn_keras.inception import build_model
@@ -29,7 +30,7 @@ class TrainingState:
 
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
         keras.utils.set_random_seed(config.seed)
-        if config.deterministic:  # of the whole process; needs the seed above
+        if _enforces_determinism(config, strategy):  # of the whole process; needs the seed above
             tf.config.experimental.enable_op_determinism()
         keras.config.set_dtype_policy(config.precision)
         with strategy.scope():
@@ -84,6 +85,10 @@ class TrainingState:
         return own | model | {f"optimizer/{name}": variable for name, variable in optimizer.items()}
 
 
+def _enforces_determinism(config, strategy):
+    return config.deterministic and uses_gpus(strategy)  # a CPU's operations are deterministic without being told
+
+
 def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy):
     """The training loop as one graph.
 
@@ -94,7 +99,7 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
     replica_step = make_replica_step(state, config)
 
     def now():
-        if config.deterministic:  # where TensorFlow refuses its own clock
+        if _enforces_determinism(config, strategy):  # where TensorFlow refuses its own clock
             return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
         return tf.timestamp()
 

@@ -42,7 +42,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum("scale_learning_rate", "linear", ["linear", "none"], "How the rate grows with the batch.")
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16", "mixed_float16"], "Of the layers' arithmetic.")
 flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA.")
-flags.DEFINE_boolean("deterministic", False, "Have GPUs give the same bits each time, as CPUs do, at some speed.")
+flags.DEFINE_boolean("deterministic", True, "Have GPUs give the same bits each time, as CPUs do.")
 flags.DEFINE_float(
     "ema", 0.0, "Weight of the old value in averaged weights, which are evaluated too; 0: none.", 0.0, 1.0
 )
@@ -109,6 +109,11 @@ def main():
     print(describe(config, recipe), flush=True)
     if uses_gpus(strategy) and not config.deterministic:
         print("GPUs give other bits each time, so a continued run is not bit for bit the same: see --deterministic")
+    elif uses_gpus(strategy) and config.jit_compile:
+        raise InputError(
+            "--jit_compile: on GPUs, XLA has no gradient of max pooling that is the same each time; "
+            "fix: --nodeterministic, or without --jit_compile"
+        )
     if FLAGS.dry_run:
         print(describe_cost(config, dataset, strategy))
         return 0

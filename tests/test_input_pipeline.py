@@ -198,13 +198,13 @@ def test_a_cache_without_room_is_refused_with_both_sizes(dataset, tmp_path):
         cache_shards(huge, str(tmp_path))
 
 
-def test_records_in_memory_are_bounded_by_three_shards_a_lane(dataset):
+def test_records_in_memory_are_bounded_by_two_shards_a_lane(dataset):
     largest = max(shard.bytes for shard in dataset.splits["train"])
     assert [memory_bound(dataset, hosts) for hosts in (1, 2, 8, 16)] == [
-        24 * largest,
-        12 * largest,
-        3 * largest,
-        3 * largest,
+        16 * largest,
+        8 * largest,
+        2 * largest,
+        2 * largest,
     ]
 
 
@@ -455,7 +455,7 @@ class TestPhotometricDistortion:
         assert not np.allclose(changed, self.images, atol=1)
         np.testing.assert_allclose(changed @ luma, self.images @ luma, atol=1e-2)
 
-    def test_in_the_model_it_is_the_hosts_but_for_the_bytes_rounding(self, dataset):
+    def test_in_the_model_it_is_the_hosts(self, dataset):
         (images, labels), *_ = batches(dataset, 1)
         options = {"batch_size": 7, "image_size": 16, "seed": 3, "distort_on": "device"}
         (inputs, other_labels), *_ = training_batches(dataset, **options).take(1)
@@ -463,7 +463,7 @@ class TestPhotometricDistortion:
         layer = preprocessing.PhotometricDistortion("reduced")
         assert layer.get_config()["amount"] == "reduced"
         np.testing.assert_array_equal(labels, other_labels)
-        np.testing.assert_allclose(layer(inputs), images, atol=0.5 / 127.5 * 1.3)  # half a level, contrast up to 1.25
+        np.testing.assert_allclose(layer(inputs), images, atol=1e-6)
 
     def test_the_layer_is_part_of_a_saved_model(self, tmp_path):
         images, draws = keras.Input((4, 4, 3), dtype="uint8"), keras.Input((preprocessing.DRAWS,))

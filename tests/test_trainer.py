@@ -199,13 +199,31 @@ def test_a_change_that_is_allowed_goes_on_from_the_examples_seen(data_dir, tmp_p
 
 def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
-    flags = ("--devices=2", "--distort_on=device", "--population_statistics=2", "--deterministic")
+    flags = ("--devices=2", "--distort_on=device", "--population_statistics=2")
     finish(train_command(data_dir, one, *flags))
     command = train_command(data_dir, other, *flags)
     assert stop_at(8, command, other) == -signal.SIGKILL
     assert 0 < checkpoint.load_newest(str(other))[0] < STEPS
     finish(command)
     assert_same_run(one, other)
+
+
+def as_on_gpus(command):
+    """The command in a program that takes this machine's CPUs for GPUs."""
+    program = "from bn_keras import distribution; distribution.uses_gpus = bool; from launch.train import run; run()"
+    return ["-c", program, *command[2:]]
+
+
+def test_what_makes_gpus_exact_runs_on_two_devices(data_dir, tmp_path):
+    flags = ("--devices=2", "--steps=3", "--distort_on=device", "--normalization_batch=global", "--ema=0.9")
+    finish(as_on_gpus(train_command(data_dir, tmp_path / "run", *flags)))
+    assert curve_of(tmp_path / "run").rows[-1]["step"] == 3
+
+
+def test_gpus_cannot_be_exact_with_xla(data_dir, tmp_path):
+    done = run_program(*as_on_gpus(train_command(data_dir, tmp_path / "run", "--jit_compile")))
+    assert done.returncode == 1
+    assert "fix: --nodeterministic" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
