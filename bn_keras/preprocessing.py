@@ -34,6 +34,8 @@ _FULL_DISTORTION = (32 / 255, 0.2 * 2 * math.pi, 0.5, 0.5)
 INTERPOLATIONS = ("bilinear", "bicubic", "area", "lanczos3")
 """How a crop is resized. Not in the paper: bilinear is TF-Slim's, without filtering where it makes an image smaller."""
 
+_OVERSHOOTING = ("bicubic", "lanczos3")  # their weights are negative in part
+
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 # The parts of an example's draws.
@@ -60,9 +62,10 @@ def decode(encoded, channels: int):
 
 
 def resize(image, image_size: int, interpolation: str = "bilinear"):
-    """To float32 `[image_size, image_size, channels]`; the aspect ratio is not kept."""
+    """To float32 `[image_size, image_size, channels]` in [0, 255]; the aspect ratio is not kept."""
     # Of floats, as TensorFlow resizes bytes 1.4 times slower.
-    return tf.image.resize(tf.cast(image, tf.float32), (image_size, image_size), interpolation)
+    image = tf.image.resize(tf.cast(image, tf.float32), (image_size, image_size), interpolation)
+    return tf.clip_by_value(image, 0.0, 255.0) if interpolation in _OVERSHOOTING else image
 
 
 class Crop(NamedTuple):

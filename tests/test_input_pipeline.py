@@ -397,6 +397,15 @@ class TestCrop:
             assert abs(image - (crop[:, ::-1] if mirrored else crop)).mean() < 1.5
         assert 3 < mirrors < 17
 
+    @pytest.mark.parametrize("interpolation", preprocessing.INTERPOLATIONS)
+    def test_no_interpolation_leaves_the_range_of_bytes(self, interpolation):
+        """Bicubic and Lanczos overshoot at an edge: -20 would be 236 as a byte."""
+        edge = np.repeat([[0, 255]], 8, 1)[..., None].repeat(16, 0).astype(np.uint8)
+        image = preprocessing.resize(edge, 64, interpolation).numpy()
+        assert image.shape == (64, 64, 1)
+        assert image.min() == 0 and image.max() == 255
+        assert abs(preprocessing.to_bytes(image).numpy() - image).max() <= 0.5
+
 
 class TestPhotometricDistortion:
     images = np.random.default_rng(0).uniform(60, 190, (5, 4, 3, 3)).astype("float32")
