@@ -250,13 +250,13 @@ def photometric_distortion(images, colors: Colors):
 def _mean_color(images):
     """The mean over an image's pixels, `[..., 1, 1, C]`."""
     *_, height, width, channels = images.shape
-    length = height * width * channels
-    sums = tf.reshape(images, (*(-1,) * (len(images.shape) - 3), length))
+    several, length = (-1,) * (len(images.shape) - 3), height * width * channels
+    sums = tf.reshape(images, (*several, length))
     # XLA makes vector instructions of additions, not of reductions: 30 in place of 120 us for 224 x 224 pixels.
     while length % (4 * channels) == 0:
         length //= 4
         sums = tf.add_n([sums[..., k * length : (k + 1) * length] for k in range(4)])
-    sums = tf.reshape(sums, (*(-1,) * (len(images.shape) - 3), length // channels, 1, channels))
+    sums = tf.reshape(sums, (*several, length // channels, 1, channels))
     return tf.reduce_sum(sums, -3, keepdims=True) / (height * width)
 
 

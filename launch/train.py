@@ -107,13 +107,14 @@ def main():
     check_replicas(config)
     directory.check(config, allowed)
     print(describe(config, recipe), flush=True)
-    if uses_gpus(strategy) and not config.deterministic:
-        print("GPUs give other bits each time, so a continued run is not bit for bit the same: see --deterministic")
-    elif uses_gpus(strategy) and config.jit_compile:
-        raise InputError(
-            "--jit_compile: on GPUs, XLA has no gradient of max pooling that is the same each time; "
-            "fix: --nodeterministic, or without --jit_compile"
-        )
+    if uses_gpus(strategy):
+        if not config.deterministic:
+            print("GPUs give other bits each time, so a continued run is not bit for bit the same: see --deterministic")
+        elif config.jit_compile:
+            raise InputError(
+                "--jit_compile: on GPUs, XLA has no gradient of max pooling that is the same each time; "
+                "fix: --nodeterministic, or without --jit_compile"
+            )
     if FLAGS.dry_run:
         print(describe_cost(config, dataset, strategy))
         return 0
