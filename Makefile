@@ -60,7 +60,7 @@ benchmark: $(VENV)/installed
 docs: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m pdoc --docformat google --output-directory build/docs \
-		$(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard bn_keras/*.py data_prep/*.py))))
+		$(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard bn_keras/*.py bn_keras/*/*.py data_prep/*.py))))
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix

@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=["bn_keras", "data_prep", "launch"],
+    packages=["bn_keras", "bn_keras.inference", "data_prep", "launch"],
     install_requires=[
         "absl-py>=2.1",
         "google-crc32c>=1.7",

@@ -92,7 +92,7 @@ def make_ours(model, jpegs):
 
     from bn_keras import multicrop
     from bn_keras.evaluation import class_probabilities
-    from bn_keras.folding import fold_batch_normalization
+    from bn_keras.inference.folding import fold_batch_normalization
     from bn_keras.preprocessing import to_network_range
 
     folded = fold_batch_normalization(model)

@@ -20,7 +20,8 @@ _HOMES = {
     "InputError": "errors",
     "BatchNormalization": "batch_normalization",
     "build_model": "inception",
-    "fold_batch_normalization": "folding",
+    "fold_batch_normalization": "inference.folding",
+    "population_statistics": "inference.population_statistics",
     "read_dataset": "dataset",
 }
 

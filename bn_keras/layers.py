@@ -9,7 +9,7 @@ Keras looks layers up by their registered names, and imports no package but its 
 from bn_keras.batch_normalization import BatchNormalization
 from bn_keras.convolution import Conv2D
 from bn_keras.dropout import Dropout
-from bn_keras.folding import ScaleAndShift
 from bn_keras.inception import LocalResponseNormalization
+from bn_keras.inference.folding import ScaleAndShift
 
 __all__ = ["BatchNormalization", "Conv2D", "Dropout", "LocalResponseNormalization", "ScaleAndShift"]

@@ -13,9 +13,9 @@ from bn_keras import (
 )
 from bn_keras.dataset import Dataset
 from bn_keras.errors import InputError
-from bn_keras.folding import fold_batch_normalization
+from bn_keras.inference.folding import fold_batch_normalization
+from bn_keras.inference.population_statistics import batch_normalizations, population_statistics
 from bn_keras.input_pipeline import training_batches
-from bn_keras.population_statistics import batch_normalizations, population_statistics
 from bn_keras.run import RunDirectory
 
 

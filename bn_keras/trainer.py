@@ -16,7 +16,7 @@ import signal
 import tensorflow as tf
 from absl import logging
 
-from bn_keras import checkpoint
+from bn_keras import checkpoint, population_statistics
 from bn_keras.dataset import Dataset
 from bn_keras.distribution import Agreement, distribute, is_chief
 from bn_keras.errors import InputError, first_line
@@ -24,7 +24,6 @@ from bn_keras.evaluation import Evaluator
 from bn_keras.input_pipeline import naming_damage, training_batches, validation_batches
 from bn_keras.learning_rate import learning_rate
 from bn_keras.monitor import PERCENTILES, Monitor
-from bn_keras.population_statistics import population_statistics
 from bn_keras.record import RunRecord
 from bn_keras.run import RunConfig, RunDirectory
 from bn_keras.step_statistics import StepStatistics

@@ -11,8 +11,7 @@ COMMON = """
 import sys
 import numpy as np, keras
 from keras import ops
-from bn_keras import BatchNormalization, build_model, fold_batch_normalization
-from bn_keras.population_statistics import population_statistics
+from bn_keras import BatchNormalization, build_model, fold_batch_normalization, population_statistics
 
 draw = np.random.default_rng(0)
 x = draw.normal(3, 2, (6, 4, 4, 3)).astype("float32")

@@ -63,9 +63,9 @@ def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
 def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
     import keras
 
+    from bn_keras import population_statistics
     from bn_keras.dataset import read_dataset
     from bn_keras.input_pipeline import training_batches
-    from bn_keras.population_statistics import population_statistics
     from bn_keras.trained_network import load_network
 
     run, dataset = RunDirectory(str(trained_runs[0])), read_dataset(str(data_dir))

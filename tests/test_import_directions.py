@@ -35,7 +35,7 @@ def imports(path, top_level=False):
     return found
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("bn_keras/*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bn_keras/**/*.py")), ids=lambda path: path.stem)
 def test_bn_keras_imports_neither_data_prep_nor_launch(path):
     assert not imports(path) & {"data_prep", "launch"}
 

@@ -7,9 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from bn_keras import BatchNormalization
+from bn_keras import BatchNormalization, population_statistics
 from bn_keras.dropout import Dropout
-from bn_keras.population_statistics import population_statistics
 
 DATA = np.random.default_rng(0).normal(4, 3, (20, 5, 3)).astype("float32") * [1, 2, 3]
 UNEQUAL = [DATA[:8], DATA[8:16], DATA[16:]]

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from bn_keras import VARIANTS, BatchNormalization, build_model
-from bn_keras.folding import ScaleAndShift, fold_batch_normalization
+from bn_keras.inference.folding import ScaleAndShift, fold_batch_normalization
 
 NORMALIZATIONS = (BatchNormalization, layers.BatchNormalization)
 
