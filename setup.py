@@ -18,6 +18,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "google-crc32c>=1.7",
+        "jsonschema>=4.23",
         "keras>=3.13,<3.16",
         "numpy>=2.0",
         "pillow>=11",

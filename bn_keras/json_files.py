@@ -1,0 +1,110 @@
+"""JSON files that a person, another program or a damaged disk may have written, read against a JSON Schema.
+
+    manifest = read_json(path, {"type": "object", "required": ["name"], "properties": {"name": TEXT}}, fix="...")
+
+What comes back fits the schema; whatever does not is an `InputError` of one line. `description` in a schema is what the
+message says was wanted.
+"""
+
+import json
+import math
+import os
+import reprlib
+import stat
+
+from bn_keras.errors import InputError
+
+MOST_BYTES = 1 << 26
+"""No file that is read here comes near: a manifest of 100,000 shards has 10 MB."""
+
+COUNT = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "a count below 2^63"}
+COUNT_TEXT = {  # protocol buffers write int64 as strings
+    "type": ["string", "integer"],
+    "pattern": r"\A[0-9]{1,18}\Z",
+    "minimum": 0,
+    "maximum": 10**18 - 1,
+    "description": "a count below 10^18",
+}
+NUMBER = {"type": "number", "minimum": -1e308, "maximum": 1e308, "description": "a finite number"}
+TEXT = {"type": "string", "pattern": "\\A[^\ud800-\udfff]*\\Z", "description": "text"}  # a lone surrogate has no UTF-8
+FILE_NAME = {
+    "type": "string",
+    "pattern": "\\A(?!\\.)[^/\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,255}\\Z",
+    "description": "the name of a file in the same folder",
+}
+
+
+def file_size(path: str) -> int | None:
+    """Size in bytes of a regular file; None where there is nothing.
+
+    Raises:
+      InputError: it is a folder, a pipe, a socket or a device, which to open or to read may take for ever.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is no regular file: move it away")
+    return status.st_size
+
+
+def read_json(path: str, schema: dict, fix: str) -> dict:
+    """The content of a file, which fits a schema.
+
+    Args:
+      path: of the file.
+      schema: JSON Schema, draft 2020-12, where 1.0 is no integer.
+      fix: what to do about a file that does not fit; ends the message.
+
+    Raises:
+      InputError: it is no regular file, has more than `MOST_BYTES`, is not JSON in UTF-8, holds NaN, an infinity or
+        what is too deep or too long to read, or does not fit the schema. Names the file, the place and what is there.
+      OSError: it is missing or cannot be read.
+    """
+    if (file_size(path) or 0) > MOST_BYTES:
+        raise InputError(f"{path} has {file_size(path):,} bytes, at most {MOST_BYTES:,} are read: {fix}")
+    with open(path, "rb") as file:
+        return parse_json(file.read(), path, schema, fix)
+
+
+def parse_json(content: bytes, path: str, schema: dict, fix: str) -> dict:
+    """What `read_json` makes of the bytes of a file."""
+    import jsonschema  # here, so that --help does not wait for it
+
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        error = next(_validator(jsonschema, schema).iter_errors(value), None)
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply: {fix}") from None
+    except ValueError as damage:
+        raise InputError(f"{path} is not JSON ({damage}): {fix}") from None
+    if error:
+        raise InputError(f"{path}: {_describe(error)}: {fix}")
+    return value
+
+
+def _validator(jsonschema, schema):
+    base = jsonschema.Draft202012Validator
+    types = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return jsonschema.validators.extend(base, type_checker=types)(schema)
+
+
+def _describe(error) -> str:
+    """Where a value does not fit and what it is, shortened: a file may hold anything at any length."""
+    place = error.json_path if len(error.json_path) <= 100 else f"{error.json_path[:100]}..."
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return f"{place} lacks {', '.join(missing)}"
+    wanted = error.schema.get("description") or f"{error.validator} {error.validator_value!r}"
+    return f"{place} is {reprlib.repr(error.instance)}, not {wanted}"
+
+
+def _refuse_constant(name):
+    raise ValueError(f"it holds {name}")
+
+
+def _finite(digits):
+    if math.isinf(value := float(digits)):
+        raise ValueError("it holds a number beyond the range of floats")
+    return value
