@@ -45,7 +45,7 @@ setup(
             "bn-train = launch.train:run",
             "bn-benchmark-input = launch.benchmark_input:run",
             "bn-data-service = launch.data_service:run",
-            "bn-inspect = launch.inspect:run",
+            "bn-show-input = launch.show_input:run",
             "bn-report = launch.report:run",
             "bn-evaluate = launch.evaluate:run",
             "bn-predict = launch.predict:run",

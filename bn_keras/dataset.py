@@ -6,15 +6,45 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 
 from bn_keras.errors import InputError
+from bn_keras.json_files import COUNT, FILE_NAME, TEXT, file_size, parse_json, read_bytes
 from bn_keras.skipped_records import SkippedRecords
 
 MANIFEST = "dataset.json"
 FORMAT = "bn_keras.dataset"
 VERSION = 1
+RECORD_FRAME = 16
+"""Bytes of length and checksums around a record of a TFRecord file."""
+
+_SHARD_SCHEMA = {
+    "type": "object",
+    "required": ["file", "examples", "bytes"],
+    "properties": {"file": FILE_NAME, "examples": COUNT, "bytes": COUNT},
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["format", "version", "name", "class_names", "label_base", "channels", "short_side", "splits"],
+    "properties": {
+        "format": {"const": FORMAT},
+        "version": {"const": VERSION},
+        "name": TEXT,
+        "class_names": {"type": "array", "items": {"type": "string"}, "minItems": 2},
+        "label_base": {"type": "integer", "enum": [0, 1]},
+        "channels": {"type": "integer", "enum": [1, 3]},
+        "short_side": {"type": "object", "required": ["median"], "properties": {"median": COUNT}},
+        "splits": {
+            "type": "object",
+            "required": ["train", "validation"],
+            "additionalProperties": {
+                "type": "object",
+                "required": ["shards"],
+                "properties": {"shards": {"type": "array", "items": _SHARD_SCHEMA}},
+            },
+        },
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,47 +105,55 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
     if not os.path.exists(path):
         from bn_keras import foreign_dataset
 
-        unfinished = os.path.isdir(os.path.join(data_dir, ".data_prep"))  # a conversion of ours
-        if not unfinished and foreign_dataset.is_tfds(data_dir):
-            return foreign_dataset.read_tfds(data_dir)
-        if not unfinished and foreign_dataset.is_tf_slim(data_dir):
-            return foreign_dataset.read_tf_slim(data_dir, label_base, classes)
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise InputError(
-            f"{data_dir} has no {MANIFEST}: prepare it, or finish preparing it, "
-            f"with `python -m data_prep --output_dir={data_dir} ...`"
-        ) from None
-    try:
-        manifest = json.loads(content)
-        if (found := (manifest["format"], manifest["version"])) != (FORMAT, VERSION):
-            raise InputError(f"{path} is of format {found[0]} {found[1]}, this program reads {FORMAT} {VERSION}")
-        dataset = Dataset(
-            name=manifest["name"],
-            class_names=tuple(manifest["class_names"]),
-            label_base=manifest["label_base"],
-            channels=manifest["channels"],
-            median_short_side=manifest["short_side"]["median"],
-            splits={
-                split: tuple(
-                    Shard(os.path.join(data_dir, s["file"]), s["examples"], s["bytes"]) for s in part["shards"]
-                )
-                for split, part in manifest["splits"].items()
-            },
-            fingerprint=hashlib.sha256(content).hexdigest(),
-        )
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of data_prep ({error!r}): prepare the data again") from None
-    for shard in itertools.chain(*dataset.splits.values()):
-        found = os.path.getsize(shard.path) if os.path.exists(shard.path) else None
-        if found != shard.bytes:
-            state = "is missing" if found is None else f"has {found} bytes, the manifest says {shard.bytes}"
-            raise InputError(f"shard {shard.path} {state}: prepare the data again into an empty folder")
-    for split in ("train", "validation"):
-        if split not in dataset.splits or not dataset.examples(split):
-            raise InputError(f"{path} lists no {split} examples: prepare the data with both splits")
+        if os.path.isdir(os.path.join(data_dir, ".data_prep")):
+            raise InputError(f"{data_dir} has no {MANIFEST} yet: finish preparing it by the same command of data_prep")
+        return foreign_dataset.read_foreign(data_dir, label_base, classes)
+    again = "prepare the data again into an empty folder"
+    content = read_bytes(path, again)
+    manifest = parse_json(content, path, _SCHEMA, again)
+    dataset = Dataset(
+        name=manifest["name"],
+        # What no UTF-8 can say, such as a folder's name in Latin-1, is written as an escape sequence.
+        class_names=tuple(name.encode("utf-8", "backslashreplace").decode() for name in manifest["class_names"]),
+        label_base=manifest["label_base"],
+        channels=manifest["channels"],
+        median_short_side=manifest["short_side"]["median"],
+        splits={
+            split: tuple(Shard(os.path.join(data_dir, s["file"]), s["examples"], s["bytes"]) for s in part["shards"])
+            for split, part in manifest["splits"].items()
+        },
+        fingerprint=hashlib.sha256(content).hexdigest(),
+    )
+    check_shards(dataset.splits, path)
     return dataset
+
+
+def check_shards(splits: dict[str, tuple[Shard, ...]], origin: str):
+    """Holds what was written about the shards of a data set against the files.
+
+    Args:
+      splits: as in `Dataset`.
+      origin: the file or folder that says so.
+
+    Raises:
+      InputError: a shard is missing, no regular file, of another size, too small for its examples or listed twice, or
+        there are no training or no validation examples.
+    """
+    seen = set()
+    for shard in itertools.chain(*splits.values()):
+        found = file_size(shard.path)
+        if shard.path in seen:
+            state = f"is listed twice by {origin}"
+        elif found is None:
+            state = "is missing"
+        elif found != shard.bytes:
+            state = f"has {found} bytes, the manifest says {shard.bytes}"
+        elif found < RECORD_FRAME * shard.examples:
+            state = f"has {found:,} bytes, too few for the {shard.examples:,} examples that {origin} says"
+        else:
+            seen.add(shard.path)
+            continue
+        raise InputError(f"shard {shard.path} {state}: prepare the data again into an empty folder")
+    for split in ("train", "validation"):
+        if not any(shard.examples for shard in splits[split]):
+            raise InputError(f"{origin} lists no {split} examples: prepare the data with both splits")

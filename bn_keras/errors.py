@@ -1,5 +1,7 @@
 """The one exception for what a person gave that cannot work, and what to quote in it of another."""
 
+import re
+
 
 class InputError(ValueError):
     """A flag, file or data set that cannot work.
@@ -10,5 +12,5 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the stack that TensorFlow writes below it."""
-    return str(error).partition("\n")[0]
+    """What an error says, without the operations and the stack that TensorFlow writes around it."""
+    return re.sub(r"\{\{\w+ [^}]*\}\} ?| \[Op:\w+\].*", "", str(error).partition("\n")[0])

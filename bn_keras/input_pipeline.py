@@ -19,10 +19,12 @@ import shutil
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from bn_keras import preprocessing
-from bn_keras.dataset import Dataset
+from bn_keras.dataset import RECORD_FRAME, Dataset
 from bn_keras.errors import InputError, first_line
+from bn_keras.image_header import why_unreadable
 from bn_keras.skipped_records import SkippedRecords
 
 LANES = 8
@@ -35,7 +37,7 @@ PADDING_LABEL = -1
 
 _PLANNED = 32  # examples that are parsed, and whose crops and colors are drawn, at once
 
-_RECORD_FRAME = 16  # bytes of length and checksums around a record
+_NAME_FEATURES = "image/filename", "file_name", "filename"  # of TF-Slim and us; of TFDS
 
 _ORDER, _PERMUTATION, _DISTORTION = range(3)  # what a seed is for, so that no two draws share one
 
@@ -474,13 +476,13 @@ def _parse(serialized, dataset):
         },
     )
     classes = len(dataset.class_names)
-    label = tf.cast(features[dataset.label_feature], tf.int32) - dataset.label_base
+    label = features[dataset.label_feature] - dataset.label_base
     tf.debugging.assert_less(
-        tf.bitcast(label, tf.uint32),  # negative labels become large
-        tf.constant(classes, tf.uint32),
+        tf.bitcast(label, tf.uint64),  # negative labels become large
+        tf.constant(classes, tf.uint64),
         f"a label is outside {dataset.label_base}..{dataset.label_base + classes - 1}",
     )
-    return features[dataset.image_feature], label
+    return features[dataset.image_feature], tf.cast(label, tf.int32)
 
 
 def _with_options(dataset):
@@ -511,25 +513,59 @@ def naming_damage(dataset: Dataset, split: str):
 
 
 def find_damage(dataset: Dataset, split: str) -> str | None:
-    """Reads a split record by record until one cannot be used.
+    """Reads a split, on all cores, until a record cannot be used.
 
     Returns:
-      A sentence that names the shard, the record's number in it, its first byte and what is wrong; None if every
-      record is good.
+      A sentence that names the shard, the record's number in it, its first byte, its image and what is wrong; None if
+      every record is good.
     """
-    for shard in dataset.splits[split]:
-        good = offset = 0
-        try:
-            for serialized in tf.data.TFRecordDataset(shard.path):
+    paths, counts = _shard_table(dataset, split)
+
+    def read(shard, count):
+        places = tf.data.Dataset.range(count).map(lambda record: (shard, record))
+        return tf.data.Dataset.zip(((_read_shard(tf.gather(paths, shard), True).take(count),), places))
+
+    def use(serialized):
+        encoded, label = _parse(serialized, dataset)
+        return preprocessing.decode(encoded, dataset.channels)[0, 0, 0], label
+
+    records = tf.data.Dataset.from_tensor_slices((tf.range(len(paths), dtype=tf.int64), counts)).flat_map(read)
+    bad = _blank_bad(records, use).filter(lambda pixel, label, place: place[0] >= 0)
+    for *_, (shard, record) in _with_options(bad).take(1):
+        return _describe_damage(dataset, dataset.splits[split][shard], int(record))
+    return None
+
+
+def _describe_damage(dataset, shard, bad):
+    """What is wrong with the record of number `bad` of a shard."""
+    offset, read, name, encoded = 0, 0, "", None
+    fix = "prepare the data again into an empty folder, or leave it out with --on_bad=skip"
+    try:
+        for serialized in tf.data.TFRecordDataset(shard.path):
+            if read == bad:
+                name = _image_name(serialized.numpy())
                 encoded, _ = _parse(serialized, dataset)
                 preprocessing.decode(encoded, dataset.channels)
-                good += 1
-                offset += _RECORD_FRAME + len(serialized.numpy())
-        except tf.errors.NotFoundError:
-            return f"shard {shard.path} is missing: prepare the data again"
-        except tf.errors.OpError as error:
-            where = f"record {good} of {shard.path}, at byte {offset},"
-            return f"{where} cannot be used ({first_line(error)}): prepare the data again (or --on_bad=skip)"
-        if good != shard.examples:
-            return f"{shard.path} has {good} records, the manifest says {shard.examples}: prepare the data again"
-    return None
+            offset += RECORD_FRAME + len(serialized.numpy())
+            read += 1
+    except tf.errors.NotFoundError:
+        return f"shard {shard.path} is missing: prepare the data again"
+    except tf.errors.OpError as error:
+        reason = first_line(error)
+        if encoded is not None:
+            reason = f"its image is {why_unreadable(encoded.numpy())}"
+            fix = "leave it out with --on_bad=skip, or mend or remove the image and prepare the data again"
+        return f"record {read} of {shard.path}, at byte {offset},{name} cannot be used ({reason}): {fix}"
+    return (
+        f"{shard.path} has {read} records, {shard.examples} are expected: prepare the data again into an empty folder"
+    )
+
+
+def _image_name(serialized):
+    """The file's name in a record, where it has one, to stand in a sentence."""
+    try:
+        features = tf.train.Example.FromString(serialized).features.feature
+    except DecodeError:
+        return ""
+    names = [value for feature in _NAME_FEATURES for value in features[feature].bytes_list.value]
+    return f" image {names[0].decode('utf-8', 'backslashreplace')}," if names else ""

@@ -22,7 +22,8 @@ def stage_rates(
       augmentation, options: of `training_batches`.
     """
     options |= {"batch_size": batch_size, "augmentation": augmentation}
-    records = input_pipeline.training_records(dataset, options["seed"], 0, shuffling=options["shuffling"])
+    order = {"shuffling": options["shuffling"], "skip_bad": options.get("skipped") is not None}
+    records = input_pipeline.training_records(dataset, options["seed"], 0, **order)
     stages = {"reading": records.batch(batch_size).prefetch(2)}
     if augmentation == "imagenet":
         pipelines = {"decoding, cropping, resizing": "device", "distortion": "host"}

@@ -49,6 +49,20 @@ def file_size(path: str) -> int | None:
     return status.st_size
 
 
+def read_bytes(path: str, fix: str) -> bytes:
+    """A file of at most `MOST_BYTES`.
+
+    Raises:
+      InputError: it is larger, or no regular file.
+      OSError: it is missing or cannot be read.
+    """
+    size = file_size(path) or 0
+    if size > MOST_BYTES:
+        raise InputError(f"{path} has {size:,} bytes, at most {MOST_BYTES:,} are read: {fix}")
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def read_json(path: str, schema: dict, fix: str) -> dict:
     """The content of a file, which fits a schema.
 
@@ -58,14 +72,11 @@ def read_json(path: str, schema: dict, fix: str) -> dict:
       fix: what to do about a file that does not fit; ends the message.
 
     Raises:
-      InputError: it is no regular file, has more than `MOST_BYTES`, is not JSON in UTF-8, holds NaN, an infinity or
-        what is too deep or too long to read, or does not fit the schema. Names the file, the place and what is there.
+      InputError: it cannot be read by `read_bytes`, is not JSON in UTF-8, holds NaN, an infinity or what is too deep or
+        too long to read, or does not fit the schema. Names the file, the place in it and what is there.
       OSError: it is missing or cannot be read.
     """
-    if (file_size(path) or 0) > MOST_BYTES:
-        raise InputError(f"{path} has {file_size(path):,} bytes, at most {MOST_BYTES:,} are read: {fix}")
-    with open(path, "rb") as file:
-        return parse_json(file.read(), path, schema, fix)
+    return parse_json(read_bytes(path, fix), path, schema, fix)
 
 
 def parse_json(content: bytes, path: str, schema: dict, fix: str) -> dict:

@@ -6,6 +6,9 @@ and the square itself resized to 224x224; and the mirror image of each: 4 * 3 * 
 
 The network's `image_size` may be another one: the short sides then keep their ratio to it, so that a crop at 64x64
 shows the same part of the image as one at 224x224 (not in the paper: ours).
+
+Of an image longer than `_LONGEST` times its short side, the three squares are cut before they are resized (not in the
+paper: ours), as a line of 30,000 pixels would otherwise be 44 GB long.
 """
 
 import tensorflow as tf
@@ -16,6 +19,7 @@ SHORT_SIDES = (256, 288, 320, 352)
 CROPS = 144
 _PAPER_IMAGE_SIZE = 224
 _SQUARES = 3
+_LONGEST = 16
 
 
 def short_sides(image_size: int) -> tuple[int, ...]:
@@ -36,12 +40,20 @@ def squares(encoded, *, image_size: int, channels: int):
 
 
 def _squares(image, shape, side):
-    size = tf.cast(tf.round(shape * (side / tf.reduce_min(shape))), tf.int32)
-    resized = tf.image.resize(image, size)
-    room = size - side  # [0, what the long side has more]
+    short = tf.reduce_min(shape)
+    squares = tf.cond(
+        tf.reduce_max(shape) > _LONGEST * short,
+        lambda: tf.image.resize(_cut_squares(image, tf.cast(short, tf.int32)), (side, side)),
+        lambda: _cut_squares(tf.image.resize(image, tf.cast(tf.round(shape * (side / short)), tf.int32)), side),
+    )
+    return tf.ensure_shape(squares, (_SQUARES, side, side, image.shape[-1]))
+
+
+def _cut_squares(image, side):
+    """The first, the middle and the last square of an image whose short side is `side`."""
+    room = tf.shape(image)[:2] - side  # [0, what the long side has more]
     begins = (tf.zeros_like(room), room // 2, room)
-    cut = tf.stack([resized[y : y + side, x : x + side] for y, x in map(tf.unstack, begins)])
-    return tf.ensure_shape(cut, (_SQUARES, side, side, image.shape[-1]))
+    return tf.stack([image[y : y + side, x : x + side] for y, x in map(tf.unstack, begins)])
 
 
 def crops_of_squares(squares, image_size: int):

@@ -16,6 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bn_keras.image_header import MOST_PIXELS
+
 # GoogLeNet (Szegedy et al. 2015, Section 6): "various sized patches of the image whose size is distributed evenly
 # between 8% and 100% of the image area with aspect ratio constrained to the interval [3/4, 4/3]".
 CROP_AREA = (0.08, 1.0)
@@ -57,8 +59,67 @@ def uniform_draws(seed, examples: int | None = None):
 
 
 def decode(encoded, channels: int):
-    """JPEG, PNG, GIF (first frame) or BMP bytes to uint8 `[height, width, channels]`."""
-    return tf.io.decode_image(encoded, channels, expand_animations=False)
+    """JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[height, width, channels]`, without alpha.
+
+    What TensorFlow gives in color alone becomes gray as it makes JPEG and PNG gray, by Rec. 601's luma.
+    """
+
+    def converted():
+        # Never with channels=0, by which TensorFlow 2.21 writes beyond its memory for an animated WebP.
+        image = tf.cond(
+            _is_webp_with_alpha(encoded),
+            lambda: tf.io.decode_image(encoded, 4, expand_animations=False)[..., :3],
+            lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
+        )
+        image = tf.cond(_is_palette_bmp(encoded), lambda: _palette_colors(encoded, image), lambda: image)
+        if channels == 3:
+            return image
+        return to_bytes(tf.tensordot(tf.cast(image, tf.float32), tf.constant(RGB_TO_YIQ[0]), 1)[..., None])
+
+    image = tf.cond(
+        _is_jpeg(encoded, channels) | (tf.strings.substr(encoded, 0, 4) == b"\x89PNG"),
+        lambda: tf.io.decode_image(encoded, channels, expand_animations=False),
+        converted,
+    )
+    image = tf.ensure_shape(image, (None, None, channels))
+    with tf.control_dependencies([_assert_bounded(tf.shape(image))]):
+        return tf.identity(image)
+
+
+def _is_jpeg(encoded, channels):
+    """Whether it is a JPEG that TensorFlow decodes to so many channels: it makes no gray of CMYK."""
+    jpeg = tf.io.is_jpeg(encoded)
+    if channels == 3:
+        return jpeg
+    return tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded)[2] < 4, lambda: False)
+
+
+def _is_palette_bmp(encoded):
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=29)
+    return tf.reduce_all(header[:2] == tuple(b"BM")) & (header[28] == 8)  # bits of a pixel
+
+
+def _palette_colors(encoded, image):
+    """The colors of a BMP of 8 bits a pixel, of which TensorFlow gives the places in the palette."""
+    content = tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int32)
+    begin = 14 + content[14] + 256 * content[15]  # behind the two headers, the second of which begins with its size
+    palette = tf.cast(tf.reshape(content[begin : begin + 4 * 256], (-1, 4)), tf.uint8)  # blue, green, red, nothing
+    return tf.gather(palette[:, 2::-1], tf.cast(image[..., 0], tf.int32))
+
+
+def _is_webp_with_alpha(encoded):
+    """Whether its header has the flag of alpha, and not that of an animation."""
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=25)
+    extended = tf.bitwise.bitwise_and(header[20], 0x12) == 0x10
+    lossless = tf.bitwise.bitwise_and(header[24], 0x10) == 0x10
+    flag = ((header[15] == ord("X")) & extended) | ((header[15] == ord("L")) & lossless)
+    return tf.reduce_all(header[:4] == tuple(b"RIFF")) & flag
+
+
+def _assert_bounded(shape):
+    """Of an image that is larger, the pixels as floats alone have 3 GB."""
+    pixels = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
+    return tf.debugging.assert_less_equal(pixels, tf.constant(MOST_PIXELS, tf.int64), "an image has too many pixels")
 
 
 def resize(image, image_size: int, interpolation: str = "bilinear"):
@@ -121,7 +182,7 @@ def training_crop(encoded, crop: Crop, *, image_size: int, channels: int, interp
     """The crop of an image, mirrored or not, resized.
 
     Args:
-      encoded: JPEG, PNG, GIF or BMP bytes.
+      encoded: the bytes of an image that `decode` reads.
       crop: of `random_crop`, of one example.
 
     Returns:
@@ -153,15 +214,17 @@ def _decode_window(encoded, window, channels):
     """Decodes the part of an image that `window` (top, left, height, width, as a function of its shape) says."""
 
     def from_jpeg():
-        # Decoding only the blocks under the crop: 663 against 550 images/s a core for decode, then crop.
-        return tf.image.decode_and_crop_jpeg(encoded, window(tf.io.extract_jpeg_shape(encoded)[:2]), channels)
+        shape = tf.io.extract_jpeg_shape(encoded)[:2]
+        with tf.control_dependencies([_assert_bounded(shape)]):
+            # Decoding only the blocks under the crop: 663 against 550 images/s a core for decode, then crop.
+            return tf.image.decode_and_crop_jpeg(encoded, window(shape), channels)
 
     def from_other():
         image = decode(encoded, channels)
         top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
         return image[top : top + height, left : left + width]
 
-    return tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
+    return tf.cond(_is_jpeg(encoded, channels), from_jpeg, from_other)
 
 
 def whole_image(encoded, *, image_size: int, channels: int):

@@ -33,22 +33,26 @@ def main():
         f"records in memory: at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB",
         flush=True,
     )
-    rates = input_speed.stage_rates(
-        dataset,
-        batch_size=FLAGS.batch_size,
-        seconds=FLAGS.seconds,
-        image_size=FLAGS.image_size or recipe.image_size,
-        seed=0,
-        augmentation=FLAGS.augmentation or recipe.augmentation,
-        shuffling=variant.shuffling,
-        photometric_distortion=variant.photometric_distortion,
-    )
+    with input_pipeline.naming_damage(dataset, "train"):
+        rates = input_speed.stage_rates(
+            dataset,
+            batch_size=FLAGS.batch_size,
+            seconds=FLAGS.seconds,
+            image_size=FLAGS.image_size or recipe.image_size,
+            seed=0,
+            augmentation=FLAGS.augmentation or recipe.augmentation,
+            shuffling=variant.shuffling,
+            photometric_distortion=variant.photometric_distortion,
+            skipped=dataset.skipped,
+        )
     added = input_speed.seconds_per_image(rates)
     print(f"{'stage':30}{'images/s with it':>18}{'ms an image':>14}")
     for stage, rate in rates.items():
         print(f"{stage:30}{rate:18,.0f}{1e3 * added[stage]:14.3f}")
     slowest = max(added, key=added.get)
     print(f"bottleneck: {slowest}; where the accelerator waits for it: {input_speed.ADVICE[slowest]}")
+    if dataset.skipped is not None:
+        print(dataset.skipped)
 
 
 def run():

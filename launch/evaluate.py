@@ -4,7 +4,6 @@ launch/evaluate --workdir=runs/bn_x30
 launch/evaluate --workdir=ensemble/1,ensemble/2 --protocol=single_crop --protocol=multicrop144
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -15,7 +14,6 @@ from bn_keras.errors import InputError
 from bn_keras.figure_4 import Result, draw_confusion, figure_4
 from bn_keras.progress import Progress
 from bn_keras.run import RunDirectory
-from bn_keras.skipped_records import SkippedRecords
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -35,7 +33,6 @@ flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that popula
 flags.DEFINE_integer(
     "batch_size", None, "Images of one step over all devices. Default: 250; by 144 crops, 8 a device.", 1
 )
-flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How to use the devices of this machine.")
 flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
 flags.DEFINE_string("output_dir", None, "Where the results go. Default: the run; of an ensemble, the folder above.")
@@ -48,8 +45,6 @@ def main():
     configs = [directory.read_trained() for directory in directories]
     dataset = records.read_records()
     check_fit(directories, configs, dataset)
-    skipped = SkippedRecords() if FLAGS.on_bad == "skip" else None
-    dataset = dataclasses.replace(dataset, skipped=skipped)
 
     with program.loading_tensorflow():
         from bn_keras.distribution import make_strategy
@@ -79,9 +74,9 @@ def main():
             batch_size=batch_size,
             image_size=configs[0]["image_size"],
             view=image_view(configs[0], crops),
-            skipped=skipped,
+            skipped=dataset.skipped,
         )
-        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), skipped)
+        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), dataset.skipped)
         with naming_damage(dataset, "validation"):
             evaluations = evaluate(models, batches, strategy, after_batch=progress.update)
         progress.close("finished")
@@ -99,8 +94,8 @@ def main():
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
     write_results(results, dataset, output_dir)
-    if skipped is not None:
-        print(skipped)
+    if dataset.skipped is not None:
+        print(dataset.skipped)
 
 
 def write_results(results, dataset, output_dir):

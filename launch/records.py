@@ -1,8 +1,11 @@
 """The flags of the records that a program reads; it takes them over with `flags.adopt_module_key_flags(records)`."""
 
+import dataclasses
+
 from absl import flags
 
 from bn_keras.dataset import Dataset, read_dataset
+from bn_keras.skipped_records import SkippedRecords
 from launch.embedded import embedded_data
 
 FLAGS = flags.FLAGS
@@ -12,8 +15,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
 flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
+flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 
 
 def read_records() -> Dataset:
     """The data set of the flags."""
-    return read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+    return dataclasses.replace(dataset, skipped=SkippedRecords() if FLAGS.on_bad == "skip" else None)

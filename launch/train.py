@@ -12,7 +12,6 @@ from absl import flags
 from bn_keras.errors import InputError
 from bn_keras.recipes import recipe_for
 from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
-from bn_keras.skipped_records import SkippedRecords
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
 from launch import program, records
 
@@ -66,7 +65,6 @@ flags.DEFINE_enum("photometric_distortion", None, ["full", "reduced"], "Color ch
 
 flags.DEFINE_string("cache", None, "Copy the records to this local folder first, or into memory: --cache=memory.")
 flags.DEFINE_string("data_service", None, "Machines that prepare batches, ADDRESS:PORT,...: see launch/data_service.")
-flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 
 flags.DEFINE_integer("eval_every", None, "Steps between evaluations. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("eval_batch_size", None, "Images of one evaluation step. Default: the recipe's.", lower_bound=1)
@@ -121,11 +119,10 @@ def main():
     if FLAGS.cache:
         dataset = input_pipeline.cache_shards(dataset, FLAGS.cache)
     print(f"at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
-    skipped = SkippedRecords() if FLAGS.on_bad == "skip" else None
-    dataset = dataclasses.replace(dataset, skipped=skipped, data_service=FLAGS.data_service)
+    dataset = dataclasses.replace(dataset, data_service=FLAGS.data_service)
     outcome = train(config, dataset, directory, strategy, profiled)
-    if skipped is not None:
-        print(skipped)
+    if dataset.skipped is not None:
+        print(dataset.skipped)
     print(
         f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={os.path.dirname(directory.path) or '.'}"
     )

@@ -1,4 +1,4 @@
-"""launch/inspect draws what the network is fed; launch/benchmark_input names the slowest stage."""
+"""launch/show_input draws what the network is fed; launch/benchmark_input names the slowest stage."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import run_program, start_program
 from PIL import Image
 
@@ -32,10 +33,10 @@ def test_captions_are_drawn_and_long_ones_take_two_lines():
     assert (captions[:15, 106:] < 128).any() and (captions[15:30, 106:] < 128).any()
 
 
-def test_inspect_draws_the_first_training_batch(data_dir, tmp_path):
+def test_show_input_draws_the_first_training_batch(data_dir, tmp_path):
     output = tmp_path / "sheet.png"
     done = run_program(
-        "-m", "launch.inspect", f"--data_dir={data_dir}", "--variant=inception", "--augmentation=imagenet",
+        "-m", "launch.show_input", f"--data_dir={data_dir}", "--variant=inception", "--augmentation=imagenet",
         "--images=3", "--image_size=160", "--seed=5", "--step=2", f"--output={output}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -73,7 +74,7 @@ def test_a_stages_time_is_what_it_adds():
     assert seconds_per_image({"a": 10.0, "b": 5.0, "c": 5.0}) == pytest.approx({"a": 0.1, "b": 0.1, "c": 0.0})
 
 
-@pytest.mark.parametrize("program", ["inspect", "benchmark_input"])
+@pytest.mark.parametrize("program", ["show_input", "benchmark_input"])
 def test_a_missing_folder_is_one_line(program):
     done = run_program("-m", f"launch.{program}", "--data_dir=/nowhere")
     assert (
@@ -137,3 +138,55 @@ def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
     assert re.search(r"^10 records were left out, first record \d of \S*train-00003-of-00006$", done.stdout, re.M)
     assert re.search(r"at most \d+ MB of records in memory", done.stdout)
     assert json.loads((tmp_path / "skip" / "run.json").read_text())["distort_on"] == "device"
+
+
+@pytest.fixture
+def no_image(data_dir, tmp_path):
+    """Records of which the third of the second shard holds a TIFF; its path."""
+    copy = shutil.copytree(data_dir, tmp_path / "no_image")
+    shard = copy / "train-00001-of-00006"
+    replace_image(shard, 2, b"II*\x00")
+    return shard
+
+
+def replace_image(shard, number, begin):
+    """Overwrites the begin of a record's image, and its checksum with it."""
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
+    image = tf.train.Example.FromString(records[number]).features.feature["image/encoded"].bytes_list.value[0]
+    records[number] = records[number].replace(image, begin.ljust(len(image), b"x"))
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+PROGRAMS = {
+    "train": ["--variant=bn_x5", "--width=0.1", "--image_size=32", "--batch_size=60", "--steps=1"],
+    "show_input": ["--images=60", "--image_size=16"],
+    "benchmark_input": ["--seconds=0.2", "--image_size=16"],
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_record_that_cannot_be_decoded_is_one_line_with_its_image_and_a_fix_that_works(no_image, tmp_path, program):
+    target = {"train": "--workdir", "show_input": "--output"}.get(program)
+    command = ["-m", f"launch.{program}", f"--data_dir={no_image.parent}", *PROGRAMS[program]]
+    command += [f"{target}={tmp_path / 'new.png'}"] if target else []
+    done = run_program(*command)
+    (line,) = done.stderr.splitlines()[-1:]
+    name = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(no_image)).skip(2))).numpy())
+    name = name.features.feature["image/filename"].bytes_list.value[0].decode()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{program}: record 2 of {no_image}, at byte " in line and f" image {name}, cannot be used" in line
+    fix = re.search(r"leave it out with (--\S+?),", line)[1]
+    done = run_program(*command, fix)
+    assert done.returncode == 0, done.stderr
+    assert f"1 record was left out, first record 2 of {no_image}" in done.stdout
+
+
+def test_a_sheet_of_evaluation_leaves_the_place_of_a_skipped_record_out(data_dir, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    replace_image(copy / "validation-00000-of-00002", 0, b"")
+    command = ["-m", "launch.show_input", f"--data_dir={copy}", "--split=validation", "--images=5", "--on_bad=skip"]
+    done = run_program(*command, f"--output={tmp_path / 'sheet.png'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 images: ")

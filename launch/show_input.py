@@ -1,7 +1,7 @@
 """Draws a contact sheet of what the network is really fed: crops, mirrors and colors, with labels.
 
-launch/inspect --data_dir=D --variant=bn_x5             32 training images of the first step, in inspect.png
-launch/inspect --data_dir=D --split=validation          the single crops of evaluation
+launch/show_input --data_dir=D --variant=bn_x5          32 training images of the first step, in show_input.png
+launch/show_input --data_dir=D --split=validation       the single crops of evaluation
 """
 
 import os
@@ -22,7 +22,7 @@ flags.DEFINE_integer("step", 0, "Start at this step of so many images each; only
 flags.DEFINE_integer("seed", 0, "Of order and distortion, as launch/train has it.", 0, 2**31 - 1)
 flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
 flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
-flags.DEFINE_string("output", "inspect.png", "Where the sheet goes.")
+flags.DEFINE_string("output", "show_input.png", "Where the sheet goes.")
 
 
 def main():
@@ -32,6 +32,7 @@ def main():
     options = {
         "image_size": FLAGS.image_size or recipe.image_size,
         "augmentation": FLAGS.augmentation or recipe.augmentation,
+        "skipped": dataset.skipped,
     }
     with program.loading_tensorflow():
         from bn_keras import contact_sheet, input_pipeline
@@ -50,14 +51,18 @@ def main():
             photometric_distortion=variant.photometric_distortion,
             **options,
         )
-    images, labels = next(iter(batches))
-    captions = [f"{label} {dataset.class_names[label]}" for label in labels.numpy()]
+    with input_pipeline.naming_damage(dataset, FLAGS.split):
+        images, labels = (part.numpy() for part in next(iter(batches)))
+    shown = labels != input_pipeline.PADDING_LABEL
+    captions = [f"{label} {dataset.class_names[label]}" for label in labels[shown]]
     title = (
         f"{dataset.name}, {FLAGS.split}, {variant.title}, {options['augmentation']}, "
         f"{options['image_size']}x{options['image_size']}"
     )
-    contact_sheet.contact_sheet(images, captions, title=title).save(FLAGS.output)
-    print(f"{count} images: {os.path.abspath(FLAGS.output)}")
+    contact_sheet.contact_sheet(images[shown], captions, title=title).save(FLAGS.output)
+    print(f"{len(captions)} images: {os.path.abspath(FLAGS.output)}")
+    if dataset.skipped is not None:
+        print(dataset.skipped)
 
 
 def run():

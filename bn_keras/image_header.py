@@ -1,0 +1,55 @@
+"""What the first bytes of an image file say, by Pillow: for samples and messages. Pixels are TensorFlow's work."""
+
+import io
+import warnings
+from typing import NamedTuple
+
+from PIL import Image
+
+READABLE = "JPEG, PNG, GIF, BMP or WebP"
+MOST_PIXELS = 1 << 28
+"""Of one image; ILSVRC2012's largest has 61 million."""
+
+_READABLE_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP")  # MPO: a JPEG with further ones behind it
+
+
+class Header(NamedTuple):
+    """Of one image file.
+
+    Attributes:
+      format: Pillow's name of it, such as "JPEG".
+      width, height: in pixels.
+      gray: whether it has one channel, apart from alpha.
+    """
+
+    format: str
+    width: int
+    height: int
+    gray: bool
+
+
+def read_header(encoded: bytes) -> Header | None:
+    """None where Pillow knows no such image."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
+            return Header(image.format, *image.size, Image.getmodebase(image.mode) == "L")
+    except Exception:  # whatever Pillow's 40 readers raise of damaged bytes
+        return None
+
+
+def why_unreadable(encoded: bytes) -> str:
+    """What to say of a file that `preprocessing.decode` fails on, to follow "is"."""
+    header = read_header(encoded)
+    if not encoded:
+        return "empty"
+    if header is None:
+        iso = encoded[4:8] == b"ftyp" and encoded[8:12].decode("ascii", "replace").strip()  # HEIC, AVIF, videos
+        return f"no {READABLE} image" + (f" but of the format {iso!r}: convert it to PNG" if iso else "")
+    if header.format not in _READABLE_FORMATS:
+        return f"a {header.format} image, and only {READABLE} can be read: convert it to PNG"
+    if header.format == "WEBP" and b"ANIM" in encoded[:64]:
+        return "an animated WebP: convert one of its pictures to PNG"
+    return (
+        f"a {header.format} image of {header.width:,} x {header.height:,} pixels that is damaged, of a rare kind or of "
+        f"more than {MOST_PIXELS:,} pixels: save it as PNG"
+    )
