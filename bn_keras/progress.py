@@ -49,7 +49,10 @@ class Progress:
         bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self._live else ""
         skipped = f"  {len(self._skipped):,} records left out" if self._skipped else ""
         line = f"{self._name} {bar}{step}/{self._steps}{left}{self._accuracy}{skipped}"
-        print(f"\r{line}\x1b[K" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        if self._live:
+            sys.stderr.flush()
+            sys.stderr.buffer.write(b"\r\x1b[K")  # our programs escape what is printed
+        print(line, end="" if self._live else "\n", file=sys.stderr, flush=True)
         self._last_line = now
 
 

@@ -113,6 +113,7 @@ class Trainer:
             self._evaluate_if_due()  # where an interruption had cut an evaluation short
             while self.step < self.config.steps:
                 self._advance()
+                self.interruption.take_over()  # only now is there something to save
                 if problem := self._problem():
                     return self._diverge(*problem)
                 if self._due(self.config.log_every):
@@ -126,6 +127,8 @@ class Trainer:
             self._save()
             self.record.close(f"interrupted at step {self.step}; the same command continues")
             return self.interruption.outcome or Outcome.PREEMPTED
+        finally:
+            self.interruption.give_back()
         self.record.close("finished", self.state.model)
         return Outcome.FINISHED
 
@@ -217,10 +220,10 @@ class Trainer:
         """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
         batches = self._training_batches(distort_on="host")(hosts=1, host=0)
         steps = self.config.population_statistics
-        return population_statistics(self.state.model, batches, steps=steps, write=False)
+        return population_statistics(self.state.model, self._until_interrupted(batches), steps=steps, write=False)
 
     def _until_interrupted(self, batches):
-        """The batches of one evaluation, which takes minutes at full size, while a preemption leaves seconds.
+        """The batches of one evaluation or measurement, which takes minutes, while a preemption leaves seconds.
 
         Several workers do not stop inside of one: all have to take part in every batch.
         """
@@ -290,16 +293,25 @@ class _Stopped(Exception):  # noqa: N818 (not an error)
 
 
 class Interruption:
-    """Notes the first SIGINT or SIGTERM, for the loop to save and stop; a second one ends the process as usual."""
+    """Notes the first SIGINT or SIGTERM, for the loop to save and stop; a second one is handled as before."""
 
     def __init__(self):
         self.outcome = None
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {}
+
+    def take_over(self):
+        """Has the signals noted, until there is one."""
+        if not self._before and self.outcome is None:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def give_back(self):
+        """Has signals handled as before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number, frame):
         self.outcome = Outcome.INTERRUPTED if number == signal.SIGINT else Outcome.PREEMPTED
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self.give_back()
 
 
 class Profiler:

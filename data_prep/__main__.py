@@ -15,7 +15,7 @@ import tempfile
 
 from absl import flags
 
-from data_prep import embedded, program
+from data_prep import embedded, program, signals
 from data_prep.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -65,8 +65,11 @@ def _dataset():
     if FLAGS.embedded:
         if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
             raise InputError("--embedded needs no --train, --validation or --imagenet; give one or the other")
-        images = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
-        folder = tempfile.mkdtemp() if FLAGS.dry_run else images
+        folder = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
+        if FLAGS.dry_run:
+            temporary = tempfile.TemporaryDirectory()
+            signals.cleanups.append(temporary.cleanup)
+            folder = temporary.name
         return embedded.dataset(FLAGS.embedded, FLAGS.seed, folder)
     if not FLAGS.imagenet and not (FLAGS.train and FLAGS.validation):
         raise InputError(
@@ -122,26 +125,22 @@ def _verify(folder: str) -> int:
 
 
 def _main(arguments: list[str]) -> int | None:
-    try:
-        match arguments:
-            case []:
-                return _convert()
-            case ["verify"] if FLAGS.output_dir:
-                return _verify(FLAGS.output_dir)
-            case ["verify", folder]:
-                return _verify(folder)
-            case ["verify"]:
-                raise InputError("verify what? Give the folder: verify FOLDER")
-            case [unknown, *_]:
-                raise InputError(f"unknown command or argument {unknown!r}; the one command is: verify FOLDER")
-    except KeyboardInterrupt:
-        print("\ndata_prep: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    match arguments:
+        case []:
+            return _convert()
+        case ["verify"] if FLAGS.output_dir:
+            return _verify(FLAGS.output_dir)
+        case ["verify", folder]:
+            return _verify(folder)
+        case ["verify"]:
+            raise InputError("verify what? Give the folder: verify FOLDER")
+        case [unknown, *_]:
+            raise InputError(f"unknown command or argument {unknown!r}; the one command is: verify FOLDER")
 
 
 def run() -> None:
     """The program, as `python -m data_prep` and as console script."""
-    program.run(_main, __doc__, least_arguments=0)
+    program.run(_main, __doc__, least_arguments=0, continues=True)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,11 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 
-from data_prep import beam_runner, plan, storage, tfds_metadata, tfrecord
+from data_prep import beam_runner, plan, signals, storage, tfds_metadata, tfrecord
 from data_prep import image as images
 from data_prep.dataset import SPLITS, Dataset, read_image
 from data_prep.errors import BadImageError, InputError
@@ -317,14 +315,12 @@ _counters = None  # of the process that a worker belongs to
 
 
 def _start_worker(counters: Counters) -> None:
-    """Prepares a worker process: it leaves Ctrl-C to its parent, and ends at once when that does, also by SIGKILL."""
+    """Prepares a worker process."""
     import numpy  # noqa: F401 - 0.1 s, which `data_prep.jpeg` would need at its first image
 
     global _counters
     _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    signals.start_worker()
 
 
 def _process_context() -> multiprocessing.context.BaseContext:

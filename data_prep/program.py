@@ -1,10 +1,15 @@
-"""How every program starts and fails: flags first, one clear line for what cannot work, an exit status."""
+"""How every program starts, speaks, fails and ends: flags first, one clear line for what cannot work, a status."""
 
+import io
 import os
+import signal
+import subprocess
 import sys
+import unicodedata
 
 from absl import flags
 
+from data_prep import signals
 from data_prep.errors import InputError
 
 BAD_FLAGS = 2
@@ -17,11 +22,13 @@ def run(
     *,
     bad_input: tuple[type[Exception], ...] = (InputError, OSError),
     least_arguments: int | None = None,
+    continues: bool = False,
 ):
     """Parses the flags, calls `main` and exits with what it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
-    parsed exits with 2; bad input and failures of files and disks exit with 1; each with one line on stderr.
+    parsed exits with 2; bad input and failures of files and disks exit with 1, a signal as in `data_prep.signals`; each
+    with one line on stderr. What is printed from here on goes through `escaped`.
 
     Args:
       main: the program; returns an exit status, or None for 0.
@@ -29,9 +36,27 @@ def run(
       bad_input: the exceptions whose message is that line.
       least_arguments: `main` is called with a list of what stands beside the flags, at least so many; None: there must
         be nothing, and it is called without.
+      continues: whether the same command goes on where a signal ended it, which is then said.
     """
     name = _name(sys.argv[0])
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be text
+    _open_streams()
+    signals.install(f"{name}: interrupted by {{}}{'; the same command continues' if continues else ''}")
+    try:
+        arguments = _parse(main, doc, name, least_arguments)
+        status = main() if least_arguments is None else main(arguments)
+        sys.stdout.flush()
+    except flags.Error as error:
+        one_line = " ".join(map(str.strip, str(error).split("\n")))  # absl's own lines
+        _fail(name, f"{one_line} (--help lists the flags)", BAD_FLAGS)
+    except bad_input as error:
+        _fail(name, error, BAD_INPUT)
+    finally:
+        signals.uninstall()
+    sys.exit(status)
+
+
+def _parse(main, doc, name, least_arguments):
+    """Reads the flags, and returns what stands beside them."""
     module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
     if asked & {"help", "helpshort", "h"}:
@@ -41,18 +66,99 @@ def run(
         print(f"{doc.strip()}\n{flags.FLAGS.get_help()}")
         sys.exit(0)
     flags.FLAGS.set_gnu_getopt()  # flags may stand behind arguments
-    try:
-        arguments = flags.FLAGS(sys.argv)[1:]
-        if arguments and least_arguments is None:
-            raise flags.Error(f"unexpected argument {arguments[0]!r}: flags look like --name=value")
-        if len(arguments) < (least_arguments or 0):
-            raise flags.Error("nothing is named that it should work on")
-    except flags.Error as error:
-        _fail(name, f"{error} (--help lists the flags)", BAD_FLAGS)
-    try:
-        sys.exit(main() if least_arguments is None else main(arguments))
-    except bad_input as error:
-        _fail(name, error, BAD_INPUT)
+    arguments = flags.FLAGS(sys.argv)[1:]
+    if arguments and least_arguments is None:
+        raise flags.Error(f"unexpected argument {arguments[0]!r}: flags look like --name=value")
+    if len(arguments) < (least_arguments or 0):
+        raise flags.Error("nothing is named that it should work on")
+    return arguments
+
+
+def run_another(*arguments: str, stdout: int | None = None) -> int:
+    """Runs another program of ours, `python -m ARGUMENTS`, to its end, and returns its exit status.
+
+    A signal is passed on to it, for it to save what it has; this program then ends when the other one has.
+    """
+    received = []
+
+    def note(number, frame):
+        received.append(number)
+        if process:
+            process.send_signal(number)
+
+    process, before = None, {number: signal.signal(number, note) for number in signals.STATUS}
+    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=stdout)
+    if received:
+        process.send_signal(received[0])
+    status = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if received:
+        signals.leave(signals.STATUS[received[0]])  # the other program has said it
+    return status
+
+
+def escaped(text: str, line: bool = False) -> str:
+    """Text from files and flags as a terminal may show it.
+
+    What a terminal or a reader would not see as a character of its own is written as Python does: escape sequences and
+    other control characters, directions of writing, line separators, halves of surrogate pairs. Line ends stay, and the
+    joiners that words of some scripts need.
+
+    Args:
+      line: whether it must stay on one line.
+    """
+    return text.translate(_SHOWN).replace("\n", "\\n") if line else text.translate(_SHOWN)
+
+
+class _Shown(dict):
+    """What `escaped` makes of each character, filled as they come."""
+
+    def __missing__(self, code):
+        character = chr(code)
+        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        self[code] = ascii(character)[1:-1] if hidden and character not in "\n\u200c\u200d" else character
+        return self[code]
+
+
+_SHOWN = _Shown()
+
+
+class _Stream(io.TextIOWrapper):
+    """Standard output, or standard error, of escaped text; control sequences go to its `buffer`."""
+
+    def write(self, text):
+        return super().write(escaped(text))
+
+
+class _Descriptor(io.FileIO):
+    """Where a standard stream goes. Nobody reading standard error does not matter; else the program ends."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # what is still buffered must not fail again
+            os.close(nowhere)
+            if self.fileno() == 2:
+                return len(data)
+            if isinstance(error, BrokenPipeError):
+                signals.leave(128 + signal.SIGPIPE)  # as programs do whose output nobody reads
+            error.filename = "standard output"
+            raise
+
+
+def _open_streams():
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed by who started us; the next file would be opened in its place
+            os.open(os.devnull, os.O_RDWR)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        buffer = io.BufferedWriter(_Descriptor(descriptor, "wb", closefd=False))
+        setattr(sys, name, _Stream(buffer, encoding, "backslashreplace", line_buffering=True))
 
 
 def _name(path: str) -> str:
@@ -62,5 +168,5 @@ def _name(path: str) -> str:
 
 
 def _fail(name, message, status):
-    print(f"{name}: {' '.join(map(str.strip, str(message).splitlines()))}", file=sys.stderr)
+    print(f"{name}: {escaped(str(message), line=True)}", file=sys.stderr)
     sys.exit(status)

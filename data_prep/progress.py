@@ -30,11 +30,10 @@ class Progress:
       counters: what any process adds to.
     """
 
-    def __init__(self, images: int, size: int, counters: Counters, stream=None):
+    def __init__(self, images: int, size: int, counters: Counters):
         """`images` and `size` (bytes) are what there is to do in this run."""
         self._total_images, self._total_bytes = images, size
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        self._terminal = sys.stderr.isatty()
         self._period = 0.5 if self._terminal else 10.0
         self.counters = counters
         self._start = self._last = time.monotonic()
@@ -53,10 +52,9 @@ class Progress:
             f"{self.counters.bytes.value / 1e6 / seconds:,.1f} MB/s{left}, {self.counters.bad.value} bad"
         )
         if self._terminal:
-            self._stream.write(f"\r\x1b[K{line}" + "\n" * final)
-        else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+            sys.stderr.flush()
+            sys.stderr.buffer.write(b"\r\x1b[K")  # `program` escapes what is printed
+        print(line, end="\n" if final or not self._terminal else "", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

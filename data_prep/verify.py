@@ -5,7 +5,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 
-from data_prep import image, storage, tfrecord
+from data_prep import image, signals, storage, tfrecord
 from data_prep.convert import MANIFEST, WORK_FOLDER
 from data_prep.errors import BadImageError, InputError
 
@@ -28,7 +28,9 @@ def verify(folder: str, decode: bool, workers: int) -> tuple[list[str], int]:
     if workers == 1 or len(tasks) == 1:
         results = map(check_shard, tasks)
         return _joined(results)
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), signals.start_worker
+    ) as pool:
         return _joined(pool.map(check_shard, tasks))
 
 

@@ -28,10 +28,7 @@ def main():
         service.WorkerConfig(dispatcher_address=f"localhost:{port}", worker_address=f"{FLAGS.host}:%port%")
     )
     print(f"ready: launch/train ... --data_service={FLAGS.host}:{port}", flush=True)
-    try:
-        worker.join()
-    except KeyboardInterrupt:
-        return 0
+    worker.join()
 
 
 def run():

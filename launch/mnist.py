@@ -16,8 +16,6 @@ from bn_keras.run import RunDirectory
 from launch import program
 from launch.embedded import embedded_data
 
-INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
-
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string(
@@ -50,11 +48,7 @@ def main():
         },
     )
     directory = RunDirectory(FLAGS.workdir, CONFIG_FILE)
-    try:
-        train(config, dataset, directory)
-    except KeyboardInterrupt:
-        print("\nmnist: interrupted; the same command continues")
-        return INTERRUPTED
+    train(config, dataset, directory)
     figure, table = write_figure_1(directory, FLAGS.workdir)
     with open(table, encoding="utf-8") as file:
         print(file.read())
@@ -62,7 +56,7 @@ def main():
 
 
 def run():
-    program.run(main, __doc__)
+    program.run(main, __doc__, continues=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, w
 flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 
 
-def read_records() -> Dataset:
-    """The data set of the flags."""
-    dataset = read_dataset(FLAGS.data_dir or embedded_data(), FLAGS.label_base, FLAGS.classes)
+def read_records(keep: bool = True) -> Dataset:
+    """The data set of the flags; `keep` is that of `embedded_data`."""
+    dataset = read_dataset(FLAGS.data_dir or embedded_data(keep), FLAGS.label_base, FLAGS.classes)
     return dataclasses.replace(dataset, skipped=SkippedRecords() if FLAGS.on_bad == "skip" else None)

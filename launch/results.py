@@ -10,8 +10,6 @@ The same command again continues where it stands; what is done is not done again
 import importlib.metadata
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 
@@ -22,6 +20,7 @@ from bn_keras.experiments import plan
 from bn_keras.progress import clock
 from bn_keras.provenance import commit, cpu_name
 from bn_keras.results import LOG, write_results
+from data_prep.program import run_another
 from launch import program
 from launch.embedded import embedded_data
 
@@ -56,10 +55,10 @@ def main():
         return 0
     if chosen and not FLAGS.data_dir:
         embedded_data()
-    # Ctrl-C reaches the run too, which saves and ends with its own status; we must outlive it, not kill it.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
     if status := run_all([run for run in chosen if not run.done(FLAGS.workdir)]):
         return status
+    with program.loading_tensorflow():
+        import keras  # noqa: F401 (for Figure 5)
     print(write_results(FLAGS.workdir, FLAGS.ensemble_dir, FLAGS.output_dir))
     return 0
 
@@ -72,9 +71,9 @@ def run_all(runs):
         elapsed = time.monotonic() - started
         left = f", {clock(elapsed / behind * (total - behind))} left in all" if behind else ""
         print(f"\n[{number}/{len(runs)}] {run.section} {run.name}{left}", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", f"launch.{run.program}", *run.arguments(FLAGS.workdir)]
+        command = [f"launch.{run.program}", *run.arguments(FLAGS.workdir)]
         note(run, command)
-        if status := subprocess.run(command, check=False).returncode:
+        if status := run_another(*command):
             return status  # the program has said why
         behind += run.work
     return 0
@@ -83,7 +82,7 @@ def run_all(runs):
 def note(run, command):
     """Adds what is about to be run, by which code and where, to the working directory's log."""
     os.makedirs(FLAGS.workdir, exist_ok=True)
-    entry = {"section": run.section, "name": run.name, "command": command[2:], **where(), "wall_time": time.time()}
+    entry = {"section": run.section, "name": run.name, "command": command, **where(), "wall_time": time.time()}
     with open(os.path.join(FLAGS.workdir, LOG), "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -101,7 +100,7 @@ def where():
 
 
 def run():
-    program.run(main, __doc__)
+    program.run(main, __doc__, continues=True)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ flags.DEFINE_enum("on_divergence", "stop", ["stop", "record"], f"stop: exit with
 
 
 def main():
-    dataset = records.read_records()
+    dataset = records.read_records(keep=not FLAGS.dry_run)
     recipe = recipe_for(dataset)
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
@@ -259,7 +259,7 @@ def describe(config, recipe):
 
 
 def run():
-    program.run(main, __doc__)
+    program.run(main, __doc__, continues=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The launchers as a person meets them: --help, mistyped flags, input that cannot work; one clear line each."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_program
+from conftest import ROOT, run_program, start_program
 
 from bn_keras import VARIANTS
 
@@ -96,3 +97,35 @@ def test_make_demo_names_a_mistyped_variant_before_it_trains():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert "VARIANTS=bn_x6: the variants are " + " ".join(VARIANTS) in done.stderr
+
+
+def test_of_two_first_programs_in_a_fresh_folder_one_prepares_the_data_and_one_waits(tmp_path):
+    code = "from launch.embedded import embedded_data; print(embedded_data())"
+    both = [start_program("-c", code, cwd=tmp_path) for _ in range(2)]
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sorted("done: 4,000" in output for output, _ in outputs) == [False, True]
+    assert sum("waiting for another program, which prepares data/mnist" in errors for _, errors in outputs) == 1
+    assert all(output.endswith("data/mnist\n") for output, _ in outputs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_preparing_the_data_ends_with_the_program_that_asked_for_it(tmp_path, number):
+    code = "from data_prep import program; from launch.embedded import embedded_data; program.run(embedded_data, '')"
+    process = start_program("-c", code, cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "data/mnist/.data_prep/lock").exists():
+        assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, number)  # as a terminal, or a machine that shuts down, does
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + number
+    assert errors.startswith("data_prep: interrupted by") and errors.count("\n") == 1
+
+
+def test_a_dry_run_on_no_data_of_its_own_writes_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+    for folder in ("here", "tmp"):
+        (tmp_path / folder).mkdir()
+    command = ["--variant=bn_x5", "--width=0.1", "--image_size=32", "--dry_run"]
+    done = run_program("-m", "launch.train", *command, cwd=tmp_path / "here", env=environment)
+    assert done.returncode == 0 and "4,000 training" in done.stdout, done.stderr
+    assert not [*(tmp_path / "here").iterdir(), *(tmp_path / "tmp").iterdir()]

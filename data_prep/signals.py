@@ -1,0 +1,110 @@
+"""Ctrl-C and SIGTERM end a program at once, in one line and with its own status, in whatever it is doing.
+
+A program ends as by SIGKILL, without unwinding: every file is written aside and renamed, so a kill anywhere leaves
+whole ones. A loop that has something to save takes a signal over with `signal.signal`; it is then told of the first
+one, and the program ends at a second, or when the loop does not react.
+"""
+
+import _thread
+import contextlib
+import multiprocessing
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Exit statuses, as a shell numbers programs that a signal ended."""
+
+PATIENCE = 30.0
+"""Seconds that a loop has to react: a step of training is shorter, and clusters send SIGKILL after about as long."""
+
+_SAME = 1.0  # seconds in which a second signal is the first: terminals, `timeout` and our own parents send both
+
+cleanups: list[Callable[[], None]] = []
+"""What is removed before the program ends by a signal: temporary folders."""
+
+_line = ""
+_stderr = 2
+_ending = threading.Lock()
+
+
+def install(line: str) -> None:
+    """Handles the signals from now on; the main thread calls it before anything that takes long.
+
+    Args:
+      line: what the program says when a signal ends it; `{}` is the signal's name.
+    """
+    global _line, _stderr
+    _line, _stderr = line, os.dup(2)  # the first is silenced while TensorFlow loads
+    for number in STATUS:
+        signal.signal(number, _end)
+    # The process that removes multiprocessing's semaphores after us does it without a warning.
+    filters = os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
+
+
+def watch() -> None:
+    """Handles the signals in a thread of its own: a call into C++ keeps Python's handlers waiting until it is over.
+
+    The signals are blocked everywhere else, because TensorFlow replaces the handler of SIGTERM in a cluster.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def uninstall() -> None:
+    """Leaves the signals to the operating system, for the interpreter's own end."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
+
+
+def start_worker() -> None:
+    """Prepares a worker process: it leaves Ctrl-C to its parent, and ends at once when that does, also by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def leave(status: int) -> None:
+    """Ends the program at once, without unwinding."""
+    for cleanup in cleanups:
+        with contextlib.suppress(Exception):
+            cleanup()
+    os._exit(status)
+
+
+def _watch():
+    first = None
+    while True:
+        number = signal.sigwait(STATUS)
+        now, handler = time.monotonic(), signal.getsignal(number)
+        if first is None and handler is not _end:
+            first = now
+            _thread.interrupt_main(number)  # has Python call the handler
+            impatient = threading.Timer(PATIENCE, _end_unless_handled, (number, handler))
+            impatient.daemon = True
+            impatient.start()
+        elif first is None or now - first > _SAME:
+            _end(number)
+
+
+def _end_unless_handled(number, handler):
+    if signal.getsignal(number) == handler:
+        _end(number)
+
+
+def _end(number, frame=None):
+    if _ending.acquire(blocking=False):
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        start = "\n" if os.isatty(_stderr) else ""  # a living line may stand there
+        if select.select([], [_stderr], [], 1.0)[1]:  # not into a pipe that is full
+            with contextlib.suppress(OSError):
+                os.write(_stderr, f"{start}{_line.format(name)}\n".encode(errors="backslashreplace"))
+        leave(STATUS[number])
+    time.sleep(1.0)  # another thread, or the caller of this handler, is ending the program
+    os._exit(STATUS[number])

@@ -1,0 +1,101 @@
+"""What a program prints, and how it ends when it cannot: names escaped, closed and full outputs, one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, run_program, start_program
+
+from data_prep.program import escaped
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m \x07\r\t\x00\x7f", r"\x1b[31mred\x1b[0m \x07\r\t\x00\x7f"),
+        ("\x9b31m", r"\x9b31m"),  # an escape sequence in one character
+        ("photo\u202egpj.exe", r"photo\u202egpj.exe"),  # bidi override
+        ("a\u2066b\u2069\u200f\u061c", r"a\u2066b\u2069\u200f\u061c"),
+        ("one\u2028two\u2029three\x85four", r"one\u2028two\u2029three\x85four"),
+        ("\udcff", r"\udcff"),  # a byte that is no UTF-8
+        ("\ufeffBOM", r"\ufeffBOM"),
+        ("\U000e0041", r"\U000e0041"),  # a tag, which nothing draws
+        ("Käse 猫 \U0001f408 \u0645\u06cc\u200c", "Käse 猫 \U0001f408 \u0645\u06cc\u200c"),
+        ("two\nlines", "two\nlines"),
+    ],
+)
+def test_what_a_terminal_would_obey_or_hide_is_written_out(text, shown):
+    assert escaped(text) == shown
+
+
+def test_a_line_stays_one_line():
+    assert escaped("two\nlines", line=True) == r"two\nlines"
+
+
+HOSTILE = "\x1b]0;owned\x07\x9b31m\u202egpj\u2028"
+
+
+def test_a_hostile_name_is_one_escaped_line_of_an_error(tmp_path):
+    name = f"{HOSTILE}\n\udcff"
+    for command in (
+        ["data_prep", f"--train={tmp_path}/{name}", f"--validation={tmp_path}", f"--output_dir={tmp_path}/out"],
+        ["launch.train", "--variant=bn_x5", f"--data_dir={tmp_path}/{name}"],
+        ["launch.report", f"--workdir={tmp_path}/{name}"],
+        ["launch.predict", f"{tmp_path}/{name}", f"--workdir={tmp_path}"],
+    ):
+        done = run_program("-m", *command, text=False)
+        assert done.returncode == 1
+        shown = done.stderr.decode()
+        assert shown.isascii() and shown[:-1].isprintable() and shown.endswith("\n"), shown
+        assert r"\x1b]0;owned\x07\x9b31m\u202egpj\u2028\n\udcff" in shown
+
+
+def test_logs_and_warnings_are_escaped_too():
+    code = f"""
+import logging, sys, warnings
+from absl import flags
+from absl import logging as absl_logging
+from data_prep import program
+def main():
+    absl_logging.error("%s", {HOSTILE!r})
+    logging.getLogger("a").error("%s", {HOSTILE!r})
+    warnings.warn({HOSTILE!r})
+    raise RuntimeError({HOSTILE!r})
+program.run(main, "")
+"""
+    done = run_program("-c", code, text=False)
+    shown = done.stderr.decode()
+    assert shown.isascii() and shown.replace("\n", "").isprintable()
+    assert shown.count(r"\x1b]0;owned\x07") == 4  # and the traceback
+
+
+def test_output_that_nobody_reads_ends_a_program_quietly():
+    process = start_program("-m", "launch.train", "--helpfull")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_works_with_closed_streams(image_folders, tmp_path, closed):
+    """A file that it opens must not be taken for standard output."""
+    command = f"{sys.executable} -m data_prep --train={image_folders}/train --validation={image_folders}/validation"
+    command += f" --output_dir={tmp_path}/out --workers=2 {closed}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 0
+    assert run_program("-m", "data_prep", "verify", tmp_path / "out").returncode == 0
+
+
+def test_a_full_disk_under_the_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = run_program("-m", "launch.train", "--help", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "train: [Errno 28] No space left on device: 'standard output'\n"
+
+
+def test_notes_that_cannot_be_written_do_not_stop_the_work(image_folders, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [f"--train={image_folders}/train", f"--validation={image_folders}/validation"]
+        done = run_program("-m", "data_prep", *command, f"--output_dir={tmp_path}/out", stderr=full)
+    assert done.returncode == 0 and (tmp_path / "out/dataset.json").exists()
