@@ -11,8 +11,8 @@ TOP = 5
 def export_saved_model(model: keras.Model, view, class_names: list[str], path: str):
     """Writes a SavedModel that needs nothing but TensorFlow and takes the bytes of image files.
 
-    Its function `serve`, also the default signature of TensorFlow Serving, goes from `encoded`, strings `[N]`, each a
-    JPEG, PNG, GIF or BMP file, to
+    Its function `serve`, also the default signature of TensorFlow Serving, goes from `encoded`, strings `[N]`, each an
+    image file that `preprocessing.decode` reads, to
 
         probabilities: float32 [N, classes]
         top_classes, top_probabilities: names, string `[N, 5]`, and float32 `[N, 5]`, the most probable first

@@ -208,7 +208,8 @@ def _tf_slim_shards(data_dir, split):
         path = os.path.join(os.path.dirname(first), f"{split}-{min(missing):05}-of-{count:05}")
         raise InputError(f"shard {path} is missing: copy it again")
     if len(found) > count:
-        raise InputError(f"{first} and {found[-1][2]} are of two conversions: leave the shards of one in {data_dir}")
+        other = next(path for k, (of, number, path) in enumerate(found) if k == count or (of, number) != (count, k))
+        raise InputError(f"{first} and {other} are of two conversions: leave the shards of one in {data_dir}")
     return tuple(Shard(path, count_records(path), file_size(path)) for *_, path in found)
 
 

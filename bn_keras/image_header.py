@@ -11,6 +11,7 @@ MOST_PIXELS = 1 << 28
 """Of one image; ILSVRC2012's largest has 61 million."""
 
 _READABLE_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP")  # MPO: a JPEG with further ones behind it
+_SIGNATURES = b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF"
 
 
 class Header(NamedTuple):
@@ -42,6 +43,8 @@ def why_unreadable(encoded: bytes) -> str:
     header = read_header(encoded)
     if not encoded:
         return "empty"
+    if header is None and encoded.startswith(_SIGNATURES):
+        return f"an image with a damaged header, or of more than {MOST_PIXELS:,} pixels: save it as a smaller PNG"
     if header is None:
         iso = encoded[4:8] == b"ftyp" and encoded[8:12].decode("ascii", "replace").strip()  # HEIC, AVIF, videos
         return f"no {READABLE} image" + (f" but of the format {iso!r}: convert it to PNG" if iso else "")
@@ -49,7 +52,5 @@ def why_unreadable(encoded: bytes) -> str:
         return f"a {header.format} image, and only {READABLE} can be read: convert it to PNG"
     if header.format == "WEBP" and b"ANIM" in encoded[:64]:
         return "an animated WebP: convert one of its pictures to PNG"
-    return (
-        f"a {header.format} image of {header.width:,} x {header.height:,} pixels that is damaged, of a rare kind or of "
-        f"more than {MOST_PIXELS:,} pixels: save it as PNG"
-    )
+    size = f"{header.width:,} x {header.height:,} pixels"
+    return f"a {header.format} image of {size} that is damaged, of a rare kind or too large: save it as a smaller PNG"

@@ -61,8 +61,8 @@ def image_view(config: dict, crops: int = 1):
       crops: 1, the view that the run's own evaluation takes; or 144.
 
     Returns:
-      A function from the bytes of a JPEG, PNG, GIF or BMP to one image, float32 `[image_size, image_size, channels]`
-      in [0, 255], or to the `multicrop.squares` that 144 crops are cut from.
+      A function from the bytes of an image file to one image, float32 `[image_size, image_size, channels]` in
+      [0, 255], or to the `multicrop.squares` that 144 crops are cut from.
     """
     one = preprocessing.whole_image if config["augmentation"] == "none" else preprocessing.single_crop
     view = one if crops == 1 else multicrop.squares

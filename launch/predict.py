@@ -6,6 +6,7 @@ launch/predict cat.jpg dog.png --workdir=runs/bn_x30
 from absl import flags
 
 from bn_keras.errors import InputError
+from bn_keras.json_files import read_bytes
 from bn_keras.run import RunDirectory
 from launch import program
 
@@ -18,10 +19,7 @@ SHOWN = 5
 
 
 def main(paths):
-    images = {}
-    for path in paths:
-        with open(path, "rb") as file:
-            images[path] = file.read()
+    images = {path: read_bytes(path, "give a smaller picture") for path in paths}
     directories = [RunDirectory(path) for path in FLAGS.workdir]
     configs = [directory.read_trained() for directory in directories]
     class_names = directories[0].read_class_names()
@@ -33,6 +31,7 @@ def main(paths):
         import tensorflow as tf
 
         from bn_keras.evaluation import class_probabilities
+        from bn_keras.image_header import why_unreadable
         from bn_keras.preprocessing import to_network_range
         from bn_keras.trained_network import image_view, load_network
 
@@ -43,7 +42,7 @@ def main(paths):
         try:
             pixels = [image_view(config, crops)(encoded) for config in configs]
         except tf.errors.InvalidArgumentError:
-            raise InputError(f"{path} is not a JPEG, PNG, GIF or BMP image that can be read") from None
+            raise InputError(f"{path} is {why_unreadable(encoded)}") from None
         return tf.nest.map_structure(lambda values: to_network_range(values)[None], pixels)
 
     shown = {path: views(path, encoded) for path, encoded in images.items()}

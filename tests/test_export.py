@@ -1,7 +1,6 @@
 """An exported network gives what the trained one gives, in each format, to 1e-5."""
 
 import importlib.util
-import io
 import json
 
 import keras
@@ -83,12 +82,11 @@ def test_a_saved_model_takes_image_files_in_a_process_that_has_only_tensorflow(r
     assert done.returncode == 0, done.stderr
     pixels = np.random.default_rng(1).integers(0, 256, (40, 61), "uint8")
     encoded = []
-    for name, image in (("a.jpg", pixels), ("b.png", pixels), ("c.jpg", np.dstack([pixels] * 3))):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG" if name.endswith("jpg") else "PNG")
-        (tmp_path / name).write_bytes(file.getvalue())
-        encoded.append(file.getvalue())
-    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.jpg")]
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.jpg", "d.gif", "e.bmp", "f.webp")]
+    for path in paths:
+        image = Image.fromarray(np.dstack([pixels] * 3) if path.name in ("c.jpg", "f.webp") else pixels)
+        image.save(path, **{"lossless": True} if path.suffix == ".webp" else {})
+        encoded.append(path.read_bytes())
     done = run_program("-c", ONLY_TENSORFLOW, tmp_path / "model", *paths)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -96,6 +94,7 @@ def test_a_saved_model_takes_image_files_in_a_process_that_has_only_tensorflow(r
     views = np.stack([to_network_range(view(each)) for each in encoded])
     expected = keras.ops.softmax(trained(views, training=False)).numpy()
     np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(expected[3:], expected[[1, 1, 1]], atol=1e-6)  # of the same gray pixels, without loss
     order = np.argsort(-expected, 1)
     names = np.array(["circle", "square", "stripe"])
     assert found["classes"] == names[order].tolist()

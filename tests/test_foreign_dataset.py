@@ -1,6 +1,7 @@
 """TF-Slim's and TFDS's folders give the batches that the same records under our manifest give."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -120,3 +121,134 @@ def test_our_own_folder_that_is_not_finished_is_not_taken_for_tf_slims(data_dir,
     (copy / "dataset.json").unlink()
     with pytest.raises(InputError, match=r"has no dataset\.json"):
         read_dataset(str(copy))
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_shards_in_folders_of_their_splits_are_read_as_imagenet_to_gcs_writes_them(tf_slim_dir, data_dir):
+    for split in ("train", "validation"):
+        (tf_slim_dir / split).mkdir()
+        for path in tf_slim_dir.glob(f"{split}-*"):
+            path.rename(tf_slim_dir / split / path.name)
+    assert_same_batches(read_dataset(str(tf_slim_dir), label_base=1, classes=3), data_dir)
+
+
+@pytest.mark.parametrize("other", ["train-00000-of-00008", "train/train-00000-of-00006", "train-00006-of-00006"])
+def test_shards_of_two_conversions_are_refused_by_name(tf_slim_dir, other):
+    (tf_slim_dir / "train").mkdir()
+    shutil.copy(tf_slim_dir / "train-00000-of-00006", tf_slim_dir / other)
+    with pytest.raises(InputError, match=f"train-0000.-of-00006 and .*{other} are of two conversions"):
+        read_dataset(str(tf_slim_dir), 1, 3)
+
+
+def test_a_count_of_shards_that_no_disk_holds_is_answered_at_once(tf_slim_dir):
+    for path in tf_slim_dir.glob("train-*"):
+        path.rename(tf_slim_dir / f"{path.name[:11]}-of-999999999")
+    with pytest.raises(InputError, match="train-00006-of-999999999 is missing"):
+        read_dataset(str(tf_slim_dir), 1, 3)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda path: path.touch(), "is empty"),
+        (os.mkfifo, "is no regular file"),
+        (lambda path: path.mkdir(), "is no regular file"),
+        (lambda path: path.write_bytes(bytes(1000)), "has no record at byte 0"),
+        (lambda path: path.write_bytes(b"\xff" * 1000), "has no record at byte 0"),
+    ],
+)
+def test_what_is_named_like_a_shard_and_is_none_is_named(tf_slim_dir, make, said):
+    shard = tf_slim_dir / "train-00002-of-00006"
+    shard.unlink()
+    make(shard)
+    with pytest.raises(InputError, match=f"{shard.name} {said}"):
+        read_dataset(str(tf_slim_dir), 1, 3)
+
+
+@pytest.mark.parametrize("label_base, classes, label", [(0, 2, 2), (0, 3, 3), (1, 2, 3)])
+def test_labels_outside_of_what_was_said_of_them_are_named_before_training(tf_slim_dir, label_base, classes, label):
+    with pytest.raises(InputError, match=f"has a record with label {label}, legal are .*give the --label_base"):
+        read_dataset(str(tf_slim_dir), label_base, classes)
+
+
+def test_records_with_other_features_are_named_with_those_that_they_have(tf_slim_dir, tfds_dir):
+    for path in tf_slim_dir.glob("*-of-*"):
+        shutil.copy(tfds_dir / f"shapes-{path.name.replace('-0', '.tfrecord-0', 1)}", path)
+    with pytest.raises(InputError, match=r"without one image/encoded, its features are image, .*label"):
+        read_dataset(str(tf_slim_dir), 1, 3)
+
+
+def test_a_folder_above_a_data_set_names_the_folders_below(tfds_dir, data_dir):
+    with pytest.raises(InputError, match=f"give --data_dir={tfds_dir}$"):
+        read_dataset(str(tfds_dir.parent))
+    with pytest.raises(InputError, match=f"give --data_dir=.*{data_dir}"):
+        read_dataset(str(data_dir.parent))
+    assert read_dataset(str(tfds_dir)).examples("train") == 60
+
+
+@pytest.mark.parametrize("format", ["array_record", "riegeli"])
+def test_shards_of_another_format_of_tfds_are_refused_by_its_name(tfds_dir, format):
+    edit_json(tfds_dir / "dataset_info.json", lambda info: info.update(fileFormat=format))
+    with pytest.raises(InputError, match=f"{format} files, only TFRecord is read: .*--file_format=tfrecord"):
+        read_dataset(str(tfds_dir))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{DATASET.__class__}", "{DATASET!r}", "{SPLIT:>999999999}", "../../x", "/etc/passwd", "{0}", "{", "{NAME}",
+        "a/b", "\n", 5,
+    ],
+)  # fmt: skip
+def test_a_template_that_no_version_of_tfds_writes_is_refused(tfds_dir, template):
+    edit_json(tfds_dir / "dataset_info.json", lambda info: info["splits"][0].update(filepathTemplate=template))
+    with pytest.raises(InputError, match=r"\$\.splits\[0\]\.filepathTemplate is .*, not a file's name with DATASET"):
+        read_dataset(str(tfds_dir))
+
+
+def test_a_template_in_tfds_own_words_is_read(tfds_dir, data_dir):
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}-of-{NUM_SHARDS}"
+    edit_json(tfds_dir / "dataset_info.json", lambda info: info["splits"][0].update(filepathTemplate=template))
+    assert_same_batches(read_dataset(str(tfds_dir)), data_dir)
+
+
+@pytest.mark.parametrize(
+    "file, change, said",
+    [
+        ("dataset_info.json", lambda c: c.update(name="../x"), r"\$\.name is '../x'"),
+        ("dataset_info.json", lambda c: c.update(splits={}), r"\$\.splits is {}"),
+        ("dataset_info.json", lambda c: c["splits"].pop(), "no validation|no test"),
+        ("dataset_info.json", lambda c: c["splits"][0].update(name=".."), r"\$\.splits\[0\]\.name"),
+        ("dataset_info.json", lambda c: c["splits"][0].update(shardLengths=["1e3"]), r"shardLengths\[0\] is '1e3'"),
+        ("dataset_info.json", lambda c: c["splits"][0]["shardLengths"].__setitem__(0, str(10**17)), "too few for the"),
+        ("dataset_info.json", lambda c: c["splits"][0].update(filepathTemplate="{DATASET}"), "is missing|listed twice"),
+        ("dataset_info.json", lambda c: c["splits"][0].update(shardLengths=[]), "lists no train examples"),
+        ("features.json", lambda c: c.update(featuresDict=[]), r"\$\.featuresDict is \[\]"),
+        ("features.json", lambda c: c["featuresDict"]["features"].update(image=7), r"features\.image is 7"),
+        ("features.json", lambda c: c["featuresDict"]["features"]["label"].pop("classLabel"), "label has 0 classes"),
+        (
+            "features.json",
+            lambda c: c["featuresDict"]["features"]["label"]["classLabel"].update(numClasses=10**17),
+            "label has 100,000,000,000,000,000 classes",
+        ),
+    ],
+)
+def test_metadata_of_tfds_that_cannot_be_are_named_by_file_and_place(tfds_dir, file, change, said):
+    edit_json(tfds_dir / file, change)
+    with pytest.raises(InputError, match=said) as caught:
+        read_dataset(str(tfds_dir))
+    assert str(tfds_dir) in str(caught.value)
+
+
+def test_names_of_classes_end_at_line_feeds_alone(tfds_dir):
+    names = "cir\u2028cle", "squ\x0b\x0c\x1c\x85are", "caf\\xe9"
+    (tfds_dir / "label.labels.txt").write_bytes("".join(f"{n}\r\n" for n in names).encode().replace(b"\\xe9", b"\xe9"))
+    assert read_dataset(str(tfds_dir)).class_names == names
+    (tfds_dir / "label.labels.txt").write_text("circle\nsquare\n")
+    with pytest.raises(InputError, match=r"names 2 classes, features\.json says 3"):
+        read_dataset(str(tfds_dir))

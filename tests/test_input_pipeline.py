@@ -8,6 +8,7 @@ import shutil
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from conftest import ROOT, start_program
@@ -348,6 +349,66 @@ class TestBadExamples:
         np.testing.assert_array_equal(labels, np.where(good, whole_labels, PADDING_LABEL))
         np.testing.assert_array_equal(images[good], whole_images[good])
         assert len(found) == 7
+
+
+class TestDecode:
+    """Every format, of color and of gray pixels, with and without alpha, for a network of either kind."""
+
+    RANDOM = np.random.default_rng(0).integers(0, 256, (30, 40, 3), "uint8")
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "WEBP"])
+    @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+    def test_the_pixels_are_pillows(self, format, mode, channels):
+        image = PIL.Image.fromarray(self.RANDOM).convert(mode)
+        if mode == "RGBA":
+            image.putalpha(PIL.Image.fromarray(self.RANDOM[..., 0] | 1))  # where it is 0, GIF has no color
+        file = io.BytesIO()
+        image.save(file, format, **{"lossless": True, "exact": True} if format == "WEBP" else {})
+        if format == "GIF":  # of at most 256 colors, which Pillow chooses
+            image = PIL.Image.open(io.BytesIO(file.getvalue()))
+        wanted = np.asarray(image.convert("RGB").convert("L" if channels == 1 else "RGB"), int).reshape(
+            30, 40, channels
+        )
+        found = preprocessing.decode(file.getvalue(), channels).numpy()
+        assert abs(found - wanted).max() <= channels % 3  # luma is rounded, or cut off
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_a_cmyk_jpeg_is_read(self, channels):
+        flat = PIL.Image.new("RGB", (32, 32), (200, 120, 40)).convert("CMYK")
+        file = io.BytesIO()
+        flat.save(file, "JPEG", quality=95)
+        found = preprocessing.single_crop(file.getvalue(), image_size=8, channels=channels)
+        wanted = (200, 120, 40) if channels == 3 else 0.299 * 200 + 0.587 * 120 + 0.114 * 40
+        np.testing.assert_allclose(found, np.broadcast_to(wanted, (8, 8, channels)), atol=3)
+
+    def test_an_animated_webp_is_an_error(self):
+        file = io.BytesIO()
+        moving = [PIL.Image.fromarray(self.RANDOM), PIL.Image.fromarray(255 - self.RANDOM)]
+        for options in ({}, {"background": (0, 0, 0, 0)}):
+            moving[0].save(file, "WEBP", save_all=True, append_images=moving[1:], **options)
+            for channels in (1, 3):
+                with pytest.raises(tf.errors.InvalidArgumentError):
+                    preprocessing.decode(file.getvalue(), channels)
+
+    def test_an_image_of_too_many_pixels_is_an_error_before_it_is_decoded(self):
+        file = io.BytesIO()
+        PIL.Image.new("L", (8, 8)).save(file, "JPEG")
+        content = file.getvalue()
+        frame = content.index(b"\xff\xc0") + 5
+        content = content[:frame] + b"\xff\x00\xff\x00" + content[frame + 4 :]  # height and width
+        with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
+            preprocessing.single_crop(content, image_size=8, channels=1)
+
+    @pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 1), (2, 3)])
+    def test_an_image_of_any_shape_has_crops(self, size):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 1), "uint8")
+        encoded, options = tf.io.encode_png(pixels), {"image_size": 16, "channels": 1}
+        if 30_000 in size:
+            assert (preprocessing.single_crop(encoded, **options).numpy() == pixels.reshape(-1)[14_999]).all()
+        for seed in range(20):
+            crop = preprocessing.random_crop(preprocessing.uniform_draws((0, seed)))
+            assert preprocessing.training_crop(encoded, crop, **options).shape == (16, 16, 1)
 
 
 class TestCrop:

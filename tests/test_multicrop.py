@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from bn_keras import multicrop, preprocessing
 from bn_keras.evaluation import class_probabilities
@@ -85,3 +86,24 @@ def test_the_probabilities_are_the_mean_over_the_crops_one_by_one():
         expected = np.exp(logits - logits.max(1, keepdims=True))
         expected = (expected / expected.sum(1, keepdims=True)).mean(0)
         np.testing.assert_allclose(found[k, 0], expected, rtol=1e-4)  # float32 logits of 1e1
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_of_a_line_of_pixels_the_squares_are_its_ends_and_its_middle(upright):
+    """30,000 x 1 pixels; resized as a whole to 256 pixels, the other side would have 7,680,000."""
+    line = np.random.default_rng(0).integers(0, 256, (1, 30_000, 1), "uint8")
+    encoded = tf.io.encode_png(line.transpose(1, 0, 2) if upright else line)
+    for scale in multicrop.squares(encoded, image_size=224, channels=1):
+        first, middle, last = scale.numpy()
+        assert (first == line[0, 0]).all() and (middle == line[0, 14_999]).all() and (last == line[0, -1]).all()
+
+
+def test_a_long_image_has_nearly_the_squares_that_resizing_it_as_a_whole_gives():
+    """Of 17 times the short side, cut before resizing; beside it, by Pillow, resized as a whole and then cut."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5), "uint8")
+    image = Image.fromarray(pixels).resize((17 * 48, 48), Image.BICUBIC)
+    encoded = tf.io.encode_png(np.asarray(image)[..., None])
+    (first, middle, last), *_ = multicrop.squares(encoded, image_size=224, channels=1)
+    whole = np.asarray(image.convert("F").resize((17 * 256, 256), Image.BILINEAR))
+    for found, begin in ((first, 0), (middle, 8 * 256), (last, 16 * 256)):
+        np.testing.assert_allclose(found[..., 0], whole[:, begin : begin + 256], atol=3)
