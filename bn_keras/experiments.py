@@ -6,8 +6,7 @@ Every run is a launcher with flags, so that any of them can be had alone; `launc
 import dataclasses
 import os
 
-from bn_keras import figure_1
-from bn_keras.run import RunDirectory
+from bn_keras.run import CONFIG_FILE, MNIST_CONFIG_FILE, RunDirectory
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
 
 FIGURE_2_VARIANTS = (
@@ -76,13 +75,16 @@ class Experiment:
     work: float
 
     def directory(self, workdir: str) -> RunDirectory:
-        config_file = {"config_file": figure_1.CONFIG_FILE} if self.program == "mnist" else {}
-        return RunDirectory(os.path.join(workdir, self.section, self.name), **config_file)
+        config_file = MNIST_CONFIG_FILE if self.program == "mnist" else CONFIG_FILE
+        return RunDirectory(os.path.join(workdir, self.section, self.name), config_file)
 
     def done(self, workdir: str) -> bool:
-        """Whether the run has all of its steps, or has diverged."""
-        curve = self.directory(workdir).curve
-        return bool(curve.diverged()) or any(row["step"] >= self.steps for row in curve.rows)
+        """Whether the run has all of its steps, or has diverged; a last row alone may lack its neighbours."""
+        directory = self.directory(workdir)
+        step = directory.newest_step()
+        if step is None:  # the checkpoints of what is done may have been removed
+            step = max((row["step"] for row in directory.curve.rows), default=0)
+        return step >= self.steps or bool(directory.curve.diverged())
 
     def arguments(self, workdir: str) -> list[str]:
         """What follows the program's name on the command line."""

@@ -3,9 +3,9 @@
 import os
 import statistics
 
+from bn_keras.errors import InputError
 from bn_keras.run import RunDirectory
 
-CONFIG_FILE = "mnist.json"
 FIGURE_1 = "figure1.png"
 TABLE_1 = "figure1.md"
 
@@ -51,7 +51,12 @@ def _steps_to(rows, accuracy):
 
 
 def _by_network(directory):
-    return {name: [row for row in directory.curve.rows if row["network"] == name] for name in NETWORKS}
+    rows = {name: [row for row in directory.curve.rows if row["network"] == name] for name in NETWORKS}
+    if not all(rows.values()):
+        raise InputError(
+            f"{directory.curve.path} lacks the rows of a network: a larger --steps trains on and adds some"
+        )
+    return rows
 
 
 def _accuracy(row):

@@ -81,11 +81,9 @@ def read_json(path: str, schema: dict, fix: str) -> dict:
 
 def parse_json(content: bytes, path: str, schema: dict, fix: str) -> dict:
     """What `read_json` makes of the bytes of a file."""
-    import jsonschema  # here, so that --help does not wait for it
-
     try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
-        error = next(_validator(jsonschema, schema).iter_errors(value), None)
+        value = _loads(content)
+        error = next(_validator(schema).iter_errors(value), None)
     except RecursionError:
         raise InputError(f"{path} is nested too deeply: {fix}") from None
     except ValueError as damage:
@@ -95,7 +93,40 @@ def parse_json(content: bytes, path: str, schema: dict, fix: str) -> dict:
     return value
 
 
-def _validator(jsonschema, schema):
+def read_json_lines(path: str, schema: dict) -> tuple[list[dict], list[int]]:
+    """The lines of a file that fit a schema, and the numbers, from 1, of those that do not; a last line without an end
+    was cut short and is neither.
+
+    Raises:
+      InputError: it is no regular file.
+      OSError: it is missing or cannot be read.
+    """
+    file_size(path)
+    fitting, others = [], []
+    validator = _validator(schema)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                value = _loads(line)
+                fits = validator.is_valid(value)
+            except (RecursionError, ValueError):
+                fits = False
+            if fits:
+                fitting.append(value)
+            else:
+                others.append(number)
+    return fitting, others
+
+
+def _loads(content: bytes):
+    return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _validator(schema):
+    import jsonschema  # here, so that --help does not wait for it
+
     base = jsonschema.Draft202012Validator
     types = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     return jsonschema.validators.extend(base, type_checker=types)(schema)
@@ -107,6 +138,9 @@ def _describe(error) -> str:
     if error.validator == "required":
         missing = [name for name in error.validator_value if name not in error.instance]
         return f"{place} lacks {', '.join(missing)}"
+    if error.validator == "additionalProperties":
+        unknown = [name for name in error.instance if name not in error.schema["properties"]]
+        return f"{place} has {reprlib.repr(unknown)}, which this version does not know"
     wanted = error.schema.get("description") or f"{error.validator} {error.validator_value!r}"
     return f"{place} is {reprlib.repr(error.instance)}, not {wanted}"
 

@@ -138,13 +138,13 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory):
     Raises:
       InputError: the directory holds another run, another process trains in it, or the loss is not finite.
     """
-    directory.check(config)
-    directory.open(config, dataset.class_names)
-    curve = directory.curve
+    directory.check(config, dataset.class_names)
     train_images, train_labels = map(tf.constant, read_binary_images(dataset, "train"))
     test_images, test_labels = map(tf.constant, read_binary_images(dataset, "validation"))
     networks = [_Network(bool(k), len(dataset.class_names), config) for k in range(len(NETWORKS))]
+    row_step = tf.Variable(0, dtype=tf.int64, trainable=False)  # of the last rows, which the sums of loss are since
     variables = {name: variable for network in networks for name, variable in network.variables().items()}
+    variables["row_step"] = row_step
 
     @tf.function
     def train_steps(indices):
@@ -157,18 +157,28 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory):
         logits, before_sigmoid = networks[network].model(test_images, training=False)
         return count_correct(logits, test_labels), before_sigmoid
 
-    step = 0
-    if saved := checkpoint.load_newest(directory.path):
-        step = saved[0]
+    def restore():
+        if not (saved := checkpoint.load_newest(directory.path)):
+            return 0
+        step, arrays = saved
+        rows = [row["step"] for row in directory.curve.rows if row["step"] <= step]
+        arrays = {"row_step": max(rows, default=0)} | arrays  # which earlier versions lack
         for name, variable in variables.items():
-            variable.assign(saved[1][name])
+            if name not in arrays:
+                raise InputError(f"the checkpoint of step {step} lacks {name}: give another --workdir")
+            variable.assign(arrays[name])
+        return step
+
+    restore()  # before anything is written; again when no other process can train there
+    directory.open(config, dataset.class_names)
+    step = restore()
+    curve = directory.curve
     curve.truncate(step)
 
     def add_rows():
-        since = curve.rows[-1]["step"] if curve.rows else 0
         for k, network in enumerate(networks):
             counts, before_sigmoid = test(k)
-            loss = float(network.loss_sum.numpy()) / max(1, step - since)
+            loss = float(network.loss_sum.numpy()) / max(1, step - int(row_step.numpy()))
             if not np.isfinite(loss):
                 raise InputError(
                     f"the loss {network.model.name} is not finite before step {step}: give a lower learning rate"
@@ -187,6 +197,7 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory):
                     "wall_time": time.time(),
                 }
             )
+        row_step.assign(step)
 
     progress = Progress("mnist", config.steps)
     while step < config.steps:

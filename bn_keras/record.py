@@ -1,11 +1,13 @@
 """What a run leaves behind while it trains: its curve, TensorBoard's events, checkpoints, progress, the model."""
 
-import os
 import time
+
+import keras
 
 from bn_keras import checkpoint
 from bn_keras.progress import Progress
-from bn_keras.run import MODEL_FILE, RunConfig, RunDirectory
+from bn_keras.run import RunConfig, RunDirectory
+from bn_keras.run_files import replacing, seal
 from bn_keras.skipped_records import SkippedRecords
 from bn_keras.tensorboard import TensorBoardWriter
 
@@ -54,16 +56,22 @@ class RunRecord:
         """The steps that have a row of a kind."""
         return [row["step"] for row in self._curve.rows if row["kind"] == kind]
 
-    def best_accuracy(self) -> float:
-        """Of all evaluations so far; 0 before the first."""
-        return self._curve.max_accuracy() or 0.0
+    def save(self, step: int, arrays: dict, best: int):
+        """Writes a checkpoint, after what it counts on; a run keeps the last two, and that of the step `best`.
 
-    def save(self, step: int, arrays: dict, best: bool = False):
-        """Writes a checkpoint, after what it counts on; a run keeps the last two and the best."""
+        One best is dropped only when a checkpoint knows of the next, as a kill between the two goes on from before.
+        """
         if self._writes:
             self._curve.sync()
-            (checkpoint.save_best if best else checkpoint.save)(self._directory.path, step, arrays)
+            checkpoint.save(self._directory.path, step, arrays, self._directory.texts)
+            checkpoint.keep_best(self._directory.path, best)
             self._board.flush()
+
+    def save_best(self, step: int, arrays: dict):
+        """Writes the checkpoint of the best evaluation, after its row."""
+        if self._writes:
+            self._curve.sync()
+            checkpoint.save_best(self._directory.path, step, arrays, self._directory.texts)
 
     def progressed(self, step: int):
         if self._writes:
@@ -73,16 +81,15 @@ class RunRecord:
         if self._writes:
             self._progress.evaluated(step, accuracy)
 
-    def close(self, message: str, model=None):
-        """Says how the run ended; a model is what it ended with."""
+    def save_model(self, step: int, model: keras.Model):
+        """Writes the model that the run ended with."""
         if self._writes:
-            if model is not None:
-                _save_model(model, self._directory.path)
+            with replacing(self._directory.model_path) as temporary:
+                model.save(temporary)
+                seal(temporary, step)
+
+    def close(self, message: str):
+        """Says how the run ended."""
+        if self._writes:
             self._board.close()
             self._progress.close(message)
-
-
-def _save_model(model, directory):
-    temporary = os.path.join(directory, "unfinished.keras")
-    model.save(temporary)
-    os.replace(temporary, os.path.join(directory, MODEL_FILE))

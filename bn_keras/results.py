@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bn_keras import figure_1, report
 from bn_keras.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
 from bn_keras.report import MeasuredRun, Row, mean_and_range
-from bn_keras.run import CONFIG_FILE, RunDirectory
+from bn_keras.run import MNIST_CONFIG_FILE, RunDirectory
 from bn_keras.variants import VARIANTS
 
 LOG = "log.jsonl"
@@ -70,12 +70,8 @@ def _measured(workdir, section):
     """The runs of a section by the name of their folder."""
     folder = os.path.join(workdir, section)
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    paths = {name: os.path.join(folder, name) for name in names}
-    return {
-        name: MeasuredRun(RunDirectory(path))
-        for name, path in paths.items()
-        if os.path.exists(os.path.join(path, CONFIG_FILE))
-    }
+    runs = {name: RunDirectory(os.path.join(folder, name)) for name in names}
+    return {name: MeasuredRun(run) for name, run in runs.items() if run.read_config() is not None}
 
 
 def _rows(workdir, section):
@@ -108,7 +104,7 @@ def _claims(claims: list[tuple[str, str, str, bool | None]]) -> str:
 
 
 def _figure_1(workdir, plots):
-    directory = RunDirectory(os.path.join(workdir, "figure1"), figure_1.CONFIG_FILE)
+    directory = RunDirectory(os.path.join(workdir, "figure1"), MNIST_CONFIG_FILE)
     if not directory.curve.rows:
         return ["Not run: `launch/mnist`.\n"]
     figure_1.draw(directory, os.path.join(plots, figure_1.FIGURE_1))

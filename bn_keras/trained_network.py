@@ -1,22 +1,24 @@
 """The trained network of a run, for inference: batch normalization by moving or population statistics, then folded."""
 
 import functools
-import zipfile
 
 import keras
 import tensorflow as tf
 
 from bn_keras import (
+    checkpoint,
     layers,  # noqa: F401 (registers what the file names)
     multicrop,
     preprocessing,
 )
 from bn_keras.dataset import Dataset
-from bn_keras.errors import InputError
+from bn_keras.errors import InputError, first_line
 from bn_keras.inference.folding import fold_batch_normalization
 from bn_keras.inference.population_statistics import batch_normalizations, population_statistics
 from bn_keras.input_pipeline import training_batches
-from bn_keras.run import RunDirectory
+from bn_keras.run import RunConfig, RunDirectory
+from bn_keras.run_files import note
+from bn_keras.training_state import build_network
 
 
 def load_network(
@@ -26,10 +28,10 @@ def load_network(
     population_of: Dataset | None = None,
     population_steps: int = 100,
 ) -> keras.Model:
-    """Loads a run's network with every batch normalization folded into its convolution.
+    """Loads a run's network, of the newest step, with every batch normalization folded into its convolution.
 
     Args:
-      directory: of a finished run.
+      directory: of a run.
       strategy: under which the network's variables are made.
       population_of: the data set that the run was trained on, to replace the moving averages by the population
         statistics of Algorithm 2 over its training mini-batches, of the run's own size, crops and distortion, where
@@ -40,17 +42,37 @@ def load_network(
       A model from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits float32 `[N, classes]`.
 
     Raises:
-      InputError: there is no run, or it is not finished or damaged.
+      InputError: there is no run, or nothing of it is whole.
     """
     config = directory.read_trained()
-    try:
-        model = keras.models.load_model(directory.model_path, compile=False)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{directory.model_path} is damaged ({error}): train it again") from None
+    model = _read_newest(directory, RunConfig.from_flat(config, directory.config_path))
     if population_of and batch_normalizations(model):
         _measure(model, config, population_of, population_steps)
     with (strategy or tf.distribute.get_strategy()).scope():
         return fold_batch_normalization(model)
+
+
+def _read_newest(directory, config):
+    """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step."""
+    step = directory.newest_step()
+    if step is None or (directory.model_step() or 0) >= step:
+        try:
+            return keras.models.load_model(directory.model_path, compile=False)
+        except Exception as error:  # whatever zipfile, h5py and Keras make of damaged bytes
+            reason = first_line(error)
+            raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
+    if step < config.steps:
+        note(f"{directory.path} is at step {step} of {config.steps}")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        model = build_network(config)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    arrays = checkpoint.load_newest(directory.path)[1]
+    for weight in model.weights:
+        weight.assign(arrays[f"model/{weight.path}"])
+    return model
 
 
 def image_view(config: dict, crops: int = 1):

@@ -14,7 +14,6 @@ import functools
 import signal
 
 import tensorflow as tf
-from absl import logging
 
 from bn_keras import checkpoint, population_statistics
 from bn_keras.dataset import Dataset
@@ -62,14 +61,12 @@ def train(
         another worker is gone; nothing more can be written, and the last checkpoint is whole.
     """
     try:
-        if is_chief(strategy):
-            directory.open(config, dataset.class_names)
         return Trainer(config, dataset, directory, strategy, profiled_steps).run()
     except OSError as error:
-        newest = checkpoint.newest_path(directory.path)
+        newest = directory.newest_step()
+        whole = "no checkpoint was written" if newest is None else f"the checkpoint of step {newest} is whole"
         raise InputError(
-            f"cannot write to {directory.path} ({error.strerror or error}): "
-            f"{f'{newest} is whole' if newest else 'no checkpoint was written'}, the same command continues there"
+            f"cannot write to {directory.path} ({error.strerror or error}): {whole}, the same command continues there"
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise InputError(
@@ -93,7 +90,12 @@ class Trainer:
         self.strategy = strategy
         self.state = TrainingState(config, strategy)
         self.agreement = Agreement(strategy)
-        self.step = self._restore(directory.path)
+        # Twice: what does not fit is to fail before anything is written, and another process may train until `open`.
+        self.step = self._restore(directory)
+        self.monitor = self._make_monitor() if config.monitor else None
+        if is_chief(strategy):
+            directory.open(config, dataset.class_names)
+        self.step = self._restore(directory)
         self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=dataset.skipped)
         self.logged_step = max(self.record.steps_of("training"), default=0)
         self.statistics = StepStatistics(config.replicas)
@@ -101,7 +103,6 @@ class Trainer:
         self.evaluator = Evaluator(self.state.model, strategy)
         self.batches = iter(distribute(strategy, self._training_batches()))
         self.validation = distribute(strategy, functools.partial(run_validation_batches, config, dataset))
-        self.monitor = self._make_monitor() if config.monitor else None
         self.interruption = Interruption()
         self.profiler = Profiler(directory.path, profiled_steps)
         self.steps_per_second = 0.0
@@ -129,14 +130,16 @@ class Trainer:
             return self.interruption.outcome or Outcome.PREEMPTED
         finally:
             self.interruption.give_back()
-        self.record.close("finished", self.state.model)
+        self.record.save_model(self.step, self.state.model)
+        self.record.close("finished")
         return Outcome.FINISHED
 
-    def _restore(self, path):
-        if saved := checkpoint.load_newest(path):
+    def _restore(self, directory):
+        if saved := checkpoint.load_newest(directory.path):
             self.state.restore(saved[1])
-            logging.info("continuing %s at step %d", path, saved[0])
         step = int(self.state.step.numpy())
+        if best := directory.curve.best(step):  # a kill after an evaluation leaves its row, but not the state after it
+            self.state.note_accuracy(*best)
         if (mean := self.agreement.mean(step)[0]) != step:
             raise InputError(
                 f"this worker goes on at step {step}, the mean of all is {mean:g}: give all of them one --workdir, "
@@ -195,26 +198,25 @@ class Trainer:
     def _evaluate_if_due(self):
         """Adds the rows on the held-out examples that this step should have and has not."""
         if self._lacks("validation", self.config.eval_every):
-            best = self.record.best_accuracy()
-            accuracy = self._evaluate("validation")
+            counts = self._count()
+            accuracy = counts.top1 / counts.of
+            if self.state.note_accuracy(self.step, accuracy):
+                self.record.save_best(self.step, self.state.arrays())
+            self._add_row("validation", **counts._asdict())  # after the best: it says that the evaluation is done
             self.record.evaluated(self.step, accuracy)
-            if accuracy > best:
-                self.record.save(self.step, self.state.arrays(), best=True)
         if self.config.ema and self._lacks("ema", self.config.eval_every):
             with self.state.optimizer.averages_applied():
-                self._evaluate("ema")
+                self._add_row("ema", **self._count()._asdict())
         if self.config.population_statistics and self._lacks("population", self.config.eval_every):
             with self._measured_statistics().applied():
-                self._evaluate("population")
+                self._add_row("population", **self._count()._asdict())
         if self.monitor and self._lacks("monitor", self.config.monitor_every):
             self._add_row("monitor", percentiles=PERCENTILES, layers=self.monitor.look())
 
-    def _evaluate(self, kind):
-        """Adds a row of counts and returns the accuracy."""
+    def _count(self):
+        """The `Counts` of the held-out examples."""
         with naming_damage(self.dataset, "validation"):
-            counts = self.evaluator(self._until_interrupted(self.validation))
-        self._add_row(kind, **counts._asdict())
-        return counts.top1 / counts.of
+            return self.evaluator(self._until_interrupted(self.validation))
 
     def _measured_statistics(self):
         """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
@@ -233,10 +235,10 @@ class Trainer:
             yield batch
 
     def _save(self):
-        self.record.save(self.step, self.state.arrays())
+        self.record.save(self.step, self.state.arrays(), best=int(self.state.best_step.numpy()))
 
     def _due(self, every):
-        return self.step % every == 0 or self.step == self.config.steps
+        return self.step % every == 0 or self.step >= self.config.steps
 
     def _lacks(self, kind, every):
         return self.step > 0 and self._due(every) and self.step not in self.record.steps_of(kind)

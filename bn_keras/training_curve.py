@@ -14,6 +14,8 @@ Rows of kind "ema" and "population" are validations with averaged weights and wi
 import json
 import os
 
+from bn_keras.json_files import COUNT, NUMBER, TEXT, read_json_lines
+from bn_keras.run_files import note, replacing
 from bn_keras.variants import PAPER_BATCH_SIZE
 
 FILE = "curve.jsonl"
@@ -31,20 +33,55 @@ MEASURED = (
 )
 """Fields that are times, or memory, and so different in every run."""
 
+_COUNTED = ("validation", "ema", "population", "test")  # "test" is Section 4.1's
+_COUNTS = ["examples", "top1", "of"]
+_THREE = {"minItems": 3, "maxItems": 3}  # Figure 1's percentiles
+_LOOKS = {"type": "object", "additionalProperties": {"type": "array", "items": NUMBER, **_THREE}}
+_UNITS = {"type": "array", "items": NUMBER, "minItems": 100, "maxItems": 100}
+_ROW = {
+    "type": "object",
+    "required": ["kind", "step"],
+    "properties": {
+        "kind": {"enum": ["training", "monitor", "diverged", *_COUNTED]},
+        **dict.fromkeys(("step", "examples", "top1", "top5"), COUNT),
+        "of": {**COUNT, "minimum": 1},
+        **dict.fromkeys(("learning_rate", "loss", "accuracy", *MEASURED), NUMBER),
+        "reason": TEXT,
+        "network": {"enum": ["without_bn", "with_bn"]},
+        "percentiles": {"type": "array", **_THREE},
+        "layers": {"type": "object", "additionalProperties": _LOOKS},
+    },
+    "allOf": [
+        {"if": {"properties": {"kind": {"const": kind}}}, "then": fields}
+        for kind, fields in {
+            **{counted: {"required": _COUNTS} for counted in _COUNTED[:-1]},
+            "test": {
+                "required": [*_COUNTS, "network", "percentiles"],
+                "properties": {"percentiles": {"items": _UNITS}},
+            },
+            "monitor": {"required": ["percentiles", "layers"]},
+        }.items()
+    ],
+}
+"""What a row must have for this project's readers; it may have more."""
+
 
 class TrainingCurve:
     """Rows of one run, in memory and on disk.
 
     Args:
-      path: of the file; it is made when the first row is appended. A last line that a kill cut short is dropped.
+      path: of the file; it is made when the first row is appended. A last line that a kill cut short is dropped, and
+        a line that is no row is left out and named.
     """
 
     def __init__(self, path: str):
         self.path = path
         self.rows = []
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                self.rows = [json.loads(line) for line in file if line.endswith("\n")]
+        if os.path.lexists(path):
+            self.rows, damaged = read_json_lines(path, _ROW)
+            if damaged:
+                others = f", nor are {len(damaged) - 1} others" if len(damaged) > 1 else ""
+                note(f"{path}: line {damaged[0]} is no row of a curve{others}: left out")
 
     def append(self, row: dict):
         self.rows.append(row)
@@ -64,10 +101,8 @@ class TrainingCurve:
     def truncate(self, step: int):
         """Forgets what came after `step`, where a run resumes, also on disk."""
         self.forget(step)
-        temporary = self.path + ".tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        os.replace(temporary, self.path)
 
     def validation(self) -> list[tuple[float, float]]:
         """Points (steps of 32 images, top-1 accuracy as a fraction), the axes of Figure 2."""
@@ -80,6 +115,12 @@ class TrainingCurve:
     def max_accuracy(self) -> float | None:
         """Figure 3's last column; None before the first evaluation."""
         return max((accuracy for _, accuracy in self.validation()), default=None)
+
+    def best(self, step: int) -> tuple[int, float] | None:
+        """(its step, top-1 accuracy) of the best evaluation up to a step; None before the first."""
+        rows = [row for row in self.rows if row["kind"] == "validation" and row["step"] <= step]
+        best = max(rows, key=lambda row: row["top1"] / row["of"], default=None)
+        return best and (best["step"], best["top1"] / best["of"])
 
     def steps_to(self, accuracy: float) -> float | None:
         """Figure 3's middle column: steps of 32 images to the first evaluation that reaches `accuracy`, or None."""

@@ -18,6 +18,20 @@ from bn_keras.preprocessing import PhotometricDistortion
 from bn_keras.run import RunConfig
 
 
+def build_network(config: RunConfig) -> keras.Model:
+    """The untrained network of a run, of Keras's dtype policy and under the strategy that are set."""
+    return build_model(
+        config.variant,
+        image_size=config.image_size,
+        channels=config.channels,
+        classes=config.classes,
+        width=config.width,
+        batch_normalization=functools.partial(
+            BatchNormalization, momentum=config.bn_momentum, **_statistics_over(config)
+        ),
+    )
+
+
 class TrainingState:
     """Model, optimizer and running sums of one run: every variable that a checkpoint holds.
 
@@ -26,7 +40,7 @@ class TrainingState:
     was changed on the way.
     """
 
-    _OWN = ("step", "examples", "loss_sum", "correct")
+    _OWN = ("step", "examples", "loss_sum", "correct", "best_step", "best_accuracy")
 
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
         keras.utils.set_random_seed(config.seed)
@@ -34,16 +48,7 @@ class TrainingState:
             tf.config.experimental.enable_op_determinism()
         keras.config.set_dtype_policy(config.precision)
         with strategy.scope():
-            self.model = build_model(
-                config.variant,
-                image_size=config.image_size,
-                channels=config.channels,
-                classes=config.classes,
-                width=config.width,
-                batch_normalization=functools.partial(
-                    BatchNormalization, momentum=config.bn_momentum, **_statistics_over(config)
-                ),
-            )
+            self.model = build_network(config)
             self.optimizer = MomentumSGD(self.model.trainable_variables, config.clip_norm, config.ema)
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
             self.step = _counter(tf.int64, 0)
@@ -51,6 +56,15 @@ class TrainingState:
             self.first_bad_step = _counter(tf.int64, 0)
             self.loss_sum = _counter(tf.float32, 0.0)
             self.correct = _counter(tf.int64, 0)
+            self.best_step = _counter(tf.int64, 0)
+            self.best_accuracy = _counter(tf.float32, 0.0)
+
+    def note_accuracy(self, step: int, accuracy: float) -> bool:
+        """Takes note of an evaluation, and says whether it is the best so far."""
+        if better := bool(accuracy > self.best_accuracy):
+            self.best_step.assign(step)
+            self.best_accuracy.assign(accuracy)
+        return better
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The value of every variable by its name."""
@@ -62,11 +76,13 @@ class TrainingState:
         Raises:
           InputError: the arrays are those of another network.
         """
+        arrays = {"best_step": np.int64(0), "best_accuracy": np.float32(0)} | arrays  # which earlier versions lack
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != variable.shape:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"
                 raise InputError(
-                    f"the checkpoint cannot go on as this run: {name} {tuple(variable.shape)} is {found} there"
+                    f"the checkpoint cannot go on as this run: {name} {tuple(variable.shape)} is {found} there; "
+                    "give another --workdir"
                 )
             variable.assign(arrays[name])
 

@@ -10,6 +10,7 @@ from absl import flags
 
 from bn_keras.errors import InputError
 from bn_keras.run import RunConfig, RunDirectory
+from bn_keras.run_files import replacing, seal
 from bn_keras.variants import PAPER_BATCH_SIZE
 from launch import program, records
 
@@ -26,7 +27,7 @@ def main():
     dataset = records.read_records()
     directory = RunDirectory(FLAGS.workdir)
     if directory.read_config() is not None:
-        raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir, or remove that one")
+        raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir")
 
     with program.loading_tensorflow():
         from bn_keras.slim_checkpoint import VARIANT, read_slim_checkpoint
@@ -58,7 +59,9 @@ def main():
     # How it was trained is not in a checkpoint: what only training uses is None.
     config = RunConfig(**{field.name: None for field in dataclasses.fields(RunConfig)} | known)
     directory.open(config, dataset.class_names)
-    model.save(directory.model_path)
+    with replacing(directory.model_path) as temporary:
+        model.save(temporary)
+        seal(temporary, 0)
     print(f"{FLAGS.checkpoint}: {model.count_params():,} parameters, {classes} classes, in {directory.path}")
 
 

@@ -11,8 +11,8 @@ import os
 from absl import flags
 
 from bn_keras.dataset import read_dataset
-from bn_keras.figure_1 import CONFIG_FILE, write_figure_1
-from bn_keras.run import RunDirectory
+from bn_keras.figure_1 import write_figure_1
+from bn_keras.run import MNIST_CONFIG_FILE, RunDirectory
 from launch import program
 from launch.embedded import embedded_data
 
@@ -47,7 +47,7 @@ def main():
             for name in ("steps", "batch_size", "learning_rate", "weight_deviation", "seed", "eval_every")
         },
     )
-    directory = RunDirectory(FLAGS.workdir, CONFIG_FILE)
+    directory = RunDirectory(FLAGS.workdir, MNIST_CONFIG_FILE)
     train(config, dataset, directory)
     figure, table = write_figure_1(directory, FLAGS.workdir)
     with open(table, encoding="utf-8") as file:

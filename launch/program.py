@@ -1,8 +1,11 @@
 """How every program here starts: flags and failures as in `data_prep.program`, then TensorFlow."""
 
 import contextlib
+import functools
 import os
 import sys
+
+from absl import flags
 
 from bn_keras.errors import InputError
 from data_prep import program, signals
@@ -18,9 +21,25 @@ def run(main, doc: str, *, takes_arguments: bool = False, continues: bool = Fals
       takes_arguments: whether `main` is called with what stands beside the flags, one list of at least one.
       continues: whether the same command goes on where a signal ended it.
     """
+    for name in flags.FLAGS:
+        kind = flags.FLAGS[name].parser
+        if isinstance(kind, (flags.FloatParser, flags.IntegerParser)):
+            wanted = "0 or from 1.2e-38 to 3.4e38" if isinstance(kind, flags.FloatParser) else "below 2^63"
+            flags.register_validator(name, functools.partial(_fits, kind), message=f"must be {wanted}")
     bad_input = InputError, DataInputError, OSError
     least_arguments = 1 if takes_arguments else None
     program.run(main, doc, bad_input=bad_input, least_arguments=least_arguments, continues=continues)
+
+
+SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Of float32's normal numbers: what is nearer to 0 counts as 0 there, what is further is infinite."""
+
+
+def _fits(parser, value):
+    """Whether networks can count with the value of a flag; None is no value."""
+    if isinstance(parser, flags.IntegerParser):
+        return value is None or abs(value) < 2**63
+    return not value or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT  # false of NaN
 
 
 @contextlib.contextmanager

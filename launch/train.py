@@ -87,7 +87,7 @@ def main():
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
     allowed, profiled = allowed_changes(config), profiled_steps()
-    directory.check(config, allowed)
+    directory.check(config, dataset.class_names, allowed)
     if not FLAGS.dry_run and directory.finished(config):
         diverged = directory.curve.diverged()
         state = f"diverged at step {diverged['step']}" if diverged else f"all {config.steps} steps are done"
@@ -103,7 +103,7 @@ def main():
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu)
     config = dataclasses.replace(config, replicas=strategy.num_replicas_in_sync)
     check_replicas(config)
-    directory.check(config, allowed)
+    directory.check(config, dataset.class_names, allowed)
     print(describe(config, recipe), flush=True)
     if uses_gpus(strategy):
         if not config.deterministic:
@@ -169,8 +169,9 @@ def make_config(dataset, recipe):
         raise InputError(
             f"--batch_size=1 leaves {variant.title} one image: batch statistics need at least 2 (Section 3.1)"
         )
-    if FLAGS.ema == 1:
-        raise InputError("--ema=1 would keep the initial weights for ever: give less, such as 0.9999")
+    for flag, kept in (("ema", "weights"), ("bn_momentum", "averages")):
+        if getattr(FLAGS, flag) == 1:
+            raise InputError(f"--{flag}=1 would keep the initial {kept} for ever: give less, such as 0.9999")
     over = FLAGS.normalization_batch
     if over not in ("replica", "global") and not (over.isdecimal() and int(over) > 1):
         raise InputError(f"--normalization_batch={over} must be a count of examples above 1, replica or global")
@@ -184,7 +185,7 @@ def make_config(dataset, recipe):
             f"--distort_on=device: --augmentation={choose('augmentation')} changes no colors; leave one of them out"
         )
 
-    return RunConfig(
+    config = RunConfig(
         variant=variant,
         dataset=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
@@ -221,6 +222,12 @@ def make_config(dataset, recipe):
             )
         },
     )
+    if config.initial_learning_rate > program.LARGEST_FLOAT:
+        raise InputError(
+            f"--learning_rate={FLAGS.learning_rate:g} is {config.initial_learning_rate:g} at "
+            f"--batch_size={config.batch_size}, which is infinite in 32 bits: give a lower one"
+        )
+    return config
 
 
 def check_replicas(config):
