@@ -49,7 +49,7 @@ _CADENCE = {
 }
 
 # What no run can change: its weights have other shapes then.
-_SHAPES = {"variant", "width", "classes", "channels", "batch_normalization", "per_activation_modules"}
+_SHAPES = {"width", "classes", "channels", "batch_normalization", "per_activation_modules"}
 
 WARMUP_EPOCHS, WARMUP_ABOVE = 5, 256
 """Not in the paper: Goyal et al. (2017), who warm up a linearly scaled rate for 5 epochs at batches above 256."""

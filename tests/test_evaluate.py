@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import run_program
 
+from bn_keras import checkpoint
 from bn_keras.run import RunDirectory
 from bn_keras.training_curve import TrainingCurve
 
@@ -80,6 +81,45 @@ def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
     np.testing.assert_allclose(load_network(run)(images), moving, rtol=1e-3, atol=1e-4)
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1]), flip],
+    ids=["missing", "cut", "flipped"],
+)
+def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, damage):
+    from bn_keras.trained_network import load_network
+
+    copy = shutil.copytree(trained_runs[0], tmp_path / "run")
+    damage(copy / "model.keras")
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32")
+    expected, found = (load_network(RunDirectory(str(run)))(images) for run in (trained_runs[0], copy))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_run_that_was_extended_and_stopped_is_evaluated_at_its_newest_step(data_dir, trained_runs, tmp_path):
+    """Its weights are those of step 12 with another bias of the classifier, by which one class is all answers."""
+    copy = shutil.copytree(trained_runs[0], tmp_path / "run")
+    _, arrays = checkpoint.load_newest(str(copy))
+    (bias,) = [name for name, array in arrays.items() if name.startswith("model/") and array.shape == (3,)]
+    checkpoint.save(str(copy), 20, arrays | {bias: np.float32([0, 1e6, 0]), "step": np.int64(20)})
+    (copy / "run.json").write_text((copy / "run.json").read_text().replace('"steps": 12', '"steps": 24'))
+    done = evaluate(data_dir, f"--workdir={copy}")
+    assert done.returncode == 0 and f"{copy} is at step 20 of 24" in done.stderr, done.stderr
+    result = json.loads((copy / "evaluation.json").read_text())["results"][0]
+    assert (result["top1"], result["of"]) == (7, 21)  # 7 of each class
+    (copy / "checkpoint-00000020.npz").write_bytes(b"PK")
+    done = evaluate(data_dir, f"--workdir={copy}")
+    result = json.loads((copy / "evaluation.json").read_text())["results"][0]
+    assert tuple(result[k] for k in COUNTS) == final_counts(trained_runs[0])
+    assert done.stderr.count("checkpoint-00000020.npz is damaged") == 1
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -91,7 +131,7 @@ def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
     ids=["missing", "unfinished", "damaged", "other_classes"],
 )
 def test_what_cannot_be_evaluated_is_one_clear_line(data_dir, trained_runs, tmp_path, change, message):
-    copy = shutil.copytree(trained_runs[0], tmp_path / "run")
+    copy = shutil.copytree(trained_runs[1], tmp_path / "run")  # which has no checkpoints
     change(copy)
     done = evaluate(data_dir, f"--workdir={copy}")
     assert done.returncode == 1 and message in done.stderr

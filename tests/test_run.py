@@ -223,7 +223,7 @@ def changed(field):
     return RunConfig.from_flat(flat | {field: value}, "")
 
 
-NEVER = {"variant", "width", "classes", "channels", "batch_normalization", "per_activation_modules", "dropout"}
+NEVER = {"width", "classes", "channels", "batch_normalization", "per_activation_modules", "dropout"}
 CADENCE = {"steps", "population_statistics", "monitor"} | {name for name in CONFIG.flat() if name.endswith("_every")}
 IDENTITY = sorted(CONFIG.flat().keys() - CADENCE - {"eval_batch_size"})
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import run_program, start_program
 
 from bn_keras import checkpoint
+from bn_keras.run import RunDirectory
 from bn_keras.training_curve import MEASURED, TrainingCurve
 
 STEPS = 15
@@ -75,6 +76,8 @@ def finish(command):
 
 
 def assert_same_run(one, other):
+    assert {path.name for path in one.glob("*.npz")} == {path.name for path in other.glob("*.npz")}
+    assert RunDirectory(str(one)).model_step() == RunDirectory(str(other)).model_step()
     (step, arrays), (other_step, other_arrays) = (checkpoint.load_newest(str(path)) for path in (one, other))
     assert step == other_step == curve_of(one).rows[-1]["step"]
     assert arrays.keys() == other_arrays.keys()
@@ -180,6 +183,10 @@ def test_a_finished_run_has_nothing_to_do(data_dir, uninterrupted):
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in uninterrupted.iterdir())
 
 
+def contents(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("flag", ["--seed=1", "--batch_size=28", "--variant=bn_x5", "--learning_rate=0.1"])
 def test_another_run_in_the_same_folder_is_refused_by_name(data_dir, uninterrupted, flag):
     done = run_program(*train_command(data_dir, uninterrupted, *EVERYTHING, flag))
@@ -189,12 +196,93 @@ def test_another_run_in_the_same_folder_is_refused_by_name(data_dir, uninterrupt
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (["--width=0.2", "--allow_change=width"], "width 0.1 (now 0.2): give another --workdir\n"),
+        (["--width=nan"], "--width=nan: must be 0 or from"),
+        (["--learning_rate=2e38", "--batch_size=60", "--steps=20"], "is infinite in 32 bits"),
+        (["--monitor=conv9", "--steps=20"], "conv9"),
+        (["--steps=20", "--ema=0", "--dropout=0.4", "--allow_change=width"], "ema 0.9 (now 0.0)"),
+    ],
+)
+def test_a_start_that_is_refused_leaves_every_byte(data_dir, uninterrupted, flags, reason):
+    before = contents(uninterrupted)
+    done = run_program(*train_command(data_dir, uninterrupted, *EVERYTHING, *flags))
+    assert contents(uninterrupted) == before
+    assert done.returncode in (1, 2) and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_section_4_1_does_not_start_in_another_run(data_dir, uninterrupted):
+    before = contents(uninterrupted)
+    done = run_program("-m", "launch.mnist", f"--data_dir={data_dir}", f"--workdir={uninterrupted}")
+    assert contents(uninterrupted) == before
+    assert done.returncode == 1 and "but no mnist.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_refused_first_start_makes_no_folder(data_dir, tmp_path):
+    done = run_program(*train_command(data_dir, tmp_path / "run", "--monitor=conv9"))
+    assert done.returncode == 1 and "conv9" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_change_that_is_allowed_goes_on_from_the_examples_seen(data_dir, tmp_path, uninterrupted):
     workdir = shutil.copytree(uninterrupted, tmp_path / "run")
     flags = (*EVERYTHING[:1], "--batch_size=20", "--clip_norm=1", "--steps=17", "--allow_change=batch_size")
     finish(train_command(data_dir, workdir, *flags))
     assert [row["examples"] for row in curve_of(workdir).rows][-1] == 15 * 14 + 2 * 20
     assert json.loads((workdir / "run.json").read_text())["batch_size"] == 20
+
+
+KILLED_EVERYWHERE = """
+import os, shutil, sys
+from bn_keras.training_curve import TrainingCurve
+from launch import train
+workdir, copies = sys.argv[1:3]
+del sys.argv[1:3]
+def then_copied(write):
+    def wrapped(*arguments):
+        write(*arguments)
+        shutil.copytree(workdir, f"{copies}/{len(os.listdir(copies)):02}")
+    return wrapped
+for owner, name in ((os, "replace"), (os, "remove"), (TrainingCurve, "append")):
+    setattr(owner, name, then_copied(getattr(owner, name)))
+train.run()
+"""
+"""Trains, and after every write leaves a copy of the folder: what a kill at that moment leaves."""
+
+CONTINUED = """
+import sys
+from absl import flags
+from launch import train
+for workdir in sys.argv[1].split(","):
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["train", *sys.argv[2:], f"--workdir={workdir}"])
+    assert not train.main()
+"""
+"""Trains in several folders, one after another."""
+
+
+@pytest.fixture(scope="module")
+def extended(data_dir, uninterrupted, tmp_path_factory):
+    """The run of 15 steps after 18, and what a kill after each write on the way would have left, in order."""
+    folder = tmp_path_factory.mktemp("extended")
+    workdir, copies = shutil.copytree(uninterrupted, folder / "run"), folder / "copies"
+    copies.mkdir()
+    command = train_command(data_dir, workdir, *EVERYTHING, "--steps=18")
+    finish(["-c", KILLED_EVERYWHERE, workdir, copies, *command[2:]])
+    return workdir, sorted(copies.iterdir())
+
+
+@pytest.mark.parametrize("chosen", [slice(-8, None, 3), pytest.param(slice(None), marks=pytest.mark.slow)])
+def test_an_extended_run_killed_between_any_two_writes_goes_on_bit_for_bit(data_dir, tmp_path, extended, chosen):
+    workdir, copies = extended
+    assert len(copies) > 12 and RunDirectory(str(workdir)).model_step() == 18
+    killed = [shutil.copytree(copy, tmp_path / copy.name) for copy in copies[chosen]]
+    command = train_command(data_dir, "", *EVERYTHING, "--steps=18")
+    finish(["-c", CONTINUED, ",".join(map(str, killed)), *command[2:]])
+    for copy in killed:
+        assert_same_run(workdir, copy)
 
 
 def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
