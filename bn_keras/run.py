@@ -375,10 +375,10 @@ class RunDirectory:
         Raises:
           InputError: another process is training in it, or has while this one was starting; it cannot be locked.
         """
+        self.check(config, class_names, self._allowed)
         os.makedirs(self.path, exist_ok=True)
         self._lock_directory()
-        # Another process may have trained here while this one was starting.
-        self.check(config, class_names, self._allowed)
+        self.check(config, class_names, self._allowed)  # another process may have trained here until now
         self.__dict__.pop("curve", None)
         self.texts = {
             os.path.basename(self.config_path): json.dumps(config.flat(), indent=1),

@@ -47,7 +47,7 @@ class TensorBoardWriter:
         for old in glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*")):
             os.remove(old)
         self._writer = EventFileWriter(directory)
-        start = rows[0]["wall_time"] if rows else None
+        start = rows[0].get("wall_time") if rows else None
         table = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in hyper_parameters.items())])
         for summary in (
             hparams_pb(hyper_parameters, start_time_secs=start),
@@ -61,7 +61,7 @@ class TensorBoardWriter:
     def add(self, row: dict):
         """Adds one row of the curve."""
         for tag, value in _scalars(row):
-            self._add(scalar_pb(tag, value), row["step"], row["wall_time"])
+            self._add(scalar_pb(tag, value), row["step"], row.get("wall_time"))
 
     def flush(self):
         self._writer.flush()

@@ -19,7 +19,9 @@ from launch import program, records
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_list("workdir", None, "A finished run; several, with commas between them, are an ensemble.", required=True)
+flags.DEFINE_list(
+    "workdir", None, "A run, at its newest step; several, with commas between, are an ensemble.", required=True
+)
 flags.DEFINE_multi_enum(
     "protocol",
     ["single_crop"],

@@ -16,7 +16,7 @@ from launch import program, records
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_string("workdir", None, "A finished run.", required=True)
+flags.DEFINE_string("workdir", None, "A run, at its newest step.", required=True)
 flags.DEFINE_enum(
     "format", "saved_model", ["keras", "saved_model", "onnx"], "saved_model has its preprocessing inside."
 )

@@ -12,7 +12,9 @@ from launch import program
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("workdir", None, "A finished run; several, with commas between them, are an ensemble.", required=True)
+flags.DEFINE_list(
+    "workdir", None, "A run, at its newest step; several, with commas between, are an ensemble.", required=True
+)
 flags.DEFINE_enum("protocol", "single_crop", ["single_crop", "multicrop144"], "What of an image is seen.")
 
 SHOWN = 5
