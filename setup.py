@@ -15,11 +15,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=["bn_keras", "bn_keras.inference", "data_prep", "launch"],
+    package_data={"bn_keras": ["py.typed", "*.pyi"]},
     install_requires=[
         "absl-py>=2.1",
         "google-crc32c>=1.7",
         "jsonschema>=4.23",
         "keras>=3.13,<3.16",
+        "lazy-loader>=0.4",
         "numpy>=2.0",
         "pillow>=11",
         "protobuf>=5.28",
@@ -37,7 +39,7 @@ setup(
         "readers": ["tensorflow-datasets>=4.9.10", "tfrecord>=1.14"],  # independent readers, for the converter's tests
         "docs": ["pdoc>=15"],
         "demo": ["matplotlib>=3.9", "mlxtend>=0.24"],
-        "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "scipy>=1.14"],
+        "test": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "scipy>=1.14"],
     },
     entry_points={
         "console_scripts": [

@@ -1,6 +1,8 @@
 """Batch normalization (Ioffe & Szegedy, 2015): Algorithm 1 in training, moving averages in inference."""
 
 import math
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
 
 import keras
 from keras import ops
@@ -15,6 +17,20 @@ from bn_keras.batch_statistics import (
     transform,
     transform_on_tensorflow,
 )
+
+# What Keras takes for an initializer, a regularizer or a constraint: its name, its configuration, or itself.
+KerasObject = str | dict[str, Any] | Callable[..., Any]
+
+
+class LayerArguments(TypedDict, total=False):
+    """The arguments of every Keras layer."""
+
+    name: str | None
+    dtype: Any
+    trainable: bool
+    autocast: bool
+    activity_regularizer: KerasObject | None
+    input_shape: tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable(package="bn_keras")
@@ -74,29 +90,29 @@ class BatchNormalization(keras.layers.Layer):
 
     def __init__(
         self,
-        axis=-1,
-        momentum=0.99,
-        epsilon=1e-3,
-        center=True,
-        scale=True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        moving_mean_initializer="zeros",
-        moving_variance_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
-        renorm=False,
-        renorm_clipping=None,
-        renorm_momentum=0.99,
-        synchronized=False,
-        unbiased=True,
-        virtual_batch_size=None,
-        per_activation=False,
-        debias=False,
-        **kwargs,
-    ):
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: KerasObject = "zeros",
+        gamma_initializer: KerasObject = "ones",
+        moving_mean_initializer: KerasObject = "zeros",
+        moving_variance_initializer: KerasObject = "ones",
+        beta_regularizer: KerasObject | None = None,
+        gamma_regularizer: KerasObject | None = None,
+        beta_constraint: KerasObject | None = None,
+        gamma_constraint: KerasObject | None = None,
+        renorm: bool = False,
+        renorm_clipping: dict[str, float] | None = None,
+        renorm_momentum: float = 0.99,
+        synchronized: bool = False,
+        unbiased: bool = True,
+        virtual_batch_size: int | None = None,
+        per_activation: bool = False,
+        debias: bool = False,
+        **kwargs: Unpack[LayerArguments],
+    ) -> None:
         super().__init__(**kwargs)
         if synchronized and keras.backend.backend() != "tensorflow":
             raise ValueError(

@@ -1,5 +1,6 @@
 """The Inception network of Figure 5 as a table, and the functional Keras model built from it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -87,8 +88,8 @@ def build_model(
     channels: int = 3,
     classes: int = 1000,
     width: float = 1.0,
-    batch_normalization=BatchNormalization,
-    convolution=Conv2D,
+    batch_normalization: Callable[..., keras.layers.Layer] = BatchNormalization,
+    convolution: Callable[..., keras.layers.Layer] = Conv2D,
     separable_stem: bool = True,
     projection_4c_4d: int = 96,
 ) -> keras.Model:

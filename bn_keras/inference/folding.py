@@ -15,7 +15,7 @@ from bn_keras.batch_normalization import BatchNormalization
 from bn_keras.convolution import Conv2D
 
 
-def fold_batch_normalization(model):
+def fold_batch_normalization(model: keras.Model) -> keras.Model:
     """A copy of a trained model, for inference, without batch normalization.
 
     Every `bn_keras` or Keras BatchNormalization is folded into the Dense, (depthwise, separable, transposed)

@@ -11,6 +11,8 @@ Moving averages stand in for them while a model still trains; these are measured
 import contextlib
 import itertools
 import weakref
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -23,8 +25,15 @@ ESTIMATORS = ("mean_of_unbiased", "pooled")
 
 
 def population_statistics(
-    model, batches, *, steps=None, estimator="mean_of_unbiased", layer_by_layer=False, layers=None, write=True
-):
+    model: keras.Model,
+    batches: Iterable[Any],
+    *,
+    steps: int | None = None,
+    estimator: Literal["mean_of_unbiased", "pooled"] = "mean_of_unbiased",
+    layer_by_layer: bool = False,
+    layers: Collection[BatchNormalization] | None = None,
+    write: bool = True,
+) -> "PopulationStatistics":
     """Measures E[x] and Var[x] of the inputs of the batch normalizations, over training mini-batches.
 
     Estimators, over mini-batches B of m_B values each (groups, where a layer has a `virtual_batch_size`):
