@@ -8,9 +8,14 @@
 The same command again goes on where it was interrupted.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import os
 import shlex
-import sys
 import tempfile
 
 from absl import flags

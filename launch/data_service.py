@@ -6,6 +6,12 @@ launch/train ... --data_service=helper1:5050,helper2:5050   on the trainer; all 
 Stop it with Ctrl-C. Trainers get the same batches as without it.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 from absl import flags
 
 from launch import program

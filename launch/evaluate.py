@@ -4,9 +4,14 @@ launch/evaluate --workdir=runs/bn_x30
 launch/evaluate --workdir=ensemble/1,ensemble/2 --protocol=single_crop --protocol=multicrop144
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import json
 import os
-import sys
 
 from absl import flags
 

@@ -4,6 +4,12 @@ launch/export --workdir=runs/bn_x30 --output=model                              
 launch/export --workdir=runs/bn_x30 --format=onnx --output=model.onnx           images in [-1, 1] to logits
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import importlib.util
 import os
 

@@ -4,6 +4,12 @@ launch/import_slim --checkpoint=inception_v2.ckpt --data_dir=imagenet --workdir=
 launch/evaluate --workdir=runs/inception_v2 --data_dir=imagenet
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import dataclasses
 
 from absl import flags

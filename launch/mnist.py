@@ -6,6 +6,12 @@ launch/mnist --data_dir=D                   full MNIST, or other gray images, as
 The same command again continues where it stands.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import os
 
 from absl import flags

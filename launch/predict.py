@@ -3,6 +3,12 @@
 launch/predict cat.jpg dog.png --workdir=runs/bn_x30
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 from absl import flags
 
 from bn_keras.errors import InputError

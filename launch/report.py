@@ -3,6 +3,12 @@
 launch/report --workdir=runs
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import os
 
 from absl import flags

@@ -7,10 +7,15 @@ launch/results --only=report                        the document alone, from the
 The same command again continues where it stands; what is done is not done again.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import importlib.metadata
 import json
 import os
-import sys
 import time
 
 from absl import flags

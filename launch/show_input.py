@@ -4,6 +4,12 @@ launch/show_input --data_dir=D --variant=bn_x5          32 training images of th
 launch/show_input --data_dir=D --split=validation       the single crops of evaluation
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import os
 
 from absl import flags

@@ -4,6 +4,12 @@ launch/train --variant=bn_x5                            the embedded MNIST digit
 launch/train --variant=bn_x5 --data_dir=imagenet        the paper's network and training
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path: the folder above has the packages, this one would hide others
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import dataclasses
 import os
 

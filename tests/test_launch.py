@@ -37,6 +37,21 @@ def test_every_launcher_is_an_executable_of_the_checkout(name):
     assert f"Flags of {name}:" in done.stdout
 
 
+@pytest.mark.parametrize("file", [*(f"launch/{name}.py" for name in PROGRAMS), "data_prep", "data_prep/__main__.py"])
+def test_a_program_that_is_run_by_its_path_finds_its_own_packages(file, tmp_path):
+    """Whatever else is found by these names; `inspect` was hidden by a launcher of that name."""
+    for package in ("bn_keras", "data_prep", "launch"):
+        (tmp_path / f"{package}.py").write_text("raise RuntimeError('of another checkout')")
+    done = run_program(ROOT / file, "--help", cwd="/", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and "Flags of" in done.stdout, done.stderr
+
+
+def test_no_module_of_a_program_hides_one_that_is_installed():
+    """Its folder comes first where a program is run by its path, or a person works in it."""
+    ours = {path.stem for folder in ("launch", "data_prep") for path in (ROOT / folder).iterdir()}
+    assert not ours & (sys.stdlib_module_names | importlib.metadata.packages_distributions().keys())
+
+
 @pytest.mark.parametrize(
     "arguments, named",
     [
