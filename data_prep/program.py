@@ -87,7 +87,10 @@ def run_another(*arguments: str, stdout: int | None = None) -> int:
             process.send_signal(number)
 
     process, before = None, {number: signal.signal(number, note) for number in signals.STATUS}
-    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=stdout)
+    # Found also where this program is not installed and was run by its path.
+    places = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=stdout, env=environment)
     if received:
         process.send_signal(received[0])
     status = process.wait()

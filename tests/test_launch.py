@@ -1,5 +1,6 @@
 """The launchers as a person meets them: --help, mistyped flags, input that cannot work; one clear line each."""
 
+import importlib.metadata
 import os
 import signal
 import subprocess
