@@ -7,12 +7,26 @@ With scale = gamma / sqrt(moving_variance + epsilon), and W and b those of the l
 which saves a pass over every activation, and every normalization in a file for deployment.
 """
 
+import contextlib
+import tempfile
+from collections import Counter
+
 import keras
 import numpy as np
 from keras import ops
 
 from bn_keras.batch_normalization import BatchNormalization
 from bn_keras.convolution import Conv2D
+from bn_keras.inference.keras_graph import (
+    call_arguments,
+    from_own_config,
+    functional_graph,
+    graph_calls,
+    layers_within,
+    mask_of,
+    new_inputs,
+    outside_graphs,
+)
 
 
 def fold_batch_normalization(model: keras.Model) -> keras.Model:
@@ -20,55 +34,68 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
 
     Every `bn_keras` or Keras BatchNormalization is folded into the Dense, (depthwise, separable, transposed)
     convolution before it. Where there is none to fold into, because the layer before is another one, has a
-    nonlinearity, is shared, or feeds other layers too, a `ScaleAndShift` takes its place. The outputs equal those of
-    `model(x, training=False)` up to rounding.
+    nonlinearity, is quantized, is shared, or feeds others too, a `ScaleAndShift` takes its place. The outputs equal
+    those of `model(x, training=False)` up to rounding.
+
+    A batch normalization stays where the model calls it with `training=True`, where a class of one's own is derived
+    from it, and inside of a layer that is not itself a functional or Sequential model: TimeDistributed, an RNN, a layer
+    or subclassed model of one's own.
 
     Args:
         model: a built functional or Sequential Keras model; nested ones are folded too.
 
     Returns:
-        A functional model with the name and layer names of `model`, and with variables of its own.
+        A functional model with the name and layer names of `model` and variables of its own. It is not compiled.
 
     Raises:
-        ValueError: the model is subclassed, or not built.
+        ValueError: the model is subclassed, or not built, or a layer cannot be made from its own `get_config`.
     """
-    if isinstance(model, keras.Sequential) and model.built:
-        functional = keras.Model(model.inputs, model.outputs, name=model.name)
-    elif hasattr(model, "_nodes_by_depth") and not isinstance(model, keras.Sequential):
-        functional = model
-    else:
-        raise ValueError(f"Only a built functional or Sequential model can be folded. Received: model={model!r}")
-    linear_before = _linear_layers_before_normalizations(functional)
+    functional = functional_graph(model)
+    if functional is None:
+        raise ValueError(
+            "Only a built functional or Sequential model can be folded, and none with a `call` of its own. "
+            f"Received: model={model!r}"
+        )
+    calls = graph_calls(functional)
+    linear_before = _linear_layers_before_normalizations(functional, calls)
     normalization_after = {linear: normalization for normalization, linear in linear_before.items()}
-    twins = {}
+    in_training = {call.operation for call in calls if _is_in_training(call)}
+    twins, load_states = {}, []
 
-    def copy(layer):
-        if layer in linear_before:
-            twin = _Folded(name=layer.name)
-        elif layer in normalization_after:
-            twin = type(layer).from_config({**layer.get_config(), "use_bias": True})
-        elif isinstance(layer, _NORMALIZATIONS):
-            axis = None if getattr(layer, "per_activation", False) else layer.axis
-            twin = ScaleAndShift(axis, name=layer.name, dtype=layer.dtype_policy)
-        elif isinstance(layer, keras.Model):
-            twin = fold_batch_normalization(layer)
+    def make_twin(operation):
+        if operation in normalization_after:
+            twin = _copy(operation, use_bias=True)
+            scale_and_shift = _scale_and_shift(normalization_after[operation])
+            load_states.append(lambda: twin.set_weights(_folded_weights(operation, *scale_and_shift)))
+        elif type(operation) in _NORMALIZATIONS and operation not in in_training:
+            axis = None if getattr(operation, "per_activation", False) else operation.axis
+            twin = ScaleAndShift(axis, name=operation.name, dtype=operation.dtype_policy)
+            load_states.append(lambda: twin.set_weights(_scale_and_shift(operation)))
+        elif functional_graph(operation):
+            twin = fold_batch_normalization(operation)
+        elif getattr(operation, "variables", None):
+            twin = _copy(operation)
+            load_states.append(lambda: _copy_variables(operation, twin))
         else:
-            twin = type(layer).from_config(layer.get_config())
-        return twins.setdefault(layer, twin)
+            twin = outside_graphs(operation)
+        return twin
 
-    def call(twin, inputs, *args, **kwargs):
-        if isinstance(twin, ScaleAndShift):
-            return twin(inputs)
-        return inputs if isinstance(twin, _Folded) else twin(inputs, *args, **kwargs)
-
-    folded = keras.models.clone_model(functional, clone_function=copy, call_function=call)
-    for layer, twin in twins.items():
-        if layer in normalization_after:
-            twin.set_weights(_folded_weights(layer, *_scale_and_shift(normalization_after[layer])))
-        elif isinstance(layer, _NORMALIZATIONS) and layer not in linear_before:
-            twin.set_weights(_scale_and_shift(layer))
-        elif layer not in linear_before and not isinstance(layer, keras.Model):
-            _copy_state(layer, twin)
+    inputs = new_inputs(functional)
+    values = dict(zip(map(id, functional.inputs), keras.tree.flatten(inputs), strict=True))
+    for call in calls:
+        args, kwargs = call_arguments(call, values)
+        if call.operation in linear_before:
+            outputs = _what_is_normalized(args, kwargs)
+        else:
+            if call.operation not in twins:
+                twins[call.operation] = make_twin(call.operation)
+            with _errors_naming(call.operation):
+                outputs = twins[call.operation](*args, **kwargs)
+        values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs), strict=True))
+    outputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], functional.output)
+    folded = keras.Model(inputs, outputs, name=model.name)
+    for load_state in load_states:
+        load_state()
     return folded
 
 
@@ -90,10 +117,11 @@ class ScaleAndShift(keras.layers.Layer):
         own = range(1, rank) if self.axis is None else (self.axis % rank,)
         self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
         shape = tuple(input_shape[i] for i in own)
-        self.scale = self.add_weight(shape=shape, name="scale", initializer="ones", autocast=False)
-        self.shift = self.add_weight(shape=shape, name="shift", initializer="zeros", autocast=False)
+        kind = {"dtype": keras.backend.result_type(self.variable_dtype, "float32"), "autocast": False}
+        self.scale = self.add_weight(shape=shape, name="scale", initializer="ones", **kind)
+        self.shift = self.add_weight(shape=shape, name="shift", initializer="zeros", **kind)
 
-    def call(self, inputs):
+    def call(self, inputs, mask=None):
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         scale, shift = (ops.reshape(ops.cast(v, dtype), self._broadcast_shape) for v in (self.scale, self.shift))
         return ops.cast(ops.cast(inputs, dtype) * scale + shift, self.compute_dtype)
@@ -105,10 +133,6 @@ class ScaleAndShift(keras.layers.Layer):
         return {**super().get_config(), "axis": self.axis}
 
 
-class _Folded(keras.layers.Identity):
-    """In the place of a normalization that its linear layer has taken in; not called, so not in the model."""
-
-
 _NORMALIZATIONS = (BatchNormalization, keras.layers.BatchNormalization)
 _LAYERS = keras.layers
 _KERNEL_ENDS_IN_OUTPUTS = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, Conv2D, _LAYERS.Conv3D)
@@ -118,30 +142,53 @@ _DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
 _LINEAR = (*_KERNEL_ENDS_IN_OUTPUTS, *_SEPARABLE, *_TRANSPOSED, *_DEPTHWISE)
 
 
-def _linear_layers_before_normalizations(functional):
+def _linear_layers_before_normalizations(functional, calls):
     """{normalization: the linear layer that nothing else reads}, both called once."""
-    nodes = [node for nodes in functional._nodes_by_depth.values() for node in nodes]
-    calls, reads, producer = {}, {}, {}
-    for node in nodes:
-        calls[node.operation] = calls.get(node.operation, 0) + 1
-        for tensor in node.input_tensors:
-            reads[id(tensor)] = reads.get(id(tensor), 0) + 1
-        for tensor in node.outputs:
-            producer[id(tensor)] = node.operation
-    for tensor in functional.outputs:
-        reads[id(tensor)] = reads.get(id(tensor), 0) + 1
+    times = Counter(call.operation for call in calls)
+    reads = Counter(id(tensor) for call in calls for tensor in call.input_tensors)
+    reads.update(id(tensor) for tensor in functional.outputs)
+    producer = {id(tensor): call.operation for call in calls for tensor in call.outputs}
     found = {}
-    for node in nodes:
-        if not isinstance(node.operation, _NORMALIZATIONS):
+    for call in calls:
+        normalization = call.operation
+        if type(normalization) not in _NORMALIZATIONS or _is_in_training(call):
             continue
-        tensor = node.input_tensors[0]
-        linear = producer[id(tensor)]
-        once = reads[id(tensor)] == calls[linear] == calls[node.operation] == 1
-        foldable = once and type(linear) in _LINEAR and linear.activation is keras.activations.linear
-        by_channel = len(node.operation.moving_mean.shape) == 1
-        if foldable and by_channel and _channel_axis(linear, tensor) == _axis(node.operation, tensor):
-            found[node.operation] = linear
+        tensor = _what_is_normalized(call.arguments.args, call.arguments.kwargs)
+        linear = producer.get(id(tensor))
+        once = reads[id(tensor)] == times[linear] == times[normalization] == 1
+        own_mask = call.arguments.kwargs.get("mask") in (None, mask_of(tensor))
+        if once and own_mask and _is_plain(linear) and _takes_in(linear, normalization, tensor):
+            found[normalization] = linear
     return found
+
+
+def _is_in_training(call):
+    training = call.arguments.kwargs.get("training")
+    return not (training is None or training is False)
+
+
+def _what_is_normalized(args, kwargs):
+    return args[0] if args else kwargs["inputs"]
+
+
+def _is_plain(linear):
+    """Whether a layer computes W u + b of the weights that it holds, and no more."""
+    return (
+        type(linear) in _LINEAR
+        and linear.activation is keras.activations.linear
+        and linear.activity_regularizer is None
+        and linear.quantization_mode is None
+        and not getattr(linear, "lora_enabled", False)
+    )
+
+
+def _takes_in(linear, normalization, tensor):
+    """Whether the normalization has one scale and shift for each of the linear layer's outputs, in its dtype."""
+    return (
+        len(normalization.moving_mean.shape) == 1
+        and _channel_axis(linear, tensor) == _axis(normalization, tensor)
+        and linear.compute_dtype == normalization.compute_dtype
+    )
 
 
 def _axis(normalization, tensor):
@@ -180,10 +227,40 @@ def _folded_weights(linear, scale, shift):
     return [*kernels[:-1], kernels[-1] * kernel_scale, bias * scale + shift]
 
 
-def _copy_state(layer, twin):
+def _copy(layer, **changes):
+    """A layer of the same configuration, and with the assets, vocabularies say, that are no variables."""
+    with _errors_naming(layer):
+        twin = from_own_config(layer, **changes)
+        sources, targets = (
+            [part for part in layers_within(each) if hasattr(part, "save_assets")] for each in (layer, twin)
+        )
+        for source, target in zip(sources, targets, strict=True):
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_assets(folder)
+                target.load_assets(folder)
+    return twin
+
+
+def _copy_variables(layer, twin):
     """Through the layer's own saving, which knows what follows from its variables (`Normalization` does)."""
-    for source, target in zip(layer._flatten_layers(), twin._flatten_layers(), strict=True):
-        store = {}
-        source.save_own_variables(store)
-        if store:
-            target.load_own_variables({name: ops.convert_to_numpy(value) for name, value in store.items()})
+    with _errors_naming(layer):
+        for source, target in zip(layers_within(layer), layers_within(twin), strict=True):
+            store = {}
+            source.save_own_variables(store)
+            if store:
+                target.load_own_variables({name: ops.convert_to_numpy(value) for name, value in store.items()})
+            if getattr(source, "lora_enabled", False):  # Keras saves kernel + a b, which rounds where it is quantized
+                for old, new in zip(source.variables, target.variables, strict=True):
+                    new.assign(old)
+
+
+@contextlib.contextmanager
+def _errors_naming(layer):
+    """Says in one line which layer keeps a model from being folded, whatever the layer's own code raised."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split())
+        raise ValueError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) cannot be made again from its get_config: {reason}"
+        ) from error

@@ -9,7 +9,9 @@ Moving averages stand in for them while a model still trains; these are measured
 """
 
 import contextlib
+import functools
 import itertools
+import warnings
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
@@ -20,8 +22,7 @@ from keras import ops
 
 from bn_keras.batch_normalization import BatchNormalization
 from bn_keras.batch_statistics import Moments
-
-ESTIMATORS = ("mean_of_unbiased", "pooled")
+from bn_keras.inference.keras_graph import called_by_graphs, layers_within, runs_call_of, unrolled
 
 
 def population_statistics(
@@ -31,7 +32,7 @@ def population_statistics(
     steps: int | None = None,
     estimator: Literal["mean_of_unbiased", "pooled"] = "mean_of_unbiased",
     layer_by_layer: bool = False,
-    layers: Collection[BatchNormalization] | None = None,
+    layers: Collection[keras.layers.Layer] | None = None,
     write: bool = True,
 ) -> "PopulationStatistics":
     """Measures E[x] and Var[x] of the inputs of the batch normalizations, over training mini-batches.
@@ -52,46 +53,56 @@ def population_statistics(
     `virtual_batch_size`). `layer_by_layer` then measures each layer behind the finished ones, in as many passes as
     there are layers; its result is the fixed point: what the layers see at inference is what was measured.
 
-    Everything but the batch normalizations runs in inference mode, so Dropout neither acts nor draws a seed.
+    Everything but the batch normalizations runs in inference mode, so Dropout neither acts nor draws a seed. Where the
+    layers are calls of a functional or Sequential model, a mini-batch is one compiled call. Layers inside of others
+    (a subclassed model, an RNN's cell) are measured eagerly, which takes two to ten times as long; a call of a layer,
+    one for each time step, then counts as a mini-batch.
 
     Args:
-        model: a built Keras model with `bn_keras.BatchNormalization` layers, of any depth of nesting.
-        batches: an iterable of training mini-batches, `inputs` or tuples `(inputs, ...)`.
+        model: a built Keras model with BatchNormalization layers, `bn_keras`'s or Keras's own, of any depth of nesting.
+        batches: an iterable of training mini-batches, `inputs` or, as for `fit`, tuples `(inputs, ...)`.
         steps: mini-batches to take of it, the paper's N; None takes all.
         estimator: one of the two above.
         layer_by_layer: whether to measure in one pass a layer; `batches` is then iterated over as often.
-        layers: the layers to measure; by default all that are `trainable`. A frozen layer keeps its averages.
+        layers: the layers to measure; by default all that are `trainable`. A frozen layer keeps its averages, and so,
+            with a warning, does one that the model does not call.
         write: whether the model keeps the result as its moving_mean and moving_variance.
 
     Returns:
         PopulationStatistics. The model's other state, and without `write` all of it, is as before.
 
     Raises:
-        ValueError: no layer to measure, no mini-batch, none with two values for a channel, an unknown estimator, or
-            an iterator that cannot start again for `layer_by_layer`.
+        ValueError: a model that is not built, no layer to measure or one that cannot be, no mini-batch, none with two
+            values for a channel, an unknown estimator, or an iterator that cannot start again for `layer_by_layer`.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"`estimator` must be one of {', '.join(ESTIMATORS)}. Received: {estimator=}")
-    if layers is None:
-        layers = [layer for layer in batch_normalizations(model) if layer.trainable]
-    if not layers:
-        raise ValueError(f"There is no trainable bn_keras.BatchNormalization to measure. Received: model={model.name}")
+    if estimator not in _ACCUMULATORS:
+        raise ValueError(f"`estimator` must be one of {', '.join(_ACCUMULATORS)}. Received: {estimator=}")
+    if not model.built:
+        raise ValueError(f"Model '{model.name}' is not built: call it on a mini-batch first, then measure it.")
+    chosen = [layer for layer in batch_normalizations(model) if layer.trainable] if layers is None else layers
+    if not chosen:
+        raise ValueError(f"There is no trainable BatchNormalization to measure. Received: model={model.name}")
     if layer_by_layer and iter(batches) is batches:
         raise ValueError(f"`layer_by_layer` starts again for every layer. Received: an iterator, {batches=}")
 
     def measure(layers):
-        accumulators = {
-            layer: {"mean_of_unbiased": _MeanOfUnbiased, "pooled": _Pooled}[estimator]() for layer in layers
-        }
+        accumulators, batch = {}, None
         batch_moments = _batch_moments_function(model, layers)
-        for batch in itertools.islice(batches, steps):
-            inputs, *_ = keras.utils.unpack_x_y_sample_weight(batch)
-            for layer, groups in batch_moments(inputs):
-                accumulators[layer].add(*groups)
-                accumulators[layer] = accumulators.pop(layer)  # to the end: the order in which they ran
+        with _kept([*model.non_trainable_variables, *_states_of_rnns(model)]):
+            for batch in itertools.islice(batches, steps):
+                inputs, *_ = keras.utils.unpack_x_y_sample_weight(batch)
+                for layer, groups in batch_moments(inputs):
+                    accumulators.setdefault(layer, _ACCUMULATORS[estimator]()).add(*groups)
+        if batch is None:
+            raise ValueError(f"There is no mini-batch to measure. Received: {batches=}, {steps=}")
         return [(layer, accumulator.result(layer)) for layer, accumulator in accumulators.items()]
 
-    statistics = PopulationStatistics(measure(layers))
+    statistics = PopulationStatistics(measure(chosen))
+    not_called = ", ".join(f"'{layer.name}'" for layer in chosen if layer not in statistics)
+    if not_called and (layers or not statistics):
+        raise ValueError(f"Model '{model.name}' does not call {not_called}, so there is nothing to measure.")
+    if not_called:
+        warnings.warn(f"Model '{model.name}' does not call {not_called}: moving averages stay.", stacklevel=2)
     if layer_by_layer:
         # The first pass told the order in which the layers run.
         finished = PopulationStatistics([])
@@ -104,9 +115,17 @@ def population_statistics(
     return statistics
 
 
-def batch_normalizations(model):
-    """The `bn_keras.BatchNormalization` layers of a model, nested ones included."""
-    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, BatchNormalization)]
+def batch_normalizations(model: keras.Model) -> list[keras.layers.Layer]:
+    """The BatchNormalization layers of a model, `bn_keras`'s and Keras's own, nested ones included."""
+    return [layer for layer in layers_within(model) if isinstance(layer, _NORMALIZATIONS)]
+
+
+_NORMALIZATIONS = (BatchNormalization, keras.layers.BatchNormalization)
+
+
+def _states_of_rnns(model):
+    """What stateful RNNs go on from, which Keras does not count among a model's variables."""
+    return keras.tree.flatten([list(rnn.states) for rnn in _rnns(model) if rnn.states is not None])
 
 
 class PopulationStatistics(dict):
@@ -119,19 +138,26 @@ class PopulationStatistics(dict):
             layer.moving_variance.assign(moments.variance)
             if layer.renorm:
                 layer.moving_stddev.assign(np.sqrt(moments.variance + layer.epsilon))
-            if layer.debias:
+            if getattr(layer, "debias", False):
                 layer.moving_weight.assign(np.ones(layer.moving_weight.shape))
 
     @contextlib.contextmanager
     def applied(self):
         """Writes them for the time of a `with` block; afterwards the layers have their very bits back."""
-        before = [(variable, ops.convert_to_numpy(variable)) for layer in self for variable in layer.variables]
-        try:
+        with _kept([variable for layer in self for variable in layer.variables]):
             self.write()
             yield self
-        finally:
-            for variable, value in before:
-                variable.assign(value)
+
+
+@contextlib.contextmanager
+def _kept(variables):
+    """Gives variables their very bits back after a `with` block."""
+    before = [(variable, ops.convert_to_numpy(variable)) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
 
 
 class _MeanOfUnbiased:
@@ -172,56 +198,57 @@ class _Pooled:
         return Moments(self.count, self.mean, self.squares / (self.count - 1))
 
 
+_ACCUMULATORS = {"mean_of_unbiased": _MeanOfUnbiased, "pooled": _Pooled}
+
+
 def _check_measured(measured, layer):
     if not measured:
-        raise ValueError(
-            f"A channel of layer '{layer.name}' never had two values in a mini-batch, so it has no variance. "
-            "Received: no batches, or batches of one value per channel."
-        )
+        raise ValueError(f"A channel of layer '{layer.name}' never had two values in a mini-batch, so no variance.")
 
 
 _LAST_COMPILED = weakref.WeakKeyDictionary()  # model -> (layers, function)
 
 
 def _batch_moments_function(model, layers):
-    """Compiled inputs -> [(layer, Moments)], one for each call of a layer, in order, with the layers in batch mode.
+    """inputs -> [(layer, Moments)], one for each call of a layer, in order, with the layers in batch mode.
 
     The Moments are numpy float64 [groups, *gamma.shape]. A model's last function serves again where the layers are the
     same, as it does at every evaluation of a run: tracing Figure 5 takes seconds.
     """
     known, function = _LAST_COMPILED.get(model, (None, None))
     if known != layers:
-        function = _compile_batch_moments(weakref.ref(model), layers)
+        function = _make_batch_moments(weakref.ref(model), layers)
         _LAST_COMPILED[model] = list(layers), function
     return function
 
 
-def _compile_batch_moments(model, layers):
-    """Makes that function; `model` is a weak reference, or the function would keep its own model alive."""
+def _make_batch_moments(model, layers):
+    """Makes that function; `model` is a weak reference, or the function would keep its own model alive.
+
+    It is compiled where the graph of the model is known to call the layers. A call from elsewhere may be in a function
+    that was traced before, or in a loop that hands no moments out: there every function runs as the Python it is.
+    """
+    in_batch_mode = _BatchMode(layers)
     called = []
 
-    def moments_of(forward):
+    def moments_of(forward, converted=lambda moments: moments):
         called.clear()
         moments = []
 
         def observe(layer, values):
             called.append(layer)
-            moments.append(values)
+            moments.append(converted(values))
 
-        for layer in layers:
-            layer.moments_observer = observe
-        try:
+        with in_batch_mode.observed_by(observe):
             forward()
-        finally:
-            for layer in layers:
-                layer.moments_observer = None
         return moments
 
-    match keras.backend.backend():
+    in_graph = called_by_graphs(model()).issuperset(layers) and all(runs_call_of(each, type(each)) for each in layers)
+    match keras.backend.backend() if in_graph else "none":
         case "tensorflow":
             import tensorflow as tf
 
-            compiled = tf.function(lambda x: moments_of(lambda: model()(x, training=False)), autograph=False)
+            measured = tf.function(lambda x: moments_of(lambda: model()(x, training=False)), autograph=False)
         case "jax":
             import jax
 
@@ -230,20 +257,121 @@ def _compile_batch_moments(model, layers):
 
             jitted = jax.jit(stateless)
 
-            def compiled(x):
+            def measured(x):
                 trainable = [variable.value for variable in model().trainable_variables]
                 return jitted(trainable, [variable.value for variable in model().non_trainable_variables], x)
 
+        case _:
+
+            def measured(x):
+                with _eagerly(), _one_call_for_each_step(model(), layers):
+                    try:
+                        return moments_of(lambda: model()(x, training=False), _as_numpy)
+                    except _SymbolicError:
+                        raise ValueError(
+                            f"Layer '{called[-1].name}' is called in a function that the backend always traces, as "
+                            "`vectorized_map` does: its statistics cannot be measured. Leave it out of `layers`."
+                        ) from None
+
+    def batch_moments(inputs):
+        moments = measured(keras.tree.map_structure(ops.convert_to_tensor, inputs))
+        return list(zip(called, map(_as_numpy, moments), strict=True))
+
+    return batch_moments
+
+
+def _as_numpy(moments):
+    try:
+        return Moments(*(np.asarray(ops.convert_to_numpy(value), np.float64) for value in moments))
+    except Exception as error:  # each backend has its own
+        raise _SymbolicError from error
+
+
+class _SymbolicError(Exception):
+    """Values were asked for where only a trace is made."""
+
+
+class _BatchMode:
+    """Layers that can be put into batch mode; one of Keras's is computed by one of ours with its very variables."""
+
+    def __init__(self, layers):
+        self.layers = layers
+        self.ours = {}
+        for layer in layers:
+            if not (isinstance(layer, BatchNormalization) or runs_call_of(layer, keras.layers.BatchNormalization)):
+                raise ValueError(
+                    f"Layer '{layer.name}' ({type(layer).__name__}) has another `call` than Keras's layer, so its "
+                    "statistics cannot be measured. Leave it out of `layers`."
+                )
+            if layer.built and not isinstance(layer, BatchNormalization):
+                self._ours_for(layer)
+
+    def _ours_for(self, layer):
+        if layer not in self.ours:
+            ours = BatchNormalization.from_config(layer.get_config())
+            ours.build_from_config(layer.get_build_config())
+            vars(ours).update((name, value) for name, value in vars(layer).items() if isinstance(value, keras.Variable))
+            self.ours[layer] = ours
+        return self.ours[layer]
+
+    @contextlib.contextmanager
+    def observed_by(self, observe):
+        """For a `with` block, the layers normalize by the mini-batch, and each call gives `observe(layer, Moments)`."""
+
+        def call(layer, inputs, training=None, mask=None):
+            ours = self._ours_for(layer)
+            ours.moments_observer = lambda _, moments: observe(layer, moments)
+            return ours.call(inputs, mask=mask)
+
+        for layer in self.layers:
+            if isinstance(layer, BatchNormalization):
+                layer.moments_observer = observe
+            else:
+                vars(layer)["call"] = functools.partial(call, layer)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                if isinstance(layer, BatchNormalization):
+                    layer.moments_observer = None
+                else:
+                    del vars(layer)["call"]
+
+
+@contextlib.contextmanager
+def _eagerly():
+    """For a `with` block, functions that were made to be compiled run as Python, and nothing is traced."""
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
+
+            before = tf.config.functions_run_eagerly()
+            tf.config.run_functions_eagerly(True)
+            try:
+                yield
+            finally:
+                tf.config.run_functions_eagerly(before)
+        case "jax":
+            import jax
+
+            with jax.disable_jit():
+                yield
         case "torch":
             import torch
 
-            def compiled(x):
-                with torch.no_grad():
-                    return moments_of(lambda: model()(x, training=False))
+            with torch.no_grad():
+                yield
 
-    def batch_moments(inputs):
-        moments = compiled(keras.tree.map_structure(ops.convert_to_tensor, inputs))
-        values = [Moments(*(np.asarray(ops.convert_to_numpy(value), np.float64) for value in each)) for each in moments]
-        return list(zip(called, values, strict=True))
 
-    return batch_moments
+@contextlib.contextmanager
+def _one_call_for_each_step(model, layers):
+    """For a `with` block, RNNs around the layers call their cells as often as there are time steps, in Python."""
+    with contextlib.ExitStack() as stack:
+        for rnn in _rnns(model):
+            if not set(layers).isdisjoint(layers_within(rnn)):
+                stack.enter_context(unrolled(rnn))
+        yield
+
+
+def _rnns(model):
+    return [layer for layer in layers_within(model) if isinstance(layer, keras.layers.RNN)]

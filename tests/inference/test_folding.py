@@ -1,11 +1,14 @@
 """Folding a normalization into the layer before it changes nothing but the count of layers."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
-from keras import layers
+import tensorflow as tf
+from keras import layers, ops
 
-from bn_keras import VARIANTS, BatchNormalization, build_model
+from bn_keras import VARIANTS, BatchNormalization, build_model, population_statistics
 from bn_keras.inference.folding import ScaleAndShift, fold_batch_normalization
 
 NORMALIZATIONS = (BatchNormalization, layers.BatchNormalization)
@@ -20,25 +23,34 @@ def randomized(model, seed=0):
     return model
 
 
-def assert_folds(model, replaced=0):
-    """The folded model has no normalization, `replaced` scale-and-shifts, and the same outputs to 1e-5 relative."""
+def assert_folds(model, replaced=0, inputs=None, left=0):
+    """The folded model has `left` normalizations, `replaced` scale-and-shifts, and the same outputs to 1e-5 relative,
+    and the model is as before."""
     randomized(model)
+    before = state(model)
     folded = fold_batch_normalization(model)
+    for old, new in zip(before, state(model), strict=True):
+        np.testing.assert_array_equal(new, old)
     kinds = list(folded._flatten_layers())
-    assert not any(isinstance(layer, NORMALIZATIONS) for layer in kinds)
+    assert sum(isinstance(layer, NORMALIZATIONS) for layer in kinds) == left
     assert sum(isinstance(layer, ScaleAndShift) for layer in kinds) == replaced
-    shapes = [(4, *tensor.shape[1:]) for tensor in model.inputs]
-    inputs = [np.random.default_rng(1).normal(size=shape).astype("float32") for shape in shapes]
-    inputs = inputs if len(inputs) > 1 else inputs[0]
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.variables]
-    expected, got = (keras.tree.flatten(each(inputs, training=False)) for each in (model, folded))
-    for one, other in zip(got, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * float(keras.ops.max(abs(other))))
+    if inputs is None:
+        draw = np.random.default_rng(1)
+        symbolic = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        inputs = keras.tree.map_structure(lambda x: draw.normal(size=(4, *x.shape[1:])).astype("float32"), symbolic)
+    expected, got = (each(inputs, training=False) for each in (model, folded))
+    keras.tree.assert_same_structure(got, expected)
+    for one, other in zip(keras.tree.flatten(got), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(ops.max(abs(other))))
     ours = {id(variable) for variable in model.variables}
     assert not any(id(variable) in ours for variable in folded.variables), "variables are shared"
-    for variable, value in zip(model.variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
     return folded
+
+
+def state(model):
+    """Values of its variables, and in how many calls its operations take part."""
+    calls = [len(operation._inbound_nodes) for operation in getattr(model, "operations", ())]
+    return [np.array(ops.convert_to_numpy(variable)) for variable in model.variables] + calls
 
 
 WITH_BN = [name for name, row in VARIANTS.items() if row.batch_normalization]
@@ -173,29 +185,266 @@ def test_half_precision_keeps_its_policy():
     np.testing.assert_allclose(one, other, atol=0.05)  # bfloat16 has 8 bits
 
 
-APPLICATIONS = keras.applications
+def with_operations():
+    x = keras.Input((5, 6))
+    hidden = BatchNormalization()(layers.Dense(6)(x))
+    hidden = ops.relu(2.0 * hidden + x) - np.ones(6, "float32")
+    first, second = ops.split(hidden, 2, axis=-1)
+    return x, {"sum": first + hidden[..., :3], "more": [ops.einsum("bij,bkj->bik", second, second), ops.mean(hidden)]}
+
+
+def called_by_keyword():
+    query, value = keras.Input((5, 3)), keras.Input((6, 3))
+    hidden = BatchNormalization()(inputs=layers.Dense(4)(inputs=query), training=False)
+    return [query, value], layers.MultiHeadAttention(2, 3)(query=hidden, value=value)
+
+
+def called_with_a_list():
+    query, value = keras.Input((5, 3)), keras.Input((6, 3))
+    return [query, value], layers.Attention()([BatchNormalization()(layers.Dense(3)(query)), value], training=False)
+
+
+def state_between_layers():
+    x, before = keras.Input((6, 4)), [keras.Input((3,)), keras.Input((3,))]
+    hidden = BatchNormalization()(layers.Dense(4)(x))
+    outputs, *after = layers.LSTM(3, return_state=True)(hidden, initial_state=before)
+    return [x, *before], [BatchNormalization()(layers.Dense(2)(outputs)), after]
+
+
+def inputs_and_outputs_by_name():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    return {"a": a, "b": b}, {"y": BatchNormalization()(layers.Dense(3)(a)) * b}
+
+
+def nested_and_called_twice():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    inner = keras.Model({"a": a, "b": b}, [BatchNormalization()(layers.Dense(4)(a)), a + b])
+    x = keras.Input((4,))
+    first, second = inner({"a": x, "b": x})
+    return x, inner({"a": second, "b": first}, training=False)
+
+
+FACTOR = 3.0
+
+
+def functions_of_ones_own():
+    x = keras.Input((5, 4))
+    hidden = BatchNormalization()(layers.Dense(4)(layers.Lambda(lambda t: t * FACTOR)(x)))
+    hidden = layers.TimeDistributed(layers.Lambda(lambda t: t + FACTOR))(hidden)
+    return x, layers.GRU(3, activation=lambda t: ops.tanh(t) * FACTOR)(hidden)
+
+
+def layers_of_ones_own():
+    class Scale(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=shape[-1:], initializer="uniform")
+
+        def call(self, inputs):
+            return inputs * self.scale
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    x = keras.Input((5, 4))
+    return x, layers.TimeDistributed(Scale())(Scale()(BatchNormalization()(layers.Dense(4)(x))))
 
 
 @pytest.mark.parametrize(
-    "application, replaced",
+    "build",
     [
-        (APPLICATIONS.MobileNetV2, 0),
-        pytest.param(APPLICATIONS.ResNet50, 0, marks=pytest.mark.slow),
-        pytest.param(APPLICATIONS.ResNet50V2, 17, marks=pytest.mark.slow),
-        pytest.param(APPLICATIONS.DenseNet121, 62, marks=pytest.mark.slow),
-        pytest.param(APPLICATIONS.InceptionV3, 0, marks=pytest.mark.slow),
-        pytest.param(APPLICATIONS.Xception, 0, marks=pytest.mark.slow),
-        pytest.param(APPLICATIONS.EfficientNetB0, 0, marks=pytest.mark.slow),
-        pytest.param(APPLICATIONS.NASNetMobile, None, marks=pytest.mark.slow),
+        with_operations,
+        called_by_keyword,
+        called_with_a_list,
+        state_between_layers,
+        inputs_and_outputs_by_name,
+        nested_and_called_twice,
+        functions_of_ones_own,
+        layers_of_ones_own,
     ],
 )
-def test_networks_of_keras_applications_are_folded(application, replaced):
-    size = 224 if application is APPLICATIONS.NASNetMobile else 96
-    model = application(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None)
-    if replaced is None:
-        randomized(model)
-        replaced = sum(isinstance(layer, ScaleAndShift) for layer in fold_batch_normalization(model).layers)
-    assert_folds(model, replaced=replaced)
+def test_graphs_of_every_shape_fold(build):
+    assert_folds(keras.Model(*build()))
+
+
+def test_masks_reach_the_layers_behind():
+    ids, mask = keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="bool")
+    hidden = layers.Embedding(10, 4, mask_zero=True)(ids)
+    first = layers.LSTM(4)(BatchNormalization()(layers.Dense(4)(hidden)))
+    second = layers.GlobalAveragePooling1D()(BatchNormalization()(layers.Dense(4)(first[:, None] + hidden), mask=mask))
+    draw = np.random.default_rng(1)
+    inputs = [draw.integers(0, 3, (4, 6)), draw.uniform(size=(4, 6)) < 0.6]
+    assert_folds(keras.Model([ids, mask], [first, second]), replaced=1, inputs=inputs)  # a given mask: not the Dense's
+
+
+def test_sparse_and_optional_inputs_stay_that():
+    class AddIfThere(layers.Layer):
+        def call(self, x, y=None):
+            return x if y is None else x + y
+
+        def compute_output_spec(self, x, y=None):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    x, y = keras.Input((6,), sparse=True), keras.Input((4,), optional=True)
+    model = keras.Model([x, y], AddIfThere()(BatchNormalization()(layers.Dense(4)(x)), y))
+    dense = np.random.default_rng(1).normal(size=(3, 6)).astype("float32")
+    assert_folds(model, inputs=[tf.sparse.from_dense(dense), None])
+
+
+def in_training():
+    x = keras.Input((5,))
+    return x, layers.BatchNormalization()(layers.Dense(4)(x), training=True)
+
+
+def derived():
+    class OfTwice(layers.BatchNormalization):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(2 * inputs, training=training, mask=mask)
+
+    x = keras.Input((5,))
+    return x, OfTwice()(layers.Dense(4)(x))
+
+
+def in_another_layer():
+    x = keras.Input((5, 3))
+    return x, layers.TimeDistributed(BatchNormalization())(layers.Dense(4)(x))
+
+
+@pytest.mark.parametrize("build", [in_training, derived, in_another_layer])
+def test_a_normalization_that_is_more_than_an_affine_map_of_the_graph_stays(build):
+    assert_folds(keras.Model(*build()), left=1)
+
+
+class OfAnotherKernel(layers.Conv1D):
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - ops.mean(kernel))
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        OfAnotherKernel(4, 3),
+        layers.SpectralNormalization(layers.Conv1D(4, 3)),
+        layers.Conv1D(4, 3, activity_regularizer="l2"),
+        layers.Conv1D(4, 3, dtype="float64"),
+        layers.EinsumDense("abc,cd->abd", (None, 4)),
+    ],
+    ids=["a subclass", "a wrapper", "with a loss", "of another dtype", "einsum"],
+)
+def test_a_layer_that_is_more_than_its_weights_is_left_alone(linear):
+    x = keras.Input((9, 6))
+    assert_folds(keras.Model(x, BatchNormalization()(linear(x))), replaced=1)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_quantized_layers_keep_their_bits(mode):
+    x = keras.Input((16,))
+    hidden = BatchNormalization()(layers.Dense(8)(x))
+    model = keras.Model(x, BatchNormalization()(layers.EinsumDense("ab,bc->ac", (6,))(hidden)))
+    model.quantize(mode)
+    folded = assert_folds(model, replaced=2)
+    assert folded.layers[1].quantization_mode == mode
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_lora_factors_count(quantized):
+    dense = layers.Dense(4)
+    x = keras.Input((5,))
+    model = keras.Model(x, BatchNormalization()(dense(x)))
+    if quantized:
+        model.quantize("int8")
+    dense.enable_lora(2)
+    dense.lora_kernel_b.assign(np.random.default_rng(0).normal(size=(2, 4)))
+    assert_folds(model, replaced=1)
+
+
+def adapted(layer, data):
+    layer.adapt(data)
+    return layer
+
+
+class Words(layers.Layer):
+    """A vocabulary and variables in one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.lookup, self.embedding = layers.StringLookup(), layers.Embedding(10, 3)
+
+    def call(self, words):
+        return self.embedding(self.lookup(words))
+
+
+WORDS = tf.constant(["a b", "b c", "of two\nlines", "c"])
+NUMBERS = np.random.default_rng(0).normal(2, 3, (50, 1)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "make, data",
+    [
+        (lambda: adapted(layers.StringLookup(output_mode="multi_hot"), WORDS), WORDS[:, None]),
+        (lambda: adapted(layers.TextVectorization(output_sequence_length=3), WORDS), WORDS),
+        (lambda: adapted(layers.TextVectorization(None, output_mode="tf_idf", pad_to_max_tokens=False), WORDS), WORDS),
+        (lambda: adapted(layers.IntegerLookup(output_mode="one_hot"), np.array([3, 5, 7])), np.array([[3], [7], [8]])),
+        (lambda: adapted(layers.Discretization(num_bins=4, output_mode="one_hot"), NUMBERS), NUMBERS),
+        (lambda: adapted(layers.Normalization(), NUMBERS), NUMBERS),
+    ],
+    ids=["StringLookup", "TextVectorization", "tf_idf", "IntegerLookup", "Discretization", "Normalization"],
+)
+def test_adapted_layers_keep_what_they_were_adapted_to(make, data):
+    layer = make()
+    x = keras.Input(data.shape[1:], dtype=data.dtype if isinstance(data, np.ndarray) else "string")
+    hidden = ops.cast(layer(x), "float32")
+    assert_folds(keras.Model(x, BatchNormalization()(layers.Dense(4)(hidden))), inputs=data)
+
+
+def test_vocabularies_inside_of_layers_are_copied():
+    words = Words()
+    words.lookup.adapt(WORDS[:2])
+    x = keras.Input((), dtype="string")
+    assert_folds(keras.Model(x, BatchNormalization()(layers.Dense(4)(words(x)))), inputs=WORDS)
+
+
+def test_what_is_frozen_stays_frozen():
+    x = keras.Input((5,))
+    frozen, free = layers.Dense(4, name="frozen", trainable=False), layers.Dense(4, name="free")
+    folded = assert_folds(keras.Model(x, BatchNormalization()(free(BatchNormalization()(frozen(x))))))
+    assert [variable.path for variable in folded.trainable_variables] == ["free/kernel", "free/bias"]
+
+
+def test_float16_statistics_become_a_float32_scale_and_shift():
+    x = keras.Input((5,), dtype="float16")
+    model = randomized(keras.Model(x, layers.BatchNormalization(dtype="float16")(layers.ReLU(dtype="float16")(x))))
+    value = np.random.default_rng(0).uniform(500, 1000, (4, 5)).astype("float16")
+    np.testing.assert_array_equal(fold_batch_normalization(model)(value), model(value))
+
+
+NETWORKS = [name for name, network in vars(keras.applications).items() if inspect.isfunction(network)]
+SMALLEST = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+IN_THE_DEFAULT_SUITE = {"MobileNetV3Small": 0, "DenseNet121": 62}  # how many have nothing to fold into
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_THE_DEFAULT_SUITE else pytest.mark.slow) for name in NETWORKS]
+)
+def test_every_network_of_keras_applications_is_measured_and_folds(name):
+    """By the statistics of its own activations: by random ones they grow, and a rounding with them, to 2e-4."""
+    size = SMALLEST.get(name, 32)
+    network = getattr(keras.applications, name)
+    model = network(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None)
+    normalizations = [layer for layer in model._flatten_layers() if isinstance(layer, NORMALIZATIONS)]
+    draw = np.random.default_rng(0)
+    for layer in normalizations:
+        for parameter in layer.trainable_variables:
+            parameter.assign(draw.uniform(0.5, 1.5, parameter.shape))
+    images = draw.uniform(0, 255, (8, size, size, 3)).astype("float32")
+    if normalizations:
+        assert set(population_statistics(model, [images])) == set(normalizations)
+    folded = fold_batch_normalization(model)
+    assert not any(isinstance(layer, NORMALIZATIONS) for layer in folded._flatten_layers())
+    if name in IN_THE_DEFAULT_SUITE:
+        kinds = [type(layer) for layer in folded.layers]
+        assert kinds.count(ScaleAndShift) == IN_THE_DEFAULT_SUITE[name]
+    expected = np.asarray(model(images, training=False))
+    np.testing.assert_allclose(folded(images, training=False), expected, atol=1e-5 * abs(expected).max())
 
 
 class Subclassed(keras.Model):
@@ -203,7 +452,34 @@ class Subclassed(keras.Model):
         return inputs
 
 
-@pytest.mark.parametrize("model", [Subclassed(), keras.Sequential([layers.Dense(2)])], ids=["subclassed", "not built"])
+class OfTwice(keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2 * inputs)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Subclassed(), keras.Sequential([layers.Dense(2)]), OfTwice([keras.Input((3,)), layers.Dense(2)])],
+    ids=["subclassed", "not built", "with a call of its own"],
+)
 def test_what_has_no_graph_is_refused(model):
     with pytest.raises(ValueError, match="Only a built functional or Sequential model can be folded"):
         fold_batch_normalization(model)
+
+
+def test_a_layer_without_a_configuration_is_refused_by_name_in_one_line():
+    class Block(keras.Model):
+        def __init__(self, units):
+            super().__init__(name="block")
+            self.dense = layers.Dense(units)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    x = keras.Input((3,))
+    model = keras.Model(x, BatchNormalization()(layers.Dense(4)(Block(2)(x))))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"^Layer 'block' \(Block\) cannot be made again from its get_config: .*$"):
+        fold_batch_normalization(model)
+    for old, new in zip(before, state(model), strict=True):
+        np.testing.assert_array_equal(new, old)

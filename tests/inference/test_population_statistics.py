@@ -240,10 +240,13 @@ def test_what_was_measured_is_what_inference_uses(arguments):
     "arguments, message",
     [
         ({"estimator": "median"}, "`estimator` must be one of mean_of_unbiased, pooled"),
-        ({"batches": []}, "never had two values"),
+        ({"batches": []}, "There is no mini-batch to measure"),
         ({"batches": [DATA[:1, :1]]}, "never had two values"),
         ({"batches": iter([DATA]), "layer_by_layer": True}, "starts again for every layer"),
-        ({"model": keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])}, "no trainable bn_keras"),
+        (
+            {"model": keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])},
+            "There is no trainable BatchNormalization",
+        ),
     ],
 )
 def test_errors_say_what_is_missing(arguments, message):

@@ -1,0 +1,96 @@
+"""The graph of calls behind a functional Keras model. Every name here that Keras keeps private has a test."""
+
+import contextlib
+from types import FunctionType
+
+import keras
+from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SafeModeScope
+
+
+def functional_graph(model):
+    """The functional model that a model runs when it is called; None where it runs code of its own, or is not built."""
+    if isinstance(model, keras.Sequential):
+        return model._functional if runs_call_of(model, keras.Sequential) else None
+    return model if isinstance(model, Functional) and runs_call_of(model, Functional) else None
+
+
+def runs_call_of(layer, kind):
+    """Whether a layer is called by the `call` of a class: neither it nor a subclass of its has another."""
+    return getattr(layer.call, "__func__", None) is kind.call
+
+
+def graph_calls(functional):
+    """The calls of a graph in an order in which they can be made.
+
+    Each has its `operation` (a layer, or one of `keras.ops`), its `arguments`, and the symbolic tensors
+    `input_tensors` and `outputs`.
+    """
+    by_depth = sorted(functional._nodes_by_depth.items(), reverse=True)
+    return [call for _, calls in by_depth for call in calls if not call.is_input]
+
+
+def called_by_graphs(model):
+    """The operations that the graph of a model calls, or a graph that it calls, of any depth; none without a graph."""
+    functional = functional_graph(model)
+    operations = {call.operation for call in graph_calls(functional)} if functional else set()
+    return operations.union(*map(called_by_graphs, filter(functional_graph, operations)))
+
+
+def call_arguments(call, values):
+    """args and kwargs of a call, with `values[id(tensor)]` in the place of every symbolic tensor."""
+    return call.arguments.fill_in(values)
+
+
+def mask_of(tensor):
+    """The mask that a symbolic tensor carries, which Keras gives to the calls that read it; or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def new_inputs(functional):
+    """Symbolic inputs of the structure, names, shapes and kinds of a functional model's."""
+
+    def renewed(tensor):
+        layer = tensor._keras_history.operation
+        return type(layer).from_config(layer.get_config()).output
+
+    return keras.tree.map_structure(renewed, functional.input)
+
+
+def layers_within(layer):
+    """A layer and the layers inside of it, of any depth."""
+    return layer._flatten_layers()
+
+
+@contextlib.contextmanager
+def unrolled(rnn):
+    """For a `with` block, an RNN calls its cell once for each time step, in Python.
+
+    Its loop would make one call more, for the shape of the outputs, and its preparation of dropout, which has no part
+    in inference, another for each but the last of stacked cells.
+    """
+    before = rnn.unroll
+    rnn.unroll = True
+    vars(rnn)["_maybe_config_dropout_masks"] = lambda cell, inputs, states: None
+    try:
+        yield
+    finally:
+        rnn.unroll = before
+        del vars(rnn)["_maybe_config_dropout_masks"]
+
+
+def outside_graphs(operation):
+    """An operation that shares everything with this one, but takes part in no graph yet."""
+    twin = object.__new__(type(operation))
+    vars(twin).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
+    return twin
+
+
+def from_own_config(layer, **changes):
+    """A layer made from the configuration of another, whose classes and functions nobody may have registered."""
+    config = layer.get_config() | changes
+    functions = {name: getattr(layer, name, None) for name in config}
+    config.update((name, value) for name, value in functions.items() if isinstance(value, FunctionType))
+    classes = {type(part).__name__: type(part) for part in layers_within(layer)}
+    with keras.saving.custom_object_scope(classes), SafeModeScope(safe_mode=False):
+        return type(layer).from_config(config)
