@@ -57,6 +57,24 @@ for estimator in ("mean_of_unbiased", "pooled"):
             results[f"{estimator} {layer_by_layer} mean {number}"] = moments.mean
             results[f"{estimator} {layer_by_layer} variance {number}"] = moments.variance
 keep("folded", fold_batch_normalization(deep)(x))
+
+class Cell(keras.layers.Layer):
+    state_size = 3
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.normalization = keras.layers.BatchNormalization()
+
+    def call(self, inputs, states, training=None):
+        outputs = self.normalization(inputs, training=training)
+        return outputs, [outputs]
+
+cell, images = Cell(), keras.Input((4, 4, 3))
+hidden = keras.layers.BatchNormalization()(images)
+other = keras.Model(images, keras.ops.relu(keras.layers.RNN(cell)(hidden[:, 0])) + keras.ops.mean(hidden))
+for layer, moments in population_statistics(other, [x[:4], x[4:]]).items():
+    results[f"Keras's, {layer is cell.normalization}"] = moments.variance
+keep("other folded", fold_batch_normalization(other)(x))
 np.savez(sys.argv[1], **results)
 """
 )

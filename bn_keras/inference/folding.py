@@ -245,6 +245,8 @@ def _copy_variables(layer, twin):
     """Through the layer's own saving, which knows what follows from its variables (`Normalization` does)."""
     with _errors_naming(layer):
         for source, target in zip(layers_within(layer), layers_within(twin), strict=True):
+            if source.built and not target.built:  # its layer builds it when it is first called with values
+                target.build_from_config(source.get_build_config())
             store = {}
             source.save_own_variables(store)
             if store:
@@ -260,7 +262,10 @@ def _errors_naming(layer):
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).strip().partition("\n\n")[0].split())
+        cause = error
+        while cause.__context__ is not None:  # below the configurations and arguments that Keras quotes
+            cause = cause.__context__
+        reason = " ".join(str(cause).strip().partition("\n\n")[0].split())
         raise ValueError(
             f"Layer '{layer.name}' ({type(layer).__name__}) cannot be made again from its get_config: {reason}"
         ) from error

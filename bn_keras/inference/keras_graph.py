@@ -1,6 +1,7 @@
 """The graph of calls behind a functional Keras model. Every name here that Keras keeps private has a test."""
 
 import contextlib
+import inspect
 from types import FunctionType
 
 import keras
@@ -87,10 +88,18 @@ def outside_graphs(operation):
 
 
 def from_own_config(layer, **changes):
-    """A layer made from the configuration of another, whose classes and functions nobody may have registered."""
+    """A layer made from the configuration of another, whose classes and functions nobody may have registered.
+
+    Keras itself fails where `__init__` does not take what every configuration has: name, trainable, dtype.
+    """
     config = layer.get_config() | changes
     functions = {name: getattr(layer, name, None) for name in config}
     config.update((name, value) for name, value in functions.items() if isinstance(value, FunctionType))
+    parameters = inspect.signature(type(layer).__init__).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     classes = {type(part).__name__: type(part) for part in layers_within(layer)}
     with keras.saving.custom_object_scope(classes), SafeModeScope(safe_mode=False):
-        return type(layer).from_config(config)
+        twin = type(layer).from_config({name: config[name] for name in config if takes_all or name in parameters})
+    if not takes_all:
+        twin.name, twin.trainable, twin.dtype_policy = layer.name, layer.trainable, layer.dtype_policy
+    return twin

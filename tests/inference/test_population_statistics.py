@@ -6,6 +6,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from bn_keras import BatchNormalization, population_statistics
 from bn_keras.dropout import Dropout
@@ -234,6 +235,222 @@ def test_what_was_measured_is_what_inference_uses(arguments):
     if layer.debias:  # the next step of training moves it by 1 - momentum, as an average of long standing
         model(DATA * 0, training=True)
         np.testing.assert_allclose(layer.moving_mean, 0.9 * DATA.mean((0, 1)), rtol=1e-5)
+
+
+NORMALIZATIONS = (BatchNormalization, keras.layers.BatchNormalization)
+ROWS = [np.random.default_rng(k).normal(3, 2, (8, 6)).astype("float32") for k in range(3)]
+SEQUENCES = [np.random.default_rng(k).normal(size=(8, 3, 6)).astype("float32") for k in range(2)]
+
+
+def assert_measured(layer, batches):
+    """Algorithm 2, line 10, over [values, channels] in float64."""
+    batches = [batch.astype("float64") for batch in batches]
+    np.testing.assert_allclose(layer.moving_mean, np.mean([b.mean(0) for b in batches], 0), atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, np.mean([b.var(0, ddof=1) for b in batches], 0), rtol=1e-5)
+
+
+def assert_normalized_by_averages(model, layer, inputs, hidden):
+    expected = (hidden - layer.moving_mean) / np.sqrt(layer.moving_variance + layer.epsilon)
+    np.testing.assert_allclose(model(inputs, training=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_keras_layers_are_measured_like_ours(normalization):
+    x = keras.Input((6, 3))
+    first, second = normalization(axis=1, epsilon=0.1, scale=False), normalization()
+    model = keras.Model(x, second(first(x)))
+    batches = [np.random.default_rng(k).normal(1, 3, (4, 6, 3)) for k in range(2)]
+    first.beta.assign(np.arange(6))
+    population_statistics(model, [batch.astype("float32") for batch in batches])
+    assert_measured(first, [batch.transpose(0, 2, 1).reshape(-1, 6) for batch in batches])
+    normalized = [
+        (b - b.mean((0, 2), keepdims=True)) / np.sqrt(b.var((0, 2), keepdims=True) + 0.1) + np.arange(6)[:, None]
+        for b in batches
+    ]
+    assert_measured(second, [hidden.reshape(-1, 3) for hidden in normalized])
+    assert normalization.call.__get__(first) == first.call
+
+
+def test_masked_values_do_not_count_for_keras_layers_either():
+    x, layer = keras.Input((5, 6)), keras.layers.BatchNormalization()
+    batch = np.random.default_rng(0).normal(1, 3, (4, 5, 6)).astype("float32")
+    batch[:, 3:] = 0
+    population_statistics(keras.Model(x, layer(keras.layers.Masking()(x))), [batch])
+    assert_measured(layer, [batch[:, :3].reshape(-1, 6)])
+
+
+class OfOneFunction(keras.Model):
+    """All that is called is a function that TensorFlow compiles, with Python's `if` in it."""
+
+    def __init__(self, normalization):
+        super().__init__()
+        self.dense, self.normalization = keras.layers.Dense(4), normalization()
+        self.dense.build((None, 6))
+        self.normalization.build((None, 4))
+        self.built = True
+
+    @tf.function
+    def call(self, inputs):
+        outputs = self.normalization(self.dense(inputs))
+        if tf.reduce_sum(outputs) > 1e9:
+            outputs *= 2.0
+        return outputs
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_functions_traced_before_are_measured_and_infer_as_before(normalization):
+    model = OfOneFunction(normalization)
+    model(ROWS[0], training=False)
+    model.predict(ROWS[0], verbose=0)
+    population_statistics(model, ROWS)
+    kernel, bias = model.dense.get_weights()
+    assert_measured(model.normalization, [rows @ kernel + bias for rows in ROWS])
+    for rows in (ROWS[0], ROWS[0][:5]):  # a shape that was traced before, and one that was not
+        assert_normalized_by_averages(model, model.normalization, rows, rows @ kernel + bias)
+    assert_normalized_by_averages(
+        lambda x, training: model.predict(x, verbose=0), model.normalization, ROWS[0], ROWS[0] @ kernel + bias
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_failure_in_a_model_of_functions_leaves_it_in_inference(normalization):
+    def failing():
+        yield ROWS[0]
+        raise OSError("disk gone")
+
+    model = OfOneFunction(normalization)
+    before = state(model)
+    with pytest.raises(OSError, match="disk gone"):
+        population_statistics(model, failing())
+    assert_same_state(model, before)
+    kernel, bias = model.dense.get_weights()
+    assert_normalized_by_averages(model, model.normalization, ROWS[0], ROWS[0] @ kernel + bias)
+    assert not tf.config.functions_run_eagerly()
+
+
+class Cell(keras.layers.Layer):
+    def __init__(self, normalization=BatchNormalization, **kwargs):
+        super().__init__(**kwargs)
+        self.state_size = self.output_size = 6
+        self.normalization = normalization()
+
+    def call(self, inputs, states, training=None):
+        outputs = self.normalization(inputs, training=training)
+        return outputs, [outputs]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_in_an_rnn_each_time_step_is_a_mini_batch(normalization, stacked):
+    cell = Cell(normalization)
+    x = keras.Input((None, 6))
+    rnn = keras.layers.RNN([cell, keras.layers.LSTMCell(2)] if stacked else cell)
+    model = keras.Model(x, rnn(x))
+    population_statistics(model, SEQUENCES)
+    assert_measured(cell.normalization, [sequence[:, t] for sequence in SEQUENCES for t in range(3)])
+    assert not rnn.unroll
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_inside_of_time_distributed_each_time_step_is_a_mini_batch(normalization):
+    x, layer = keras.Input((3, 6)), normalization()
+    population_statistics(keras.Model(x, keras.layers.TimeDistributed(layer)(x)), SEQUENCES)
+    assert_measured(layer, [sequence[:, t] for sequence in SEQUENCES for t in range(3)])
+
+
+def test_a_stateful_rnn_goes_on_from_where_it_was():
+    x = keras.Input(batch_shape=(8, 3, 6))
+    rnn = keras.layers.LSTM(6, stateful=True, return_sequences=True)
+    model = keras.Model(x, BatchNormalization()(rnn(x)))
+    model(SEQUENCES[0])
+    before = [np.array(value) for value in rnn.states]
+    population_statistics(model, SEQUENCES)
+    np.testing.assert_array_equal(rnn.states, before)
+
+
+class OneOfTwo(keras.Model):
+    def __init__(self, normalization):
+        super().__init__(name="one_of_two")
+        self.called, self.spare, self.unbuilt = normalization(), normalization(name="spare"), normalization(name="new")
+        self.spare.build((None, 6))
+
+    def call(self, inputs):
+        return self.called(inputs)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_layer_that_is_not_called_keeps_its_averages_with_a_warning(normalization):
+    model = OneOfTwo(normalization)
+    model(ROWS[0])
+    with pytest.warns(UserWarning, match="Model 'one_of_two' does not call 'spare', 'new': moving averages stay"):
+        population_statistics(model, ROWS)
+    assert_measured(model.called, ROWS)
+    np.testing.assert_array_equal(model.spare.moving_mean, np.zeros(6))
+    with pytest.raises(ValueError, match="does not call 'spare', so there is nothing to measure"):
+        population_statistics(model, ROWS, layers=[model.spare])
+
+
+class OfTwice(BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2 * inputs, training=training, mask=mask)
+
+
+def test_a_derived_layer_is_measured_where_it_normalizes():
+    layer = OfTwice()
+    population_statistics(keras.Sequential([keras.Input((6,)), layer]), ROWS)
+    assert_measured(layer, [2 * rows for rows in ROWS])
+
+
+def derived_from_keras():
+    class OfTwice(keras.layers.BatchNormalization):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(2 * inputs, training=training, mask=mask)
+
+    return keras.Sequential([keras.Input((6,)), OfTwice(name="twice")])
+
+
+def called_in_a_vectorized_map():
+    class Mapped(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.normalization = BatchNormalization(name="mapped")
+            self.normalization.build((None, 6))
+
+        def call(self, inputs):
+            return keras.ops.vectorized_map(self.normalization, inputs)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    return keras.Sequential([keras.Input((3, 6)), Mapped()])
+
+
+def not_built():
+    return keras.Sequential([keras.layers.Dense(4), BatchNormalization()], name="new")
+
+
+@pytest.mark.parametrize(
+    "make, batches, message",
+    [
+        (derived_from_keras, ROWS, r"^Layer 'twice' \(OfTwice\) has another `call` than Keras's layer, so .*$"),
+        (called_in_a_vectorized_map, SEQUENCES, r"^Layer 'mapped' is called in a function that .* always traces, .*$"),
+        (not_built, ROWS, r"^Model 'new' is not built: call it on a mini-batch first, then measure it\.$"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(make, batches, message):
+    model = make()
+    before = state(model)
+    with pytest.raises(ValueError, match=message):
+        population_statistics(model, batches)
+    assert_same_state(model, before)
+
+
+def test_a_model_that_was_refused_as_not_built_is_measured_after_a_call():
+    model = not_built()
+    model(ROWS[0])
+    population_statistics(model, ROWS)
+    kernel, bias = model.layers[0].get_weights()
+    assert_measured(model.layers[1], [rows @ kernel + bias for rows in ROWS])
 
 
 @pytest.mark.parametrize(
