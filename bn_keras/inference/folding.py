@@ -2,7 +2,7 @@
 
 With scale = gamma / sqrt(moving_variance + epsilon), and W and b those of the layer before,
 
-    BN(W u + b) = (scale * W) u + (scale * (b - moving_mean) + beta)
+    BN(W u + b) = (scale * W) u + scale * (b - moving_mean) + beta
 
 which saves a pass over every activation, and every normalization in a file for deployment.
 """
@@ -65,12 +65,12 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
     def make_twin(operation):
         if operation in normalization_after:
             twin = _copy(operation, use_bias=True)
-            scale_and_shift = _scale_and_shift(normalization_after[operation])
-            load_states.append(lambda: twin.set_weights(_folded_weights(operation, *scale_and_shift)))
+            affine_map = _center_scale_and_shift(normalization_after[operation])
+            load_states.append(lambda: twin.set_weights(_folded_weights(operation, *affine_map)))
         elif type(operation) in _NORMALIZATIONS and operation not in in_training:
             axis = None if getattr(operation, "per_activation", False) else operation.axis
             twin = ScaleAndShift(axis, name=operation.name, dtype=operation.dtype_policy)
-            load_states.append(lambda: twin.set_weights(_scale_and_shift(operation)))
+            load_states.append(lambda: twin.set_weights(_center_scale_and_shift(operation)))
         elif functional_graph(operation):
             twin = fold_batch_normalization(operation)
         elif getattr(operation, "variables", None):
@@ -101,10 +101,12 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
 
 @keras.saving.register_keras_serializable(package="bn_keras")
 class ScaleAndShift(keras.layers.Layer):
-    """y = scale * x + shift for each channel: a batch normalization at inference.
+    """y = scale * (x - center) + shift for each channel: a batch normalization at inference.
+
+    The center is subtracted first, and not made a part of the shift, so that a large mean costs no digits.
 
     Args:
-        axis: the channel dimension; None for a scale and a shift of every activation.
+        axis: the channel dimension; None for a scale, center and shift of every activation.
     """
 
     def __init__(self, axis=-1, **kwargs):
@@ -118,13 +120,15 @@ class ScaleAndShift(keras.layers.Layer):
         self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
         shape = tuple(input_shape[i] for i in own)
         kind = {"dtype": keras.backend.result_type(self.variable_dtype, "float32"), "autocast": False}
+        self.center = self.add_weight(shape=shape, name="center", initializer="zeros", **kind)
         self.scale = self.add_weight(shape=shape, name="scale", initializer="ones", **kind)
         self.shift = self.add_weight(shape=shape, name="shift", initializer="zeros", **kind)
 
     def call(self, inputs, mask=None):
         dtype = keras.backend.result_type(inputs.dtype, "float32")
-        scale, shift = (ops.reshape(ops.cast(v, dtype), self._broadcast_shape) for v in (self.scale, self.shift))
-        return ops.cast(ops.cast(inputs, dtype) * scale + shift, self.compute_dtype)
+        variables = (self.center, self.scale, self.shift)
+        center, scale, shift = (ops.reshape(ops.cast(each, dtype), self._broadcast_shape) for each in variables)
+        return ops.cast((ops.cast(inputs, dtype) - center) * scale + shift, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -199,23 +203,20 @@ def _channel_axis(linear, tensor):
     return 1 if getattr(linear, "data_format", None) == "channels_first" else len(tensor.shape) - 1
 
 
-def _scale_and_shift(normalization):
-    """scale and shift, float64 of the shape of moving_mean."""
-    mean, variance, gamma, beta = (
-        None if value is None else ops.convert_to_numpy(value).astype("float64")
-        for value in (
-            normalization.moving_mean,
-            normalization.moving_variance,
-            normalization.gamma,
-            normalization.beta,
-        )
-    )
-    scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + normalization.epsilon)
-    return [scale, (0.0 if beta is None else beta) - mean * scale]
+def _center_scale_and_shift(normalization):
+    """moving_mean, gamma / sqrt(moving_variance + epsilon) and beta, float64 of the shape of moving_mean."""
+    center, variance = (_float64(average) for average in (normalization.moving_mean, normalization.moving_variance))
+    gamma = 1.0 if normalization.gamma is None else _float64(normalization.gamma)
+    beta = np.zeros_like(center) if normalization.beta is None else _float64(normalization.beta)
+    return [center, gamma / np.sqrt(variance + normalization.epsilon), beta]
 
 
-def _folded_weights(linear, scale, shift):
-    """The weights of the linear layer, with bias: kernel * scale, and bias * scale + shift."""
+def _float64(variable):
+    return ops.convert_to_numpy(variable).astype("float64")
+
+
+def _folded_weights(linear, center, scale, shift):
+    """The weights of the linear layer, with bias: kernel * scale, and (bias - center) * scale + shift."""
     *kernels, last = (value.astype("float64") for value in linear.get_weights())
     kernels, bias = (kernels, last) if linear.use_bias else ([*kernels, last], 0.0)
     if type(linear) in _TRANSPOSED:  # [..., outputs, inputs]
@@ -224,7 +225,7 @@ def _folded_weights(linear, scale, shift):
         kernel_scale = scale.reshape(kernels[-1].shape[-2:])
     else:  # [..., inputs, outputs], and of a separable convolution the pointwise kernel
         kernel_scale = scale
-    return [*kernels[:-1], kernels[-1] * kernel_scale, bias * scale + shift]
+    return [*kernels[:-1], kernels[-1] * kernel_scale, (bias - center) * scale + shift]
 
 
 def _copy(layer, **changes):

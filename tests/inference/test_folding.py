@@ -417,6 +417,16 @@ def test_float16_statistics_become_a_float32_scale_and_shift():
     np.testing.assert_array_equal(fold_batch_normalization(model)(value), model(value))
 
 
+@pytest.mark.parametrize("mean", [0, 100, 1e5])
+def test_a_large_mean_costs_a_scale_and_shift_no_digits(mean):
+    x = keras.Input((5, 3))
+    model = keras.Model(x, BatchNormalization()(x))
+    model.layers[1].set_weights([np.ones(3), np.zeros(3), np.full(3, mean), np.ones(3)])
+    value = (mean + np.random.default_rng(0).normal(size=(4, 5, 3))).astype("float32")
+    expected = (value.astype("float64") - mean) / np.sqrt(1 + 1e-3)
+    np.testing.assert_allclose(fold_batch_normalization(model)(value), expected, atol=1e-6)
+
+
 NETWORKS = [name for name, network in vars(keras.applications).items() if inspect.isfunction(network)]
 SMALLEST = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 
