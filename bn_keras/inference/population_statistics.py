@@ -79,7 +79,7 @@ def population_statistics(
         raise ValueError(f"`estimator` must be one of {', '.join(_ACCUMULATORS)}. Received: {estimator=}")
     if not model.built:
         raise ValueError(f"Model '{model.name}' is not built: call it on a mini-batch first, then measure it.")
-    chosen = [layer for layer in batch_normalizations(model) if layer.trainable] if layers is None else layers
+    chosen = [layer for layer in batch_normalizations(model) if layer.trainable] if layers is None else list(layers)
     if not chosen:
         raise ValueError(f"There is no trainable BatchNormalization to measure. Received: model={model.name}")
     if layer_by_layer and iter(batches) is batches:
