@@ -59,7 +59,7 @@ def population_statistics(
     one for each time step, then counts as a mini-batch.
 
     Args:
-        model: a built Keras model with BatchNormalization layers, `bn_keras`'s or Keras's own, of any depth of nesting.
+        model: a Keras model with BatchNormalization layers, `bn_keras`'s or Keras's own, of any depth of nesting.
         batches: an iterable of training mini-batches, `inputs` or, as for `fit`, tuples `(inputs, ...)`.
         steps: mini-batches to take of it, the paper's N; None takes all.
         estimator: one of the two above.
@@ -72,16 +72,14 @@ def population_statistics(
         PopulationStatistics. The model's other state, and without `write` all of it, is as before.
 
     Raises:
-        ValueError: a model that is not built, no layer to measure or one that cannot be, no mini-batch, none with two
+        ValueError: no layer to measure or one that cannot be, no mini-batch, none with two
             values for a channel, an unknown estimator, or an iterator that cannot start again for `layer_by_layer`.
     """
     if estimator not in _ACCUMULATORS:
         raise ValueError(f"`estimator` must be one of {', '.join(_ACCUMULATORS)}. Received: {estimator=}")
-    if not model.built:
-        raise ValueError(f"Model '{model.name}' is not built: call it on a mini-batch first, then measure it.")
     chosen = [layer for layer in batch_normalizations(model) if layer.trainable] if layers is None else list(layers)
     if not chosen:
-        raise ValueError(f"There is no trainable BatchNormalization to measure. Received: model={model.name}")
+        raise ValueError(f"There is no trainable BatchNormalization to measure. Received: {model=}")
     if layer_by_layer and iter(batches) is batches:
         raise ValueError(f"`layer_by_layer` starts again for every layer. Received: an iterator, {batches=}")
 
@@ -218,7 +216,8 @@ def _batch_moments_function(model, layers):
     known, function = _LAST_COMPILED.get(model, (None, None))
     if known != layers:
         function = _make_batch_moments(weakref.ref(model), layers)
-        _LAST_COMPILED[model] = list(layers), function
+        if model.built:  # a Sequential model has its graph from then on
+            _LAST_COMPILED[model] = layers, function
     return function
 
 
@@ -265,6 +264,8 @@ def _make_batch_moments(model, layers):
 
             def measured(x):
                 with _eagerly(), _one_call_for_each_step(model(), layers):
+                    if not model().built:
+                        model()(x, training=False)
                     try:
                         return moments_of(lambda: model()(x, training=False), _as_numpy)
                     except _SymbolicError:

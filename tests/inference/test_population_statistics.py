@@ -425,16 +425,11 @@ def called_in_a_vectorized_map():
     return keras.Sequential([keras.Input((3, 6)), Mapped()])
 
 
-def not_built():
-    return keras.Sequential([keras.layers.Dense(4), BatchNormalization()], name="new")
-
-
 @pytest.mark.parametrize(
     "make, batches, message",
     [
         (derived_from_keras, ROWS, r"^Layer 'twice' \(OfTwice\) has another `call` than Keras's layer, so .*$"),
         (called_in_a_vectorized_map, SEQUENCES, r"^Layer 'mapped' is called in a function that .* always traces, .*$"),
-        (not_built, ROWS, r"^Model 'new' is not built: call it on a mini-batch first, then measure it\.$"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(make, batches, message):
@@ -445,12 +440,30 @@ def test_what_cannot_be_measured_is_refused_in_one_line(make, batches, message):
     assert_same_state(model, before)
 
 
-def test_a_model_that_was_refused_as_not_built_is_measured_after_a_call():
-    model = not_built()
-    model(ROWS[0])
-    population_statistics(model, ROWS)
-    kernel, bias = model.layers[0].get_weights()
-    assert_measured(model.layers[1], [rows @ kernel + bias for rows in ROWS])
+class Subclassed(keras.Model):
+    """One that TensorFlow compiles."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = parts
+
+    @tf.function
+    def call(self, inputs):
+        for part in self.parts:
+            inputs = part(inputs)
+        return inputs
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("make", [lambda *parts: keras.Sequential(parts), Subclassed], ids=["Sequential", "subclassed"])
+def test_the_first_mini_batch_builds_a_model(make, normalization):
+    dense, layer = keras.layers.Dense(4), normalization()
+    model = make(dense, layer)
+    for _ in range(2):
+        population_statistics(model, ROWS)
+        kernel, bias = dense.get_weights()
+        assert_measured(layer, [rows @ kernel + bias for rows in ROWS])
+        assert_normalized_by_averages(model, layer, ROWS[0], ROWS[0] @ kernel + bias)
 
 
 @pytest.mark.parametrize(
