@@ -23,7 +23,7 @@ setup(
         "keras>=3.13,<3.16",
         "lazy-loader>=0.4",
         "numpy>=2.0",
-        "pillow>=11",
+        "pillow>=11.3",
         "protobuf>=5.28",
         "tensorboard>=2.20,<2.22",
     ],

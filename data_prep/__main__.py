@@ -1,7 +1,7 @@
 """Turns an image data set into TFRecord shards with a manifest.
 
   python -m data_prep --embedded=mnist --output_dir=D                    5,000 real digits, no download
-  python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  one folder a class, JPEG or PNG
+  python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  one folder a class
   python -m data_prep --imagenet=FOLDER --output_dir=D                   ILSVRC2012, as archives or extracted
   python -m data_prep verify D                                           checks what is in D
 
@@ -42,7 +42,7 @@ flags.DEFINE_string("train_boxes", "", "ILSVRC2012_bbox_train_v2.tar.gz or a fol
 flags.DEFINE_string("validation_boxes", "", "ILSVRC2012_bbox_val_v3.tgz or a folder of annotations.")
 flags.DEFINE_bool("strict_imagenet", False, "Assert 1,000 synsets, 1,281,167 training and 50,000 validation images.")
 flags.DEFINE_string("output_dir", "", "Where shards and manifest go: a new or empty folder, or one to finish.")
-flags.DEFINE_string("name", "", "Name of the data set in the manifest; by default the folder above --train.")
+flags.DEFINE_string("name", "", "Name of the data set; by default that of its archive, or of the folder above --train.")
 flags.DEFINE_integer("seed", 0, "Of the shuffle, and of the split of embedded data.")
 flags.DEFINE_integer("label_base", 1, "Label of the first class; TF-Slim's is 1 (0 is background), TFDS's 0.", 0)
 flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: by size.", 0, 99999)
@@ -65,7 +65,7 @@ flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 
 def _dataset():
     """The data set that the flags name."""
-    from data_prep import convert, ilsvrc2012, image_folder
+    from data_prep import convert, ilsvrc2012, image_folder, storage
 
     if FLAGS.embedded:
         if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
@@ -81,9 +81,11 @@ def _dataset():
             "what to convert? Give --embedded=mnist, or --train=FOLDER and --validation=FOLDER, or --imagenet=FOLDER"
         )
     parts = {part: FLAGS[part].value for part in ("train", "validation", "devkit", "train_boxes", "validation_boxes")}
-    of_imagenet = FLAGS.imagenet, FLAGS.strict_imagenet, *list(parts.values())[2:]
-    if any(of_imagenet) or any(path.endswith(".tar") for path in parts.values()):
-        return ilsvrc2012.dataset(ilsvrc2012.find(FLAGS.imagenet, parts), FLAGS.name, FLAGS.strict_imagenet)
+    of_imagenet = any((FLAGS.imagenet, FLAGS.strict_imagenet, *list(parts.values())[2:]))
+    given = (FLAGS.train, FLAGS.validation)
+    if of_imagenet or any(storage.exists(path) and not storage.is_folder(path) for path in given):
+        name = FLAGS.name or (ilsvrc2012.NAME if of_imagenet else "")
+        return ilsvrc2012.dataset(ilsvrc2012.find(FLAGS.imagenet, parts), name, FLAGS.strict_imagenet)
     return image_folder.dataset(FLAGS.train, FLAGS.validation, FLAGS.name)
 
 

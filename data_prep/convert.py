@@ -3,7 +3,8 @@
 The plan (which image goes into which shard, at which place) is a pure function of the inputs and the options and is
 written first. Each shard is a pure function of its line of the plan: written aside, synced, renamed, and recorded in
 the journal with its count, size and checksum. The manifest is put together from the journal, last. Killed anywhere,
-the same command goes on with the shards that are missing, and the result is the same to the byte.
+the same command goes on with the shards that are missing, and the result is the same to the byte. So it is when inputs
+have been mended in between: the plan is made again, and shards whose inputs are as they were stay.
 
 In the output folder:
   train-00000-of-01024, ...        the shards
@@ -22,18 +23,22 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 
-from data_prep import beam_runner, plan, signals, storage, tfds_metadata, tfrecord
+from data_prep import beam_runner, json_files, plan, signals, storage, tfds_metadata, tfrecord
 from data_prep import image as images
 from data_prep.dataset import SPLITS, Dataset, read_image
 from data_prep.errors import BadImageError, InputError
+from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
+from data_prep.program import escaped
 from data_prep.progress import Counters, Progress
 
 MANIFEST = "dataset.json"
 WORK_FOLDER = ".data_prep"
+_SHARD_NAME = re.compile(r"[a-z]+-\d{5}-of-\d{5}")
 _LOCK_ATTEMPTS = 20  # of 0.1 s: the workers of a conversion that was just killed take a moment to notice
 DEFAULTS = plan.Options()
 
@@ -53,15 +58,16 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
     # Once a block of this size has been freed, glibc keeps smaller ones for the next image. Without it, every image of
     # 30 to 128 KiB gives its pages back and faults them in again, which halves the speed.
     bytearray(16 << 20)
-    file, split, *_, start, length = task["shard"]
+    planned = plan.Shard(*task["shard"])
     classes = plan.load_once(task["work_folder"], task["fingerprint"]).classes
-    source, path = task["sources"][split], storage.join(task["output_dir"], file)
+    source, path = task["sources"][planned.split], storage.join(task["output_dir"], planned.file)
     options = plan.Options(**task["options"])
     kept = images.Storage(options.max_side, options.quality, options.decode)
+    storage.remove(_journal(task["output_dir"], planned.file))  # it speaks of what is replaced here
     bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
     with storage.written_aside(path) as output:
         shard = tfrecord.ShardWriter(output.write_all)
-        for member, offset, size, class_index, boxes in plan.members(task["work_folder"], start, length):
+        for member, offset, size, class_index, boxes in plan.members(task["work_folder"], planned):
             place = f"{source}/{member}"
             try:
                 if size > images.MAX_FILE_BYTES:
@@ -72,7 +78,7 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
                     raise InputError(
                         f"{place}: {error}; fix: replace or remove it, or leave out all such with --on_bad=skip"
                     ) from None
-                bad.append([place, str(error)])
+                bad.append([place, str(error), class_index])
                 count(1, size, 1)
                 continue
             synset, text = classes[class_index]
@@ -83,20 +89,23 @@ def write_shard(task: dict, count: Callable[[int, int, int], None] = lambda imag
             short_sides[min(stored.width, stored.height)] += 1
             gray += stored.channels == 1
             count(1, size, 0)
-        if task["reread"] and not storage.is_remote(path):
+        if storage.size(path) == shard.bytes and storage.crc32c(path) == shard.crc32c:
+            output.wanted = False  # the shard of an earlier plan is right for this one
+        elif task["reread"] and not storage.is_remote(path):
             _check_written(output.temporary, shard)
     entry = {
-        "file": file,
-        "split": split,
+        "file": planned.file,
+        "split": planned.split,
+        "inputs": planned.inputs,
         "examples": shard.examples,
         "bytes": shard.bytes,
         "crc32c": f"{shard.crc32c:08x}",
         "gray": gray,
-        "short_sides": sorted(short_sides.items()),
+        "short_sides": " ".join(f"{side}:{count}" for side, count in sorted(short_sides.items())),
         "bad": bad,
         "repaired": repaired,
     }
-    storage.write(_journal(task["output_dir"], file), _json(entry))
+    storage.write(_journal(task["output_dir"], planned.file), _json(entry))
     return entry
 
 
@@ -135,14 +144,39 @@ def _journal(output_dir: str, file: str) -> str:
     return storage.join(output_dir, WORK_FOLDER, "journal", f"{file}.json")
 
 
-def _read_journal(output_dir: str, file: str) -> dict | None:
-    """The journal entry of a shard that is still there with the size it was written with, else None."""
+_ENTRY = record(
+    file=TEXT,
+    split=TEXT,
+    inputs=HEX,
+    examples=COUNT,
+    bytes=COUNT,
+    crc32c=HEX,
+    gray=COUNT,
+    short_sides={"type": "string", "pattern": r"\A([0-9]{1,9}:[0-9]{1,9}( (?!\Z)|\Z))*\Z"},
+    bad=list_of(row(TEXT, TEXT, COUNT)),
+    repaired=list_of(row(TEXT, TEXT)),
+)
+
+
+def _read_journal(output_dir: str, shard: plan.Shard) -> dict | None:
+    """The journal entry of a shard that is there as it was written, from the inputs as they are, else None."""
     try:
-        entry = json.loads(storage.read(_journal(output_dir, file)))
-        whole = storage.size(storage.join(output_dir, file)) == entry["bytes"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        entry = json_files.read(_journal(output_dir, shard.file), _ENTRY, "delete it")
+    except (FileNotFoundError, InputError):  # none, or a damaged one
         return None
-    return entry if whole else None
+    same = (entry["file"], entry["split"], entry["inputs"]) == (shard.file, shard.split, shard.inputs)
+    same &= entry["examples"] + len(entry["bad"]) == shard.examples
+    return entry if same and storage.size(storage.join(output_dir, shard.file)) == entry["bytes"] else None
+
+
+def _remove_others(output_dir: str, planned: plan.Plan) -> None:
+    """Removes the shards of an earlier plan, which the journal lists, that are not in this one."""
+    files = {shard.file for shard in planned.shards}
+    for name in storage.names(storage.join(output_dir, WORK_FOLDER, "journal")):
+        file = name.removesuffix(".json")
+        if file not in files and _SHARD_NAME.fullmatch(file):
+            storage.remove(storage.join(output_dir, file))
+            storage.remove(_journal(output_dir, file))
 
 
 @contextlib.contextmanager
@@ -151,7 +185,7 @@ def _locked(output_dir: str) -> Iterator[None]:
     if storage.is_remote(output_dir):
         yield
         return
-    with open(os.path.join(output_dir, WORK_FOLDER, "lock"), "w") as lock:
+    with storage.open_local(os.path.join(output_dir, WORK_FOLDER, "lock"), "w") as lock:
         for _ in range(_LOCK_ATTEMPTS):
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,14 +197,18 @@ def _locked(output_dir: str) -> Iterator[None]:
 
 
 def _claim(output_dir: str, request: dict) -> plan.Plan | None:
-    """The plan that the output folder holds, if it is the one of this request; None if it holds nothing.
+    """The plan that the output folder holds, if it is the one of this request; None if one is to be made.
+
+    That is so when the folder holds nothing, when its plan has been deleted, and when the inputs have changed since an
+    unfinished conversion began: a bad image has been replaced or removed.
 
     Raises:
       InputError: it holds another plan, or files that no conversion wrote.
     """
     held = plan.load(storage.join(output_dir, WORK_FOLDER))
     if not held:
-        if foreign := [name for name in storage.names(output_dir) if name != WORK_FOLDER]:
+        ours = storage.exists(storage.join(output_dir, WORK_FOLDER, "journal"))
+        if not ours and (foreign := [name for name in storage.names(output_dir) if name != WORK_FOLDER]):
             raise InputError(
                 f"{output_dir}: holds {foreign[0]!r} and {len(foreign) - 1} other file(s), no conversion of ours; "
                 "give --output_dir an empty or new folder"
@@ -183,10 +221,16 @@ def _claim(output_dir: str, request: dict) -> plan.Plan | None:
         for key, value in request.items()
         if held.request.get(key) != value and key != "stamp"
     ]
+    if not differences:
+        if not storage.exists(storage.join(output_dir, MANIFEST)):
+            return None
+        raise InputError(
+            f"{output_dir}: is complete, and the input files have changed since (names, sizes or times of "
+            f"modification). Give another --output_dir, or delete its {MANIFEST} to convert what has changed"
+        )
     raise InputError(
         f"{output_dir}: holds another plan, {_describe(held.request)}; this command asks for {_describe(request)}: "
-        f"{'; '.join(differences) or 'the input files have changed since (names, sizes or times of modification)'}. "
-        "Give another --output_dir, or delete that folder"
+        f"{'; '.join(differences)}. Give another --output_dir, or delete that folder"
     )
 
 
@@ -237,6 +281,7 @@ def convert(
     request = {"name": dataset.name, "origin": dataset.origin, **asdict(options), "stamp": dataset.stamp}
     request = json.loads(json.dumps(request))  # tuples become lists, as in the plan
     work_folder = storage.join(output_dir, WORK_FOLDER)
+    storage.close_files()  # archives may have been replaced since an earlier call
     planned = _claim(output_dir, request)
     if dry_run:
         return _describe_plan(dataset, options, request, log)
@@ -257,7 +302,8 @@ def convert(
         if planned.rejected and on_bad == "fail":
             path, why = planned.rejected[0]
             raise InputError(f"{path}: {why}; fix: leave out all such with --on_bad=skip")
-        entries = {shard.file: _read_journal(output_dir, shard.file) for shard in planned.shards}
+        _remove_others(output_dir, planned)
+        entries = {shard.file: _read_journal(output_dir, shard) for shard in planned.shards}
         missing = [shard for shard in planned.shards if entries[shard.file] is None]
         if missing:
             storage.remove(storage.join(output_dir, MANIFEST))  # it says that all is there
@@ -282,7 +328,7 @@ def convert(
                 progress.tick(final=True)
             else:
                 beam_runner.run(tasks, beam_options)
-            entries |= {shard.file: _read_journal(output_dir, shard.file) for shard in missing}
+            entries |= {shard.file: _read_journal(output_dir, shard) for shard in missing}
         return _finish(output_dir, planned, list(entries.values()), on_bad, bool(missing), log)
 
 
@@ -296,7 +342,7 @@ def _describe_plan(dataset: Dataset, options: plan.Options, request: dict, log: 
         examples, size = sum(shard.examples for shard in shards), sum(shard.size for shard in shards)
         log(f"{split}: {examples:,} images, {size / 1e9:.3g} GB, in {len(shards):,} shards from {shards[0].file}")
     log(f"{len(contents.boxes):,} annotations with bounding boxes, {len(contents.rejected):,} members to leave out")
-    for line in [*contents.notes, *(": ".join(row) for row in contents.rejected[:20])]:
+    for line in [*contents.notes, *(": ".join(pair) for pair in contents.rejected[:20])]:
         log(line)
     log("dry run: nothing written")
 
@@ -307,7 +353,7 @@ def _remove_temporary(output_dir: str) -> None:
         return
     for folder in (output_dir, *(os.path.join(output_dir, WORK_FOLDER, part) for part in ("", "journal"))):
         for name in storage.names(folder):
-            if name.endswith(".tmp"):
+            if storage.is_temporary(name):
                 os.unlink(os.path.join(folder, name))
 
 
@@ -316,7 +362,8 @@ _counters = None  # of the process that a worker belongs to
 
 def _start_worker(counters: Counters) -> None:
     """Prepares a worker process."""
-    import numpy  # noqa: F401 - 0.1 s, which `data_prep.jpeg` would need at its first image
+    import jsonschema  # noqa: F401 - 0.1 s each, which the plan and `data_prep.jpeg` would need at the first image
+    import numpy  # noqa: F401
 
     global _counters
     _counters = counters
@@ -369,12 +416,16 @@ def _run(tasks: list[dict], pool: concurrent.futures.ProcessPoolExecutor | None,
 
 def _finish(output_dir, planned, entries, on_bad, wrote, log) -> dict:
     """Checks the journal as a whole and writes bad.tsv and the manifest."""
-    bad = planned.rejected + sorted(row for entry in entries for row in entry["bad"])
+    bad = planned.rejected + sorted([path, why] for entry in entries for path, why, _ in entry["bad"])
     repaired = sorted(row for entry in entries for row in entry["repaired"])
     for name, rows in (("bad.tsv", bad), ("repaired.tsv", repaired)):
+        path = storage.join(output_dir, name)
         if rows:
-            lines = (f"{json.dumps(path, ensure_ascii=False)[1:-1]}\t{why}\n" for path, why in rows)
-            storage.write(storage.join(output_dir, name), "".join(lines).encode("utf-8", "surrogateescape"))
+            lines = (f"{escaped(path, line=True)}\t{escaped(why, line=True)}\n" for path, why in rows)
+            storage.write(path, "".join(lines).encode())
+        else:
+            storage.remove(path)
+    _check_classes_left(output_dir, planned, entries)
     if bad and on_bad != "skip":
         raise InputError(
             f"{len(bad)} bad image(s), listed in {storage.join(output_dir, 'bad.tsv')}, the first: "
@@ -387,19 +438,45 @@ def _finish(output_dir, planned, entries, on_bad, wrote, log) -> dict:
             storage.write(storage.join(output_dir, name), content)
         storage.write(path, _json(manifest))
         counts = ", ".join(f"{split['examples']:,} {name}" for name, split in manifest["splits"].items())
-        log(f"done: {counts} images in {output_dir}; {len(repaired)} re-encoded, {len(bad)} bad left out")
+        log(f"done: {counts} images in {output_dir}; {_by_reason(repaired)} re-encoded, {_by_reason(bad)} bad left out")
     else:
         log(f"{output_dir}: already complete, nothing to do")
     return manifest
 
 
+def _by_reason(rows: list[list[str]]) -> str:
+    """How many images there are, and of each reason, the most frequent first."""
+    reasons = collections.Counter(why for _, why in rows).most_common(5)
+    named = ", ".join(f"{count:,} {why}" for why, count in reasons)
+    return f"{len(rows):,} ({named}{', ...' if len(reasons) > 5 else ''})" if rows else "0"
+
+
+def _check_classes_left(output_dir: str, planned: plan.Plan, entries: list[dict]) -> None:
+    """Raises InputError if bad images leave a split or a class without any, as a scan that finds none does.
+
+    Of a choice by --limit only the splits count: the class may have other images.
+    """
+    left = {split: list(counts) for split, counts in planned.images.items()}
+    for entry in entries:
+        for *_, class_index in entry["bad"]:
+            left[entry["split"]][class_index] -= 1
+    for split in SPLITS:
+        emptied = [k for k, count in enumerate(planned.images[split]) if count and not left[split][k]]
+        if emptied and (not planned.request["limit"] or not any(left[split])):
+            named = ", ".join(repr(planned.classes[k][0]) for k in emptied[:5])
+            raise InputError(
+                f"{output_dir}: all {split} images of {len(emptied)} class(es) are bad: {named}"
+                f"{', ...' if len(emptied) > 5 else ''}; they are listed in {storage.join(output_dir, 'bad.tsv')}; "
+                "fix: replace some of them, or remove the class's folder, and give the same command again"
+            )
+
+
 def _manifest(planned: plan.Plan, entries: list[dict]) -> dict:
     short_sides = collections.Counter()
     for entry in entries:
-        short_sides.update(dict(entry["short_sides"]))
+        for side, _, count in (pair.partition(":") for pair in entry["short_sides"].split()):
+            short_sides[int(side)] += int(count)
     total, seen, median = sum(short_sides.values()), 0, 0
-    if not total:
-        raise InputError("every image was bad; nothing to write a manifest about")
     for side in sorted(short_sides):
         seen += short_sides[side]
         if 2 * seen >= total:

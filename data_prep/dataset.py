@@ -1,5 +1,6 @@
 """The input of a conversion: labelled images somewhere in a folder or an archive, not yet read."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from data_prep import storage
 from data_prep.errors import BadImageError, InputError
 
 SPLITS = ("train", "validation")
+_AGAIN = "fix: give the same command again, which plans again"
 
 # (xmin, ymin, xmax, ymax) of one object, as fractions of the image's width and height.
 Box = tuple[float, float, float, float]
@@ -20,6 +22,7 @@ class Image(NamedTuple):
     path: str  # in its folder or archive
     size: int  # bytes
     offset: int = -1  # in the archive; -1: a file of a folder
+    version: object = None  # JSON value that changes with its content: time of modification, an object store's tag
 
     @property
     def name(self) -> str:
@@ -29,10 +32,15 @@ class Image(NamedTuple):
 
 @dataclass
 class Found:
-    """What a scan gathers beside the images: see `Contents`."""
+    """What a scan gathers beside the images: see `Contents`.
+
+    Attributes:
+      left_out: source -> folder -> how many of its files are no images, by kind; empty of an empty folder.
+    """
 
     notes: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, dict[str, Counter]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,19 +83,43 @@ class Dataset:
     scan: Callable[[], Contents]
 
 
-def check_classes(images: dict[str, list[Image]], sources: dict[str, str]) -> list[str]:
-    """The sorted classes of the training images.
+def by_kind(kinds: Counter) -> str:
+    """Says how many files there are of each kind of ending."""
+    return ", ".join(f"{count:,} {f'.{kind}' if kind else 'without an ending'}" for kind, count in kinds.most_common())
+
+
+def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found: Found) -> list[str]:
+    """The sorted classes of the training images; images in no class folder are taken out, with a note.
 
     Raises:
-      InputError: a split without images, fewer than two classes, a class that only the validation images have, or
-        both splits of the same images.
+      InputError: a split without images in class folders, a class folder without an image, fewer than two classes, a
+        class that only the validation images have, or both splits of the same images.
     """
     if sources["train"] == sources["validation"]:
         raise InputError(f"{sources['train']}: is given for training and for validation; give other images for one")
+    classes = {}
     for split in SPLITS:
-        if not images[split]:
-            raise InputError(f"{sources[split]}: no images found for the {split} split")
-    train, validation = ({image.synset for image in images[split]} for split in SPLITS)
+        source = sources[split]
+        classes[split] = {image.synset for image in images[split]} - {""}
+        strays = [image.path for image in images[split] if not image.synset]
+        if not classes[split]:
+            if not strays:
+                raise InputError(f"{source}: no images found for the {split} split")
+            raise InputError(
+                f"{source}: its {len(strays)} {split} image(s), such as {strays[0]}, are in no class folder; "
+                "give what holds one folder a class"
+            )
+        if strays:
+            found.notes.append(f"{source}: left out {len(strays)} image(s) in no class folder, such as {strays[0]}")
+            images[split] = [image for image in images[split] if image.synset]
+        left_out = found.left_out.get(source, {})
+        if empty := sorted(left_out.keys() - classes[split] - {""}):
+            named = ", ".join(f"{name!r} ({by_kind(left_out[name]) or 'nothing in it'})" for name in empty[:5])
+            raise InputError(
+                f"{source}: {len(empty)} class(es) without an image: {named}{', ...' if len(empty) > 5 else ''}; "
+                "fix: add images, unpack what is an archive, or remove it"
+            )
+    train, validation = classes.values()
     if len(train) < 2:
         raise InputError(
             f"{sources['train']}: holds one class ({', '.join(train)}); give a folder that holds one folder a class, "
@@ -112,9 +144,13 @@ def read_image(source: str, path: str, offset: int, size: int) -> bytes:
     try:
         data = storage.read(storage.join(source, path)) if offset < 0 else storage.read_range(source, offset, size)
     except FileNotFoundError:
-        raise InputError(f"{storage.join(source, path)}: was there when the plan was made and is gone") from None
+        raise InputError(
+            f"{storage.join(source, path)}: was there when the plan was made and is gone; {_AGAIN}"
+        ) from None
     except PermissionError:
         raise BadImageError("may not be read (permission denied)") from None
     if len(data) != size:
-        raise InputError(f"{storage.join(source, path)}: had {size} bytes when the plan was made, now {len(data)}")
+        raise InputError(
+            f"{storage.join(source, path)}: had {size} bytes when the plan was made, now {len(data)}; {_AGAIN}"
+        )
     return data

@@ -15,6 +15,7 @@ import csv
 import functools
 import gzip
 import io
+import os
 import posixpath
 import re
 import tarfile
@@ -27,6 +28,7 @@ from data_prep import image_folder, storage, tar
 from data_prep.dataset import SPLITS, Box, Contents, Dataset, Found, Image, check_classes
 from data_prep.errors import InputError
 
+NAME = "imagenet2012"
 CLASSES = 1000
 IMAGES = {"train": 1_281_167, "validation": 50_000}
 
@@ -125,7 +127,7 @@ def read_devkit(path: str) -> Devkit:
     if not rows or len(wnids) < len(rows) or not all(map(_WNID.fullmatch, wnids.values())):
         raise InputError(f"{path}: meta.mat holds no table of unique ids and wnids; fix: download the devkit again")
     numbers = truth.split()
-    if not all(number.isdigit() and int(number) in wnids for number in numbers):
+    if not all(re.fullmatch(b"[0-9]{1,9}", number) and int(number) in wnids for number in numbers):
         raise InputError(f"{path}: its ground truth holds an id that meta.mat lacks; fix: download the devkit again")
     return Devkit(wnids, {wnid: words for _, wnid, words in rows}, [int(number) for number in numbers])
 
@@ -150,7 +152,7 @@ def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
                 raise InputError(f"{path}: something follows the end of the archive")
     except InputError:
         raise
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: damaged archive ({error}); fix: download it again") from None
 
 
@@ -192,9 +194,12 @@ def _parse_boxes(content: bytes) -> list[Box]:
     return boxes
 
 
-def _archive_images(archive: str, found: Found) -> Iterator[Image]:
-    """The images of a tar: in class tars, in class folders, or flat (then without a class)."""
-    end = storage.size(archive)
+def _archive_images(archive: str, found: Found) -> list[Image]:
+    """The images of a tar, in class tars or class folders; of class "" beside these, or if there is but one folder.
+
+    Folders that are around all others, such as train/ around train/WNID/, are no classes.
+    """
+    version = " ".join(map(str, storage.version(archive)))
     with storage.open_read(archive) as file:
 
         def read_through(offset: int, size: int) -> bytes:
@@ -203,45 +208,60 @@ def _archive_images(archive: str, found: Found) -> Iterator[Image]:
 
         # A remote file is read on end, in large blocks; of a local one only the headers.
         read = read_through if storage.is_remote(archive) else functools.partial(storage.read_range, archive)
-        others = []
-        for member in tar.index(read, 0, end, archive):
-            folder, _, name = member.name.rpartition("/")
-            if member.rejected:
-                found.rejected.append((f"{archive}/{member.name}", member.rejected))
-            elif name.endswith(".tar"):
-                synset = name.removesuffix(".tar")
-                inner = f"{archive}: {member.name}"
-                for image in tar.index(read, member.offset, member.offset + member.size, inner):
-                    path = f"{synset}/{posixpath.basename(image.name)}"
-                    if image.rejected:
-                        found.rejected.append((f"{archive}/{member.name}/{image.name}", image.rejected))
-                    elif _WNID.fullmatch(synset) and not path.startswith(f"{synset}/{synset}_"):
-                        found.rejected.append((f"{archive}/{member.name}/{image.name}", "is not named after its class"))
-                    elif path.lower().endswith(image_folder.IMAGE_NAMES):
-                        yield Image(synset, path, image.size, image.offset)
-                    else:
-                        others.append(f"{member.name}/{image.name}")
-            elif name.lower().endswith(image_folder.IMAGE_NAMES):
-                yield Image(posixpath.basename(folder), member.name, member.size, member.offset)
-            else:
-                others.append(member.name)
-        if others:
-            found.notes.append(f"{archive}: left out {len(others)} member(s) that are no images, such as {others[0]}")
+        members = _archive_members(archive, read, version, found)
+        listed, left_out = image_folder.pictures(archive, members, found)
+    folders = {member.synset for member in listed}
+    around = os.path.commonpath(folders) if len(folders) > 1 else posixpath.dirname("".join(folders))
+    inside = f"{around}/" if around else ""
+    classes = {folder: folder.removeprefix(inside).partition("/")[0] for folder in folders} | {around: ""}
+    for place, member in enumerate(listed):
+        if classes[member.synset] != member.synset:
+            listed[place] = member._replace(synset=classes[member.synset])
+    below = {folder: kinds for folder, kinds in left_out.items() if folder.startswith(inside)}
+    found.left_out[archive] = image_folder.by_class(below, lambda f: f.removeprefix(inside).partition("/")[0])
+    return listed
+
+
+def _archive_members(archive: str, read, version: str, found: Found) -> Iterator[Image]:
+    """The files and folders of a tar and of the tars in it, each with its folder for a class."""
+    for member in tar.index(read, 0, storage.size(archive), archive):
+        folder, _, name = member.name.rpartition("/")
+        if member.rejected:
+            found.rejected.append((f"{archive}/{member.name}", member.rejected))
+        elif not name.endswith(".tar"):
+            yield Image(folder, member.name, member.size, member.offset, version)
+        else:
+            synset = name.removesuffix(".tar")
+            yield Image(synset, f"{synset}/", 0)
+            for inner in tar.index(read, member.offset, member.offset + member.size, f"{archive}: {member.name}"):
+                if inner.name.endswith("/"):
+                    continue
+                path = f"{synset}/{posixpath.basename(inner.name)}"
+                why = inner.rejected
+                if _WNID.fullmatch(synset) and not path.startswith(f"{synset}/{synset}_"):
+                    why = why or "is not named after its class"
+                if why:
+                    found.rejected.append((f"{archive}/{member.name}/{inner.name}", why))
+                else:
+                    yield Image(synset, path, inner.size, inner.offset, version)
 
 
 def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | None, found: Found) -> Iterator[Image]:
     """Validation images that are in no class folder, with the class the ground truth gives them."""
     if release.validation_labels:
-        with io.TextIOWrapper(storage.open_read(release.validation_labels), encoding="utf-8") as file:
-            truth = {row[0]: row[1].split(" ")[0] for row in csv.reader(file) if len(row) > 1}
+        text = storage.read(release.validation_labels).decode("utf-8", "replace")
+        try:
+            truth = {row[0]: row[1].split(" ")[0] for row in csv.reader(io.StringIO(text)) if len(row) > 1}
+        except csv.Error as error:
+            raise InputError(f"{release.validation_labels}: no table of labels ({error}); fix: download it") from None
     elif devkit:
         truth = {
             f"ILSVRC2012_val_{number:08}": devkit.wnids[label] for number, label in enumerate(devkit.ground_truth, 1)
         }
     else:
         raise InputError(
-            f"{release.validation}: the validation images are in no class folders, so their labels are needed; "
-            f"fix: give --devkit={_PLACES['devkit'][0]}"
+            f"{release.validation}: its {len(flat)} images, such as {flat[0].path}, are in no class folder, so their "
+            f"labels are needed; fix: give one folder a class, or of ImageNet's also --devkit={_PLACES['devkit'][0]}"
         )
     for image in flat:
         name = posixpath.basename(image.path)
@@ -260,14 +280,14 @@ def _scan(release: Release, files: dict, strict: bool) -> Contents:
     for split in SPLITS:
         source = getattr(release, split)
         if split in files:
-            images[split] = image_folder.images(source, files[split], found, flat=split == "validation")
+            images[split] = image_folder.images(source, files[split], found)
         else:
-            images[split] = list(_archive_images(source, found))
+            images[split] = _archive_images(source, found)
     train, validation = ({image.synset for image in images[split]} for split in SPLITS)
     if not train & validation and (release.validation_labels or devkit or validation == {""}):
         images["validation"] = list(_labelled_validation(release, images["validation"], devkit, found))
     sources = {split: getattr(release, split) for split in SPLITS}
-    synsets = check_classes(images, sources)
+    synsets = check_classes(images, sources, found)
     if strict:
         _assert_complete(images, synsets, sources)
     words = devkit.words if devkit else {}
@@ -298,7 +318,7 @@ def dataset(release: Release, name: str = "", strict: bool = False) -> Dataset:
 
     Args:
       release: see `find`.
-      name: for the manifest; by default "imagenet2012".
+      name: for the manifest; by default `NAME` of the release's archives, of others what they are called.
       strict: assert 1,000 synsets, 1,281,167 training and 50,000 validation images.
     Raises:
       InputError: a folder is missing; `scan` raises more.
@@ -314,8 +334,9 @@ def dataset(release: Release, name: str = "", strict: bool = False) -> Dataset:
             stamp[part] = image_folder.digest(image_folder.list_files(path))
         elif path:
             stamp[part] = [posixpath.basename(path), *storage.version(path)]
+    is_release = posixpath.basename(release.train) == _PLACES["train"][0]
     return Dataset(
-        name=name or "imagenet2012",
+        name=name or (NAME if is_release else image_folder.name_after(release.train)),
         origin=" and ".join(posixpath.basename(path.rstrip("/")) for path in sources.values()),
         sources=sources,
         stamp=stamp,

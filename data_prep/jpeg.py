@@ -7,6 +7,8 @@ mark (no decoder looks at what follows it). For anything else `parse` raises `Un
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -14,6 +16,7 @@ SIGNATURE = b"\xff\xd8\xff"
 _SOF_CODING = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _SOF_UNSUPPORTED = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless, differential, arithmetic
 _DHT, _DQT, _DRI, _SOS = 0xC4, 0xDB, 0xDD, 0xDA
+_MORE = bytes(range(0x11, 0x91, 5))  # coded data of no meaning: 26 bytes of 1s and 0s in turn
 _SKIPPED = {*range(0xE0, 0xF0), 0xFE}  # APPn (JFIF, EXIF, ICC, Adobe), COM
 
 
@@ -130,6 +133,68 @@ def _suspects(data: bytes):
     suspects = (values == 0xFF)[:-1]
     suspects &= values[1:] != 0
     return suspects
+
+
+def _walk(data: bytes) -> Iterator[tuple[int, bytes, list[int]]]:
+    """Each segment's marker and content, and of a scan where each stretch of its coded data ends."""
+    import numpy as np
+
+    suspects, position = _suspects(data), 2
+    while position + 4 <= len(data) and data[position + 1] != 0xD9:
+        marker, length, start = data[position + 1], data[position + 2] << 8 | data[position + 3], position + 4
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        position += 2 + length
+        segment, ends = data[start:position], []
+        if marker == _SOS:
+            end = _next_marker(suspects, data, position)
+            ends = [*(position + np.flatnonzero(suspects[position:end])), end]
+            position = end
+        yield marker, segment, ends
+
+
+def with_more_coded_data(data: bytes) -> bytes:
+    """A JPEG file with bytes added before every marker that ends a stretch of coded data, restart markers included."""
+    bounds = [0, *(end for *_, ends in _walk(data) for end in ends), len(data)]
+    return _MORE.join(data[start:end] for start, end in itertools.pairwise(bounds))
+
+
+def _times(whole: int, part: int) -> int:
+    """How many times `part` covers `whole`."""
+    return -(-whole // part)
+
+
+def lacks(data: bytes) -> str:
+    """What a JPEG file lacks by its number of restart markers and of progressive scans; "" if nothing.
+
+    Raises:
+      UnusualError: it is not Huffman coded.
+    """
+    interval, rough, factors = 0, {}, {}
+    for marker, segment, ends in _walk(data):
+        if marker == _DRI:
+            interval = int.from_bytes(segment, "big")
+        elif marker in _SOF_CODING:
+            size = int.from_bytes(segment[3:5], "big"), int.from_bytes(segment[1:3], "big")
+            factors = {i: (s >> 4, s & 15) for i, s in zip(segment[6::3], segment[7::3], strict=True)}
+            rough = {(i, k) for i in factors for k in range(64)} if marker == 0xC2 else set()
+        elif marker in _SOF_UNSUPPORTED:
+            raise UnusualError("another coding than Huffman's")
+        elif marker == _SOS:
+            ids, (start, end, approximation) = segment[1:-3:2], segment[-3:]
+            widest = [max(sides) for sides in zip(*factors.values(), strict=True)]
+            own = widest if len(ids) > 1 else factors[ids[0]]
+            # Several components are coded in units of 8 x 8 of the coarsest, one alone in its own blocks.
+            columns, rows = (
+                _times(side, 8 * most) if len(ids) > 1 else _times(_times(side * of, most), 8)
+                for side, of, most in zip(size, own, widest, strict=True)
+            )
+            if interval and len(ends) != _times(columns * rows, interval):
+                return "restart markers"
+            if not approximation & 15:
+                rough -= {(i, k) for i in ids for k in range(start, end + 1)}
+    return "scans of a progressive image" if rough else ""
 
 
 def parse(data: bytes) -> Header:

@@ -9,17 +9,20 @@ import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
-from data_prep import storage
+from data_prep import json_files, storage
 from data_prep.dataset import SPLITS, Contents, Image
 from data_prep.errors import InputError
+from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
 
 # The shard counts of TF-Slim and tf-models for the full ILSVRC2012; other sets get a power of two by size.
 _ILSVRC2012_SHARDS = {"train": (1_281_167, 1024), "validation": (50_000, 128)}
 _SHARD_BYTES = 160 << 20  # 1,024 shards of ILSVRC2012's training images have 138 MiB
+_FIX = "delete plan.json, and the same command goes on with the shards that are whole"
 _FEWEST_SHARDS = {"train": 4, "validation": 1}
 
 
@@ -47,7 +50,11 @@ class Options:
 
 
 class Shard(NamedTuple):
-    """A shard to write: its file name, what goes in, and where in members.jsonl its line is."""
+    """A shard to write: its file name, what goes in, and where in members.jsonl its line is.
+
+    Its bytes are a function of its line, its images' bytes, its classes' names and the options that say how images are
+    stored: `inputs` changes when any of these does, so a shard may stay when the rest of the plan changes.
+    """
 
     file: str
     split: str
@@ -55,6 +62,8 @@ class Shard(NamedTuple):
     size: int  # of its images, in bytes
     start: int
     length: int
+    line: str  # SHA-256
+    inputs: str  # SHA-256 of the line, the images' versions, the classes, how images are stored
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Plan:
       request: what was asked for, with a stamp of the inputs: another request is another plan.
       classes: (synset, name) by class index.
       rejected: (path, why) of members that must not be used.
+      images: split -> how many images of each class index go in.
       shards: in order.
     """
 
@@ -73,7 +83,21 @@ class Plan:
     request: dict
     classes: list[tuple[str, str]]
     rejected: list[tuple[str, str]]
+    images: dict[str, list[int]]
     shards: list[Shard]
+
+
+_SPLIT = {"enum": list(SPLITS)}
+_FLAG = {"type": "boolean"}
+_OPTIONS = {field.name: _FLAG if isinstance(field.default, bool) else COUNT for field in fields(Options)}
+_SCHEMA = record(
+    fingerprint=HEX,
+    request=record(name=TEXT, origin=TEXT, stamp={}, **_OPTIONS),
+    classes=list_of(row(TEXT, TEXT)),
+    rejected=list_of(row(TEXT, TEXT)),
+    images=record(**{split: list_of(COUNT) for split in SPLITS}),
+    shards=list_of(row(json_files.FILE_NAME, _SPLIT, COUNT, COUNT, COUNT, COUNT, HEX, HEX)),
+)
 
 
 def shard_count(split: str, examples: int, size: int) -> int:
@@ -106,15 +130,22 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
     """
     class_index = {synset: index for index, synset in enumerate(contents.synsets)}
     identity = hashlib.sha256(json.dumps([contents.synsets, contents.class_names, asdict(options)]).encode())
-    shards, start = [], 0
+    classes = list(zip(contents.synsets, contents.class_names, strict=True))
+    storage_options = [options.label_base, options.max_side, options.quality, options.decode]
+    shards, images, start = [], {}, 0
     for split in SPLITS:
         order = shuffled(options.seed, split, contents.images[split])[: options.limit or None]
+        by_class = Counter(image.synset for image in order)
+        images[split] = [by_class[synset] for synset in contents.synsets]
         wanted = getattr(options, f"{split}_shards")
         count = wanted or shard_count(split, len(order), sum(image.size for image in order))
         if count > len(order):
             raise InputError(f"--{split}_shards={count}: there are only {len(order)} images to put into them")
+        # The first shards take the rest, one each. When an image goes, only the shards between its own and the last of
+        # these get other images.
+        least, more = divmod(len(order), max(count, 1))
         for index in range(count):
-            members = order[index * len(order) // count : (index + 1) * len(order) // count]
+            members = order[index * least + min(index, more) : (index + 1) * least + min(index + 1, more)]
             rows = [
                 (i.path, i.offset, i.size, class_index[i.synset], contents.boxes.get(i.name.rpartition(".")[0], ()))
                 for i in members
@@ -123,17 +154,23 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
             identity.update(line)
             write([line])
             file = f"{split}-{index:05}-of-{count:05}"
-            shards.append(Shard(file, split, len(members), sum(image.size for image in members), start, len(line)))
+            digest = hashlib.sha256(line).hexdigest()
+            used = [(k, *classes[k]) for k in sorted({row[3] for row in rows})]
+            inputs = json.dumps([digest, [image.version for image in members], used, storage_options]).encode()
+            size = sum(image.size for image in members)
+            where = start, len(line), digest, hashlib.sha256(inputs).hexdigest()
+            shards.append(Shard(file, split, len(members), size, *where))
             start += len(line)
-    classes = list(zip(contents.synsets, contents.class_names, strict=True))
-    return Plan(identity.hexdigest(), request, classes, contents.rejected, shards)
+    return Plan(identity.hexdigest(), request, classes, contents.rejected, images, shards)
 
 
 def save(folder: str, contents: Contents, options: Options, request: dict) -> None:
     """Plans a conversion and writes both files into `folder`."""
+    storage.remove(_path(folder))  # it is not the one of the members that follow
     with storage.written_aside(members_path(folder)) as file:
         plan = make(contents, options, request, file.write_all)
     storage.write(_path(folder), (json.dumps(asdict(plan), indent=1) + "\n").encode())
+    storage.close_files()
 
 
 def load(folder: str) -> Plan | None:
@@ -143,12 +180,12 @@ def load(folder: str) -> Plan | None:
       InputError: it is damaged.
     """
     try:
-        plan = json.loads(storage.read(_path(folder)))
-        return Plan(**plan | {"shards": [Shard(*shard) for shard in plan["shards"]]})
+        plan = json_files.read(_path(folder), _SCHEMA, _FIX)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{_path(folder)}: is damaged ({error}); fix: delete the folder and convert again") from None
+    return Plan(
+        **{field.name: plan[field.name] for field in fields(Plan)} | {"shards": [*map(Shard._make, plan["shards"])]}
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -164,9 +201,16 @@ def load_once(folder: str, fingerprint: str) -> Plan:
     return plan
 
 
-def members(folder: str, start: int, length: int) -> list[list]:
-    """The members of one shard, from its line of members.jsonl."""
-    return json.loads(storage.read_range(members_path(folder), start, length))
+def members(folder: str, shard: Shard) -> list[list]:
+    """The members of one shard, from its line of members.jsonl.
+
+    Raises:
+      InputError: the line is damaged.
+    """
+    line = storage.read_range(members_path(folder), shard.start, shard.length)
+    if hashlib.sha256(line).hexdigest() != shard.line:
+        raise InputError(f"{members_path(folder)}: is damaged at byte {shard.start:,}; fix: {_FIX}")
+    return json.loads(line)
 
 
 def members_path(folder: str) -> str:

@@ -8,6 +8,19 @@ from data_prep.jpeg import Header, UnusualError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _GRAY, _RGB = 0, 2
+_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
+
+
+def without_text(data: bytes) -> bytes:
+    """A PNG file without what decoders give up for when it is long: texts, color profile, EXIF."""
+    parts, position = [data[: len(SIGNATURE)]], len(SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if kind not in _TEXT or end > len(data):
+            parts.append(data[position:end])
+        position = end
+    return b"".join(parts) + data[position:]
 
 
 def parse(data: bytes) -> Header:

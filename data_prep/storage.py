@@ -9,12 +9,28 @@ import contextlib
 import functools
 import os
 import posixpath
+import re
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 
 import google_crc32c
 
 from data_prep.errors import InputError
+
+# Hidden files and folders, and what macOS, Synology and old tar programs put beside files. Not "." and "..".
+_CLUTTER = re.compile(r"(^|/)(\.(?!\.?(/|$))|Icon\r$|(__MACOSX|@eaDir|PaxHeaders?(\.\d+)?)(/|$))")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\Z")
+
+
+def is_clutter(path: str) -> bool:
+    """Whether a file, or a folder that it is in, is none of the data's, by its name."""
+    return _CLUTTER.search(path) is not None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a local file has the name of one that `written_aside` had not finished."""
+    return _TEMPORARY.search(name) is not None
 
 
 def is_remote(path: str) -> bool:
@@ -46,14 +62,15 @@ def is_folder(path: str) -> bool:
 
 
 def size(path: str) -> int:
-    """Size in bytes, -1 if there is no such file."""
+    """Size in bytes, -1 if there is no such regular file."""
     if is_remote(path):
         filesystem = _filesystem(path)
         return filesystem.size(path) if filesystem.exists(path) else -1
     try:
-        return os.stat(path).st_size
+        status = os.stat(path)
     except FileNotFoundError:
         return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def version(path: str) -> list:
@@ -85,9 +102,45 @@ def names(folder: str) -> list[str]:
         return []
 
 
+def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file; to open or read anything else, such as a pipe, may take for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: is a folder, a pipe or a device, no file; fix: move it away")
+    return descriptor
+
+
+def open_local(path: str, mode: str, buffering: int = -1):
+    """A regular local file.
+
+    Raises:
+      InputError: it is something else.
+    """
+    return open(path, mode, buffering, opener=_open_regular)
+
+
 def open_read(path: str):
     """A binary file open for reading."""
-    return _filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb")
+    return _filesystem(path).open(path, "rb") if is_remote(path) else open_local(path, "rb")
+
+
+def heads(places: list[tuple[str, int, int]]) -> list[bytes | None]:
+    """The bytes from start to end of each (path, start, end), None if they cannot be read; a store is asked once."""
+    if not places or not is_remote(places[0][0]):
+        return [_head(*place) for place in places]
+    paths, starts, ends = map(list, zip(*places, strict=True))
+    read = _filesystem(paths[0]).cat_ranges(paths, starts, ends, on_error="return")
+    return [head if isinstance(head, bytes) else None for head in read]
+
+
+def _head(path: str, start: int, end: int) -> bytes | None:
+    try:
+        with open_read(path) as file:
+            file.seek(start)
+            return file.read(end - start)
+    except OSError:
+        return None
 
 
 def remove(path: str) -> None:
@@ -116,23 +169,29 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def read(path: str) -> bytes:
-    with _naming(path), open_read(path) as file:
+    with _naming(path), open_read(path) if is_remote(path) else open_local(path, "rb", buffering=0) as file:
         return file.read()
 
 
-@functools.lru_cache(maxsize=4)
-def _descriptor(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+_open_files: dict[str, int] = {}  # what read_range has opened: path -> descriptor
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, fewer at the end; a local file stays open for the next call."""
+    """`size` bytes from `offset`, fewer at the end; a local file stays open until `close_files`."""
     if is_remote(path):
         return _filesystem(path).cat_file(path, offset, offset + size)
     try:
-        return os.pread(_descriptor(path), size, offset)
+        if path not in _open_files:
+            _open_files[path] = _open_regular(path)
+        return os.pread(_open_files[path], size, offset)
     except OSError as error:  # without the context manager, which costs 1 us an image
         raise _named(error, path) from None
+
+
+def close_files() -> None:
+    """Closes what `read_range` keeps open, so that the next call opens what is under that name by then."""
+    while _open_files:
+        os.close(_open_files.popitem()[1])
 
 
 def crc32c(path: str) -> int:
@@ -145,13 +204,13 @@ def crc32c(path: str) -> int:
 
 
 def find(folder: str) -> list[tuple[str, int, object]]:
-    """(path relative to the remote `folder`, size in bytes, tag) of every object below it that is not hidden."""
+    """(path relative to the remote `folder`, size in bytes, tag) of every object below it that is no clutter."""
     filesystem = _filesystem(folder)
     root = filesystem._strip_protocol(folder).rstrip("/") + "/"
     files = []
     for path, info in filesystem.find(folder, detail=True).items():
         relative = path.removeprefix(root)
-        if not any(part.startswith(".") for part in relative.split("/")):
+        if not is_clutter(relative):
             files.append((relative, info["size"], _tag(info)))
     return sorted(files)
 
@@ -174,6 +233,8 @@ def _syncer() -> concurrent.futures.ThreadPoolExecutor:
 
 class _LocalFile:
     """A file under a temporary name until `publish`."""
+
+    wanted = True
 
     def __init__(self, path: str):
         self._path, self.temporary = path, f"{path}.{secrets.token_hex(4)}.tmp"
@@ -213,6 +274,8 @@ class _LocalFile:
 class _RemoteFile:
     """An object whose upload is completed by `publish`."""
 
+    wanted = True
+
     def __init__(self, path: str):
         self._file = _filesystem(path).open(path, "wb", autocommit=False)
 
@@ -230,12 +293,15 @@ class _RemoteFile:
 
 @contextlib.contextmanager
 def written_aside(path: str) -> Iterator[_LocalFile | _RemoteFile]:
-    """A file that appears under `path`, whole and on disk, when the block ends, and not at all when it raises."""
+    """A file that appears under `path`, whole and on disk, when the block ends.
+
+    It does not when the block raises, or sets its `wanted` to False.
+    """
     file = (_RemoteFile if is_remote(path) else _LocalFile)(path)
     try:
         with _naming(path):
             yield file
-            file.publish()
+            (file.publish if file.wanted else file.discard)()
     except BaseException:
         file.discard()
         raise

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_prep import storage
 from data_prep.errors import InputError
 
 _BLOCK = 512
@@ -28,8 +29,20 @@ _REJECTED_KINDS = {
 }
 
 
+# What people have in place of a tar, by its first bytes, and what to do about it.
+_OTHER_ARCHIVES = {
+    b"\x1f\x8b": ("is compressed with gzip, so members cannot be found quickly", "gunzip it"),
+    b"BZh": ("is compressed with bzip2, so members cannot be found quickly", "bunzip2 it"),
+    b"\xfd7zXZ\0": ("is compressed with xz, so members cannot be found quickly", "unxz it"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd, so members cannot be found quickly", "unzstd it"),
+    b"PK\3\4": ("is a zip archive", "unzip it and give the folder"),
+    b"7z\xbc\xaf\x27\x1c": ("is a 7z archive", "unpack it and give the folder"),
+    b"Rar!": ("is a RAR archive", "unpack it and give the folder"),
+}
+
+
 class Member(NamedTuple):
-    """A regular file in an archive; `rejected` says why it must not be used."""
+    """A regular file in an archive, or a folder (slash at the end); `rejected` says why it must not be used."""
 
     name: str
     offset: int  # of its bytes, in the file that was indexed
@@ -38,7 +51,7 @@ class Member(NamedTuple):
 
 
 def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
-    """The members of the tar archive in bytes `start` to `end` of a file.
+    """The members of the tar archive in bytes `start` to `end` of a file; clutter (`storage.is_clutter`) is left out.
 
     Args:
       read: (offset, size) -> bytes of the file; fewer only at its end.
@@ -51,16 +64,18 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
 
     def broken(why: str) -> InputError:
         where = f"{archive}: damaged tar archive at byte {position}: {why}"
-        return InputError(f"{where}; fix: download it again and compare its checksum")
+        return InputError(f"{where}; fix: make it again, or download it again and compare its checksum")
 
     while True:
-        block = read(position, _BLOCK) if position + _BLOCK <= end else b""
+        block = read(position, min(_BLOCK, end - position))
+        if position == start and block[257:262] != b"ustar":
+            for signature, (what, fix) in _OTHER_ARCHIVES.items():
+                if block.startswith(signature):
+                    raise InputError(f"{archive}: {what}; fix: {fix}")
         if len(block) < _BLOCK:
             raise broken("it ends without an end mark")
         if not any(block):
             break
-        if block[:2] == b"\x1f\x8b" and position == start:
-            raise InputError(f"{archive}: is compressed with gzip, so members cannot be found quickly; fix: gunzip it")
         if block[257:262] != b"ustar":
             raise broken("no POSIX or GNU tar header")
         size, checksum = _number(block[124:136]), _number(block[148:156])
@@ -82,7 +97,7 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
             position += _BLOCK + _blocks(size)
             continue
         if "size" in pax:
-            size = int(pax["size"]) if pax["size"].isascii() and pax["size"].isdigit() else -1
+            size = int(pax["size"]) if re.fullmatch("[0-9]{1,19}", pax["size"]) else -1
         prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
         name = pax.get("path") or long_name or (f"{prefix}/" if prefix else "") + _text(block[:100])
         offset = position + _BLOCK
@@ -92,9 +107,12 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
             raise broken(f"member {name!r} declares {size:,} bytes, {max(end - offset, 0):,} are left")
         position = offset + _blocks(size)
         extensions, long_name, pax = pax, "", {}
-        if kind == _FOLDER:
-            continue
         name = name.removeprefix("./")
+        if storage.is_clutter(name):
+            continue
+        if kind == _FOLDER:
+            yield Member(f"{name.rstrip('/')}/", offset, 0)
+            continue
         rejected = ""
         if kind not in _REGULAR or not kind:
             rejected = f"is {_REJECTED_KINDS.get(kind, f'of unknown type {kind!r}')}, not a file"
@@ -133,8 +151,8 @@ def _pax_records(payload: bytes) -> dict[str, str] | None:
     """The `length key=value` records of a pax extended header; None if they are malformed."""
     records = {}
     while payload:
-        length, space, _ = payload.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 2 < int(length) <= len(payload):
+        length = payload.partition(b" ")[0]
+        if not re.fullmatch(b"[0-9]{1,5}", length) or not len(length) + 2 < int(length) <= len(payload):
             return None
         record, payload = payload[len(length) + 1 : int(length)], payload[int(length) :]
         key, equals, value = record.removesuffix(b"\n").partition(b"=")

@@ -7,6 +7,7 @@ as it is in the records. Classes are named by synset, which is unique (ImageNet 
 import json
 
 from data_prep import tfrecord
+from data_prep.program import escaped
 
 _CLASS = "tensorflow_datasets.core.features."
 _IMAGE, _LABEL = "image/encoded", "image/class/label"
@@ -44,7 +45,7 @@ def files(manifest: dict) -> dict[str, bytes]:
     return {
         "features.json": _json(_features_dict(features)),
         "dataset_info.json": _json(info),
-        "image.class.label.labels.txt": "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"),
+        "image.class.label.labels.txt": "".join(f"{escaped(name, line=True)}\n" for name in names).encode(),
     }
 
 

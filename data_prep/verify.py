@@ -1,14 +1,20 @@
 """Checks finished shards: every checksum, every record's place in the schema, on request every image's pixels."""
 
 import concurrent.futures
-import json
 import multiprocessing
 from collections.abc import Iterator
 
-from data_prep import image, signals, storage, tfrecord
+from data_prep import image, json_files, signals, storage, tfrecord
 from data_prep.convert import MANIFEST, WORK_FOLDER
 from data_prep.errors import BadImageError, InputError
+from data_prep.json_files import COUNT, HEX, TEXT, list_of, record
 
+_SHARD = record(file=json_files.FILE_NAME, examples=COUNT, bytes=COUNT, crc32c=HEX)
+_MANIFEST = record(
+    label_base=COUNT,
+    class_names=list_of(TEXT),
+    splits={"type": "object", "additionalProperties": record(examples=COUNT, shards=list_of(_SHARD))},
+)
 _MOST_NAMED = 20  # findings a shard
 
 
@@ -47,14 +53,11 @@ def _tasks(folder: str, decode: bool) -> Iterator[dict]:
         raise InputError(f"{folder}: no such folder; give the --output_dir of a conversion")
     path = storage.join(folder, MANIFEST)
     if storage.exists(path):
-        try:
-            manifest = json.loads(storage.read(path))
-            shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-            labels = [manifest["label_base"], len(manifest["class_names"])]
-            for shard in shards:
-                yield {"folder": folder, "decode": decode, "labels": labels, **shard}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: is no manifest of ours ({error}); fix: convert again") from None
+        manifest = json_files.read(path, _MANIFEST, "delete it, and give the command of its conversion again")
+        labels = [manifest["label_base"], len(manifest["class_names"])]
+        for split in manifest["splits"].values():
+            for shard in split["shards"]:
+                yield {**shard, "folder": folder, "decode": decode, "labels": labels}
         return
     names = [name for name in storage.names(folder) if "-of-" in name and not name.endswith(".tmp")]
     if not names:
@@ -71,7 +74,7 @@ def check_shard(task: dict) -> tuple[list[str], int]:
     findings, records = [], 0
     size = storage.size(path)
     if size < 0:
-        return [f"{path}: is missing"], 0
+        return [f"{path}: is missing, or no regular file"], 0
     if size != task.get("bytes", size):
         findings.append(f"{path}: has {size:,} bytes, the manifest says {task['bytes']:,}")
     with storage.open_read(path) as file:

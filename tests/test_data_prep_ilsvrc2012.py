@@ -18,7 +18,8 @@ import miniature_release
 from conftest import run_program, start_program
 from miniature_release import WNIDS, WORDS
 
-from data_prep import ilsvrc2012, tfrecord
+from data_prep import ilsvrc2012, tar, tfrecord
+from data_prep.errors import InputError
 
 
 def data_prep(*arguments):
@@ -130,6 +131,173 @@ def test_extracted_trees_give_the_same_shards_as_the_archives(tmp_path, form):
     by_tree = converted(tree, tmp_path / "b", *extra)
     assert by_tree["splits"] == by_archive["splits"]
     assert by_tree["class_names"] == by_archive["class_names"] == list(WORDS)
+
+
+def test_torchvisions_tree_gives_the_same_shards_beside_devkit_and_boxes_and_alone_lacks_their_words(tmp_path):
+    for name in ("release", "beside", "alone"):
+        (tmp_path / name).mkdir()
+    release = miniature_release.write(tmp_path / "release", dirty=False)
+    miniature_release.extract_as_torchvision(release, tmp_path / "beside")
+    miniature_release.extract_as_torchvision(release, tmp_path / "alone")
+    for name in ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_bbox_train_v2.tar.gz", "ILSVRC2012_bbox_val_v3.tgz"):
+        (tmp_path / "beside" / name).write_bytes((release.folder / name).read_bytes())
+    outputs = [tmp_path / name / "out" for name in ("release", "beside", "alone")]
+    manifests = [converted(output.parent, output) for output in outputs]
+    assert manifests[1]["splits"] == manifests[0]["splits"] and manifests[2]["name"] == "imagenet2012"
+    for split in ("train", "validation"):
+        whole, alone = records(outputs[0], split), records(outputs[2], split)
+        assert list(alone) == list(whole)
+        for name, example in alone.items():
+            differing = {key for key in example if example[key] != whole[name][key]}
+            assert differing <= {"image/class/text", *(key for key in example if "bbox" in key)}
+            assert example["image/class/text"] == example["image/class/synset"]
+
+
+# Archives as people make them
+
+
+def write_tar(path, members):
+    path.write_bytes(miniature_release.tar_of(members))
+    return path
+
+
+def animals(prefix=""):
+    rng = np.random.default_rng(0)
+    return {f"{prefix}{name}/{i}.jpg": miniature_release.jpeg(rng) for name in ("cat", "dog") for i in range(2)}
+
+
+def test_an_archive_made_on_macos_is_read_as_the_folder_is(tmp_path):
+    clutter = {}
+    for name in ("cat/._0.jpg", "._cat", ".DS_Store", "__MACOSX/cat/0.jpg", "PaxHeader/0.jpg", "cat/@eaDir/0.jpg"):
+        clutter[name] = b"Mac OS X"
+    train = write_tar(tmp_path / "train.tar", clutter | animals() | {"dog/Icon\r": b""})
+    (tmp_path / "train").mkdir()
+    with tarfile.open(train) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(tmp_path / "train")
+    validation = write_tar(tmp_path / "validation.tar", animals("./"))
+    manifests = []
+    for name, source in (("a", train), ("b", tmp_path / "train")):
+        flags = f"--train={source}", f"--validation={validation}", f"--output_dir={tmp_path / name}", "--name=pets"
+        assert (result := data_prep(*flags)).returncode == 0, result.stderr
+        manifests.append(json.loads((tmp_path / name / "dataset.json").read_text()))
+    assert manifests[0]["splits"] == manifests[1]["splits"]
+    assert manifests[0]["splits"]["train"]["examples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [
+        ("cats.tar", "cats"),
+        ("pets/train.tar", "pets"),
+        ("ILSVRC2012_img_train.tar", "imagenet2012"),
+        ("cats.TAR", "cats"),
+    ],
+)
+def test_an_archive_gives_the_data_set_its_own_name(tmp_path, train, name):
+    (tmp_path / train).parent.mkdir(exist_ok=True)
+    write_tar(tmp_path / train, animals())
+    validation = write_tar(tmp_path / "dogs.tar", animals())
+    assert ilsvrc2012.dataset(ilsvrc2012.Release(str(tmp_path / train), str(validation))).name == name
+
+
+def test_a_folder_whose_name_ends_in_tar_is_a_folder(tmp_path):
+    for part in ("train.tar", "validation.tar"):
+        for path, content in animals(f"{part}/").items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(content)
+    flags = f"--train={tmp_path}/train.tar", f"--validation={tmp_path}/validation.tar", f"--output_dir={tmp_path}/out"
+    assert data_prep(*flags).returncode == 0
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["name"] == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.zip", b"PK\3\4" + bytes(600), ("is a zip archive", "unzip it and give the folder")),
+        ("a.tar.gz", gzip.compress(bytes(600)), ("compressed with gzip", "gunzip it")),
+        ("a.tgz", gzip.compress(bytes(600)), ("compressed with gzip", "gunzip it")),
+        ("a.tar.xz", b"\xfd7zXZ\0" + bytes(600), ("compressed with xz", "unxz it")),
+        ("a.tar.bz2", b"BZh9" + bytes(600), ("compressed with bzip2", "bunzip2 it")),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c", ("is a 7z archive", "unpack it and give the folder")),
+        ("a.rar", b"Rar!\x1a\7", ("is a RAR archive", "unpack it and give the folder")),
+        ("a.tar", b"PK\3\4" + bytes(600), ("is a zip archive", "unzip it and give the folder")),
+        ("a.jpg", miniature_release.jpeg(np.random.default_rng(0)), ("no POSIX or GNU tar header",)),
+    ],
+)
+def test_another_kind_of_archive_is_said_with_what_to_do(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    validation = write_tar(tmp_path / "validation.tar", animals())
+    flags = f"--train={tmp_path / name}", f"--validation={validation}", f"--output_dir={tmp_path}/out"
+    refused(data_prep(*flags), tmp_path / name, *words)
+
+
+def test_a_tar_whose_first_member_is_called_as_a_zip_begins_is_a_tar(tmp_path):
+    read = write_tar(tmp_path / "a.tar", {"PK\3\4": b"x"}).read_bytes()
+    assert [member.size for member in tar.index(lambda at, size: read[at : at + size], 0, len(read), "a")] == [1]
+
+
+def test_images_in_no_class_folder_are_said(tmp_path):
+    flat = write_tar(tmp_path / "flat.tar", {name.replace("/", "_"): c for name, c in animals().items()})
+    good = write_tar(tmp_path / "good.tar", animals())
+    stray = write_tar(
+        tmp_path / "stray.tar", animals() | {"stray.jpg": miniature_release.jpeg(np.random.default_rng(0))}
+    )
+    where = f"--output_dir={tmp_path}/out"
+    refused(data_prep(f"--train={flat}", f"--validation={good}", where), flat, "cat_0.jpg, are in no class folder")
+    refused(
+        data_prep(f"--train={good}", f"--validation={flat}", where), flat, "in no class folder", "one folder a class"
+    )
+    for name, source in (("a", stray), ("b", tmp_path / "tree")):
+        if name == "b":
+            with tarfile.open(stray) as archive:
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(source)
+        result = data_prep(f"--train={good}", f"--validation={source}", f"--output_dir={tmp_path / name}")
+        assert result.returncode == 0, result.stderr
+        assert f"{source}: left out 1 image(s) in no class folder, such as stray.jpg" in result.stdout
+
+
+def with_pax(records):
+    """A tar of one member under a pax header of these records, as bytes."""
+    info = tarfile.TarInfo("n01440764/a.JPEG")
+    info.size = 4
+    payload = b"".join(records)
+    header = tarfile.TarInfo("x")
+    header.type, header.size = b"x", len(payload)
+    parts = header.tobuf(tarfile.USTAR_FORMAT), payload, bytes(-len(payload) % 512), info.tobuf(tarfile.USTAR_FORMAT)
+    return b"".join(parts) + b"data" + bytes(508 + 1024)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"5011 size=" + b"9" * 5000 + b"\n", b"9" * 5000 + b" size=4\n", b"9 size=-4\n", "10 size=\u0664\n".encode()],
+    ids=["digits", "length", "negative", "Arabic"],
+)
+def test_numbers_of_pax_headers_that_are_none_are_one_line(tmp_path, record):
+    (tmp_path / "a.tar").write_bytes(with_pax([record]))
+    validation = write_tar(tmp_path / "validation.tar", animals())
+    flags = f"--train={tmp_path}/a.tar", f"--validation={validation}", f"--output_dir={tmp_path}/out"
+    refused(data_prep(*flags), "damaged tar archive at byte")
+
+
+@pytest.mark.parametrize("content", [b"a,b\0\n", b"x" * 200_000 + b",y", b"\xff\xfe,1\n"])
+def test_hostile_validation_labels_are_one_line(release, tmp_path, content):
+    (tmp_path / "LOC_val_solution.csv").write_bytes(content)
+    given = ilsvrc2012.find(str(release.folder), {"validation_labels": str(tmp_path / "LOC_val_solution.csv")})
+    with pytest.raises(InputError, match=r"no table of labels|no images found"):
+        ilsvrc2012.dataset(given).scan()
+
+
+def test_a_ground_truth_of_5000_digits_is_one_line(tmp_path):
+    miniature_release.write(tmp_path, dirty=False)
+    members = {
+        "ILSVRC2012_devkit_t12/data/meta.mat": miniature_release.meta_mat(),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"1\n" + b"9" * 5000,
+    }
+    (tmp_path / "devkit.tar.gz").write_bytes(miniature_release.tar_of(members, "w:gz"))
+    with pytest.raises(InputError, match="ground truth holds an id that meta"):
+        ilsvrc2012.read_devkit(str(tmp_path / "devkit.tar.gz"))
 
 
 def test_strict_imagenet_and_missing_parts_name_what_lacks(release, tmp_path):
