@@ -1,40 +1,51 @@
 """The distribution strategy that a run trains under, and each host's share of the input."""
 
-import json
 import os
+import re
 import shutil
 
 import tensorflow as tf
 
-from bn_keras.errors import InputError
+from bn_keras.errors import InputError, first_line
+from bn_keras.json_files import ADDRESS, parse_json
+
+ClusterResolver = tf.distribute.cluster_resolver.ClusterResolver
 
 
-def make_strategy(name: str, devices: int | None = None, tpu: str | None = None) -> tf.distribute.Strategy:
+def make_strategy(
+    name: str, devices: int | None = None, tpu: str | None = None, cluster: ClusterResolver | None = None
+) -> tf.distribute.Strategy:
     """Makes a strategy; must come before anything else that touches TensorFlow's devices.
+
+    With a cluster, waits in C++ until every other process has come, for as long as that takes.
 
     Args:
       name: "one_device"; "mirrored", over all GPUs or, where there is none, `devices` logical CPUs; "multi_worker",
-        over the processes that TF_CONFIG or SLURM names; "tpu"; or "auto": the TPU where one is given, several workers
-        where the environment names them, mirrored where there is more than one device, else one device.
+        over the processes of `cluster`; "tpu"; or "auto": the TPU where one is given, several workers where a cluster
+        is given, mirrored where there is more than one device, else one device.
       devices: how many GPUs, or logical CPUs, of this machine to use; None for all GPUs or one CPU.
       tpu: name or address of a TPU; "local" for that of a TPU VM.
+      cluster: of `find_cluster`; None for this process alone, whatever the environment names.
 
     Raises:
       InputError: there are not so many GPUs, no cluster, or no TPU.
     """
     if name == "auto":
-        name = "tpu" if tpu else "multi_worker" if _cluster_size() > 1 else "auto"
+        name = "tpu" if tpu else "multi_worker" if cluster else "auto"
     if tpu and name != "tpu":
         raise InputError(f"--tpu={tpu} needs --strategy=tpu, not {name}")
     if devices and name == "tpu":
         raise InputError("--devices cannot work with --strategy=tpu, which takes all of the TPU's cores")
     if name == "tpu":
         return _tpu_strategy(tpu or "local")
-    # The cluster first: SLURM's resolver chooses the GPUs that this process may see.
-    cluster = _cluster() if name == "multi_worker" else None
+    if name == "multi_worker" and cluster is None:
+        raise InputError(
+            "--strategy=multi_worker finds neither TF_CONFIG nor SLURM's variables: start it with srun, or set "
+            f"TF_CONFIG={_TF_CONFIG_EXAMPLE}"
+        )
     _configure_devices(name, devices)
-    if cluster:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster)
+    if name == "multi_worker":
+        return _join(cluster)
     local = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = [f"{device.device_type}:{k}" for k, device in enumerate(local)][: devices or len(local)]
     if len(names) == 1 or name == "one_device":
@@ -108,19 +119,15 @@ def _configure_devices(name, devices):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
 
 
-def _cluster_size():
-    """Worker processes that the environment names."""
-    if "TF_CONFIG" in os.environ:
-        cluster = _tf_config().get("cluster", {})
-        return sum(len(cluster.get(job, ())) for job in ("chief", "worker"))
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-
-
-def _tf_config():
+def _join(cluster):
     try:
-        return json.loads(os.environ["TF_CONFIG"])
-    except ValueError as error:
-        raise InputError(f"TF_CONFIG is no JSON ({error}): it looks like {_TF_CONFIG_EXAMPLE}") from None
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster)
+        Agreement(strategy).mean(0.0)  # a process may have connected and gone
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"the cluster did not come together ({first_line(error)}): start every process of it again"
+        ) from error
+    return strategy
 
 
 _TF_CONFIG_EXAMPLE = (
@@ -128,26 +135,108 @@ _TF_CONFIG_EXAMPLE = (
     "with another index on every host"
 )
 
+_JOBS = "chief", "worker"  # those that train
 
-def _cluster():
-    if "TF_CONFIG" in os.environ:
-        config = _tf_config()
-        job, index = (config.get("task", {}).get(key) for key in ("type", "index"))
-        if not 0 <= (index if isinstance(index, int) else -1) < len(config.get("cluster", {}).get(job, ())):
-            raise InputError(f"TF_CONFIG names no task of its cluster: it looks like {_TF_CONFIG_EXAMPLE}")
-        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    if "SLURM_STEP_NUM_TASKS" in os.environ:
+_TF_CONFIG_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "cluster": {
+            "type": "object",
+            "properties": {job: {"type": "array", "items": ADDRESS} for job in _JOBS},
+            "additionalProperties": False,
+            "description": f"addresses of the jobs {' and '.join(_JOBS)}, which train",
+        },
+        "task": {
+            "type": "object",
+            "required": ["type", "index"],
+            "properties": {
+                "type": {"enum": list(_JOBS), "description": " or ".join(_JOBS)},
+                "index": {"type": ["integer", "string"], "pattern": r"\A\d{1,6}\Z", "description": "a number"},
+            },
+        },
+    },
+}
+
+
+def find_cluster(alone: bool = False) -> ClusterResolver | None:
+    """The processes that train together, as TF_CONFIG or SLURM's variables name them.
+
+    Args:
+      alone: whether a cluster of this process alone counts as one.
+
+    Returns:
+      The cluster with this process's place in it, or None.
+
+    Raises:
+      InputError: the variables do not fit together.
+    """
+    if text := os.environ.get("TF_CONFIG"):
+        cluster = _tf_config_cluster(text, alone)
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "0" if alone else "1"):
+        cluster = _slurm_cluster()
+    else:
+        return None
+    return cluster if cluster and (alone or len(addresses(cluster)) > 1) else None
+
+
+def addresses(cluster: ClusterResolver, others: bool = False) -> list[str]:
+    """HOST:PORT of every process, or of all but this one."""
+    jobs = cluster.cluster_spec().as_dict()
+    own = jobs[cluster.task_type][cluster.task_id]
+    return [address for job in _JOBS for address in jobs.get(job, ()) if not (others and address == own)]
+
+
+def _tf_config_cluster(text, alone):
+    fix = f"it looks like {_TF_CONFIG_EXAMPLE}"
+    config = parse_json(text.encode("utf-8", "surrogateescape"), "TF_CONFIG", _TF_CONFIG_SCHEMA, fix)
+    jobs = config.get("cluster", {})
+    if not any(jobs.values()) and not alone:
+        return None
+    task = config.get("task", {"type": None, "index": -1})
+    if not 0 <= int(task["index"]) < len(jobs.get(task["type"], ())):
+        raise InputError(f"TF_CONFIG names no task of its cluster: {fix}")
+    every = [address for job in jobs.values() for address in job]
+    if twice := [address for address in every if every.count(address) > 1]:
+        raise InputError(f"TF_CONFIG names {twice[0]} twice, but no two processes share a port: {fix}")
+    if len(jobs.get("chief", ())) > 1:
+        raise InputError(f"TF_CONFIG names {len(jobs['chief'])} chiefs, a cluster has one: {fix}")
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(jobs), task_type=task["type"], task_id=int(task["index"]), rpc_layer="grpc"
+    )
+
+
+_SLURM = (
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_NODELIST",
+    "SLURM_STEP_TASKS_PER_NODE",
+    "SLURM_STEP_RESV_PORTS",
+)
+
+
+def _slurm_cluster():
+    gpus = {}
+    if not shutil.which("nvidia-smi"):
+        # The resolver would ask it, and lists no task of a node that has no GPU for it: so it is told of some.
+        gpus = {"gpus_per_node": 1024, "gpus_per_task": 1, "auto_set_gpu": False}
+    try:
         # `srun --resv-ports` reserves ports of its own; 8888 is TensorFlow's default.
         port = int(os.environ.get("SLURM_STEP_RESV_PORTS", "8888").partition("-")[0])
-        gpus = {}
-        if not shutil.which("nvidia-smi"):
-            # The resolver would ask it, and lists no task of a node that has no GPU for it: so it is told of some.
-            gpus = {"gpus_per_node": 1024, "gpus_per_task": 1, "auto_set_gpu": False}
-        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, **gpus)
-    raise InputError(
-        "--strategy=multi_worker finds neither TF_CONFIG nor SLURM's variables: start it with srun, or set "
-        f"TF_CONFIG={_TF_CONFIG_EXAMPLE}"
-    )
+        cluster = tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, **gpus)
+        if not cluster.num_accelerators()["GPU"]:
+            raise ValueError("there are more tasks on a node than GPUs")
+        cluster.cluster_spec()  # also chooses the GPUs that this process may see
+        if cluster.task_id is None:
+            raise ValueError("SLURM_PROCID is not below SLURM_STEP_NUM_TASKS")
+        if unfit := [address for address in addresses(cluster) if not re.match(ADDRESS["pattern"], address)]:
+            raise ValueError(f"{unfit[0]} is not {ADDRESS['description']}")
+    except (ValueError, TypeError, LookupError, RuntimeError, OSError) as error:
+        given = ", ".join(f"{name}={os.environ.get(name)}" for name in _SLURM)
+        raise InputError(
+            f"SLURM's variables name no cluster ({first_line(error)}; {given}): start with srun, which sets them, or "
+            "leave them out of account by --strategy=one_device or mirrored"
+        ) from None
+    return cluster
 
 
 def _tpu_strategy(address):

@@ -27,6 +27,12 @@ COUNT_TEXT = {  # protocol buffers write int64 as strings
 }
 NUMBER = {"type": "number", "minimum": -1e308, "maximum": 1e308, "description": "a finite number"}
 TEXT = {"type": "string", "pattern": "\\A[^\ud800-\udfff]*\\Z", "description": "text"}  # a lone surrogate has no UTF-8
+_PORT = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+ADDRESS = {
+    "type": "string",
+    "pattern": r"\A(\[[0-9A-Fa-f:.%]+\]|[^\s:/,\[\]]+):" + _PORT + r"\Z",
+    "description": "HOST:PORT with a port from 1 to 65535",
+}
 FILE_NAME = {
     "type": "string",
     "pattern": "\\A(?!\\.)[^/\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,255}\\Z",

@@ -40,7 +40,7 @@ def install(line: str) -> None:
     global _line, _stderr
     _line, _stderr = line, os.dup(2)  # the first is silenced while TensorFlow loads
     for number in STATUS:
-        signal.signal(number, _end)
+        signal.signal(number, end)
     # The process that removes multiprocessing's semaphores after us does it without a warning.
     filters = os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
@@ -83,22 +83,23 @@ def _watch():
     while True:
         number = signal.sigwait(STATUS)
         now, handler = time.monotonic(), signal.getsignal(number)
-        if first is None and handler is not _end:
+        if first is None and handler is not end:
             first = now
             _thread.interrupt_main(number)  # has Python call the handler
             impatient = threading.Timer(PATIENCE, _end_unless_handled, (number, handler))
             impatient.daemon = True
             impatient.start()
         elif first is None or now - first > _SAME:
-            _end(number)
+            end(number)
 
 
 def _end_unless_handled(number, handler):
     if signal.getsignal(number) == handler:
-        _end(number)
+        end(number)
 
 
-def _end(number, frame=None):
+def end(number: int, frame: object = None) -> None:
+    """Ends the program as that signal does; a handler for `signal.signal`."""
     if _ending.acquire(blocking=False):
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         start = "\n" if os.isatty(_stderr) else ""  # a living line may stand there

@@ -59,7 +59,7 @@ def main():
         from bn_keras.input_pipeline import naming_damage, validation_batches
         from bn_keras.trained_network import image_view, load_network
 
-    strategy = make_strategy(FLAGS.strategy, FLAGS.devices)
+    strategy = make_strategy(FLAGS.strategy, FLAGS.devices)  # this machine alone, also in a cluster
     population_of = dataset if FLAGS.statistics == "population" else None
     with naming_damage(dataset, "train"):
         models = [

@@ -19,7 +19,7 @@ from bn_keras.errors import InputError
 from bn_keras.recipes import recipe_for
 from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
-from launch import program, records
+from launch import peers, program, records
 
 DIVERGED = 3
 INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
@@ -40,6 +40,7 @@ flags.DEFINE_enum(
     "What to train on. multi_worker: the processes that TF_CONFIG or SLURM names; the others: this machine.",
 )
 flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
+flags.DEFINE_float("peer_timeout", 600.0, "Seconds to wait for the other processes of a cluster.", lower_bound=1.0)
 flags.DEFINE_string("tpu", None, "Name or address of a TPU; local on a TPU VM.")
 flags.DEFINE_string(
     "normalization_batch", "32", "Batch statistics over groups of so many examples, over a replica's, or global."
@@ -100,14 +101,26 @@ def main():
         print(f"{FLAGS.variant}: nothing to do, {state} in {directory.path}")
         return status(bool(diverged))
 
+    peers.check_services(FLAGS.data_service)
+    in_cluster = FLAGS.strategy == "multi_worker" or (FLAGS.strategy == "auto" and not FLAGS.tpu)
+    in_cluster = in_cluster and any(map(os.environ.get, ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")))
+    if in_cluster and not FLAGS.dry_run:
+        peers.watched()
     with program.loading_tensorflow():
         from bn_keras import input_pipeline
-        from bn_keras.distribution import make_strategy, uses_gpus
+        from bn_keras.distribution import addresses, find_cluster, make_strategy, uses_gpus
         from bn_keras.plan import describe_cost
         from bn_keras.trainer import Outcome, train
 
-    strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu)
-    config = dataclasses.replace(config, replicas=strategy.num_replicas_in_sync)
+    cluster = find_cluster(alone=FLAGS.strategy == "multi_worker") if in_cluster else None
+    if cluster and FLAGS.dry_run:  # needs nobody else
+        strategy = make_strategy("auto", FLAGS.devices)
+        replicas = strategy.num_replicas_in_sync * len(addresses(cluster))
+    else:
+        with peers.waiting_for(addresses(cluster, others=True) if cluster else [], FLAGS.peer_timeout):
+            strategy = make_strategy(FLAGS.strategy, FLAGS.devices, FLAGS.tpu, cluster)
+        replicas = strategy.num_replicas_in_sync
+    config = dataclasses.replace(config, replicas=replicas)
     check_replicas(config)
     directory.check(config, dataset.class_names, allowed)
     print(describe(config, recipe), flush=True)
@@ -120,7 +133,11 @@ def main():
                 "fix: --nodeterministic, or without --jit_compile"
             )
     if FLAGS.dry_run:
-        print(describe_cost(config, dataset, strategy))
+        own = strategy.num_replicas_in_sync
+        share = dataclasses.replace(config, replicas=own, batch_size=config.batch_size * own // config.replicas)
+        print(describe_cost(share, dataset, strategy))
+        if cluster:
+            print(f"measured on this process's {share.batch_size} images of a step, without the exchange")
         return 0
     if FLAGS.cache:
         dataset = input_pipeline.cache_shards(dataset, FLAGS.cache)

@@ -80,6 +80,11 @@ def test_a_flag_that_cannot_be_is_named_with_what_it_could_be(arguments, named):
         (["--devices=2", "--strategy=one_device"], ["--devices=2", "one_device"]),
         (["--width=0"], ["--width=0", "greater than 0"]),
         (["--decay_epochs=0"], ["--decay_epochs=0", "greater than 0"]),
+        (["--data_service=localhost:1"], ["localhost:1 (Connection refused)", "launch/data_service"]),
+        (["--data_service=localhost"], ["'localhost'", "HOST:PORT"]),
+        (["--data_service="], ["--data_service=", "HOST:PORT"]),
+        (["--data_service=a:1,,b:2"], ["--data_service=a:1,,b:2", "''", "HOST:PORT"]),
+        (["--data_service=no.such.host.invalid:5050"], ["no.such.host.invalid:5050"]),
         (["--distort_on=device"], ["--distort_on=device", "--augmentation=none"]),
     ],
 )

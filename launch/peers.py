@@ -1,0 +1,141 @@
+"""Which other processes training waits for is said, and the wait ends: TensorFlow connects in C++ without a word.
+
+While TensorFlow joins a cluster, it holds Python's lock until the last peer has come, and takes SIGTERM for itself: no
+thread of that process can speak, count time or end it. So training in a cluster is a child of the process that was
+started, which watches over it.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import json
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from bn_keras.errors import InputError
+from bn_keras.json_files import ADDRESS
+from data_prep import signals
+
+_FIRST, _LAST = 5.0, 60.0  # seconds between lines, doubled from one to the next
+_NAMED = 8  # peers of a line
+_SOON = 1.0  # seconds that a child has to end by itself
+_PR_SET_PDEATHSIG = 1
+
+_to_parent = None
+
+
+def watched() -> None:
+    """Goes on in a child process; the process that was started passes signals on to it and ends as it does.
+
+    Before any other thread is there, which the child would lack.
+    """
+    global _to_parent
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        _watch(child, os.fdopen(reader))
+    os.close(reader)
+    with contextlib.suppress(AttributeError, OSError):  # Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _to_parent = os.fdopen(writer, "w", buffering=1)
+
+
+@contextlib.contextmanager
+def waiting_for(addresses: Sequence[str], seconds: float) -> Iterator[None]:
+    """A block that ends when all peers have come; the program ends when they do not. After `watched`.
+
+    Args:
+      addresses: HOST:PORT of each.
+      seconds: to wait; then the program exits with 1.
+    """
+    if addresses:
+        print(json.dumps([addresses, seconds]), file=_to_parent)
+    yield
+    if addresses:
+        print(json.dumps([[], 0]), file=_to_parent)
+
+
+def check_services(flag: str | None):
+    """Whether somebody answers at each address of --data_service; TensorFlow would wait for ever.
+
+    Raises:
+      InputError: names the first where it is not so.
+    """
+    addresses = flag.split(",") if flag is not None else []
+    for address in addresses:
+        if not re.match(ADDRESS["pattern"], address):
+            raise InputError(f"--data_service={flag}: {address!r} is not {ADDRESS['description']}")
+    if absent := _absent(addresses):
+        raise InputError(f"--data_service: {absent[0]}: start launch/data_service there, which says its address")
+
+
+def _watch(child, messages):
+    received = []
+
+    def forward(number, frame):
+        received.append((number, time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in signals.STATUS:
+        signal.signal(number, forward)
+    addresses = []
+    while True:
+        if select.select([messages], [], [], 0.2 if addresses else None)[0]:
+            if not (line := messages.readline()):
+                _leave_as(child)
+            addresses, seconds = json.loads(line)
+            started = time.monotonic()
+            pause = _FIRST
+            due = started + min(pause, seconds)
+        elif received and time.monotonic() > received[0][1] + _SOON:
+            os.kill(child, signal.SIGKILL)
+            signals.end(received[0][0])
+        elif time.monotonic() > due:
+            absent = _absent(addresses) or [f"{address} (answers, has not joined)" for address in addresses]
+            more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+            peers = ", ".join(absent[:_NAMED]) + more
+            if time.monotonic() >= started + seconds:
+                os.kill(child, signal.SIGKILL)
+                print(
+                    f"train: gave up after {seconds:g} s (--peer_timeout) without {peers}: start every process of the "
+                    "cluster, the same command continues",
+                    file=sys.stderr,
+                )
+                signals.leave(1)
+            print(f"waiting for {peers}", file=sys.stderr)
+            pause = min(2 * pause, _LAST)
+            due = min(due + pause, started + seconds)
+
+
+def _leave_as(child):
+    """Ends this process as the child has ended."""
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        name = signal.Signals(-status).name
+        print(f"train: ended by {name}; the same command on every process continues", file=sys.stderr)
+    signals.leave(status if status >= 0 else 128 - status)
+
+
+def _absent(addresses):
+    """Those where nobody answers, and why."""
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        reasons = zip(addresses, pool.map(_absence, addresses), strict=True)
+        return [f"{address} ({reason})" for address, reason in reasons if reason]
+
+
+def _absence(address):
+    """Why nobody answers there; None if somebody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or "no answer"
+    return None
