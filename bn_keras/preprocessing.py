@@ -63,27 +63,30 @@ def decode(encoded, channels: int):
 
     What TensorFlow gives in color alone becomes gray as it makes JPEG and PNG gray, by Rec. 601's luma.
     """
+    encoded = tf.convert_to_tensor(encoded)
+    first = tf.strings.substr(encoded, 0, 1)
+    special = (first == b"R") | (first == b"B") if channels == 3 else first != b"\x89"  # WebP, BMP; all but PNG
+    image = tf.cond(special, lambda: _decode_special(encoded, channels), lambda: _decode_as_is(encoded, channels))
+    return tf.ensure_shape(image, (None, None, channels))
 
-    def converted():
+
+def _decode_as_is(encoded, channels):
+    return tf.io.decode_image(encoded, channels, expand_animations=False)
+
+
+# One operation of the graph: the forty inside, though not run, would take as long as decoding an image of 8 x 8.
+@tf.function(experimental_attributes={"_noinline": True})
+def _decode_special(encoded, channels):
+    def color():
         # Never with channels=0, by which TensorFlow 2.21 writes beyond its memory for an animated WebP.
-        image = tf.cond(
-            _is_webp_with_alpha(encoded),
-            lambda: tf.io.decode_image(encoded, 4, expand_animations=False)[..., :3],
-            lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
-        )
-        image = tf.cond(_is_palette_bmp(encoded), lambda: _palette_colors(encoded, image), lambda: image)
-        if channels == 3:
-            return image
-        return to_bytes(tf.tensordot(tf.cast(image, tf.float32), tf.constant(RGB_TO_YIQ[0]), 1)[..., None])
+        alpha = _is_webp_with_alpha(encoded)
+        image = tf.cond(alpha, lambda: _decode_as_is(encoded, 4)[..., :3], lambda: _decode_as_is(encoded, 3))
+        return tf.cond(_is_palette_bmp(encoded), lambda: _palette_colors(encoded, image), lambda: image)
 
-    image = tf.cond(
-        _is_jpeg(encoded, channels) | (tf.strings.substr(encoded, 0, 4) == b"\x89PNG"),
-        lambda: tf.io.decode_image(encoded, channels, expand_animations=False),
-        converted,
-    )
-    image = tf.ensure_shape(image, (None, None, channels))
-    with tf.control_dependencies([_assert_bounded(tf.shape(image))]):
-        return tf.identity(image)
+    def gray():
+        return to_bytes(tf.tensordot(tf.cast(color(), tf.float32), tf.constant(RGB_TO_YIQ[0]), 1)[..., None])
+
+    return color() if channels == 3 else tf.cond(_is_jpeg(encoded, 1), lambda: _decode_as_is(encoded, 1), gray)
 
 
 def _is_jpeg(encoded, channels):
@@ -114,12 +117,6 @@ def _is_webp_with_alpha(encoded):
     lossless = tf.bitwise.bitwise_and(header[24], 0x10) == 0x10
     flag = ((header[15] == ord("X")) & extended) | ((header[15] == ord("L")) & lossless)
     return tf.reduce_all(header[:4] == tuple(b"RIFF")) & flag
-
-
-def _assert_bounded(shape):
-    """Of an image that is larger, the pixels as floats alone have 3 GB."""
-    pixels = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
-    return tf.debugging.assert_less_equal(pixels, tf.constant(MOST_PIXELS, tf.int64), "an image has too many pixels")
 
 
 def resize(image, image_size: int, interpolation: str = "bilinear"):
@@ -215,7 +212,10 @@ def _decode_window(encoded, window, channels):
 
     def from_jpeg():
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
-        with tf.control_dependencies([_assert_bounded(shape)]):
+        pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+        # Not tf.debugging.assert_less_equal, which has a branch.
+        check = tf.raw_ops.Assert(condition=pixels <= MOST_PIXELS, data=["an image has too many pixels:", pixels])
+        with tf.control_dependencies([check] if check else []):
             # Decoding only the blocks under the crop: 663 against 550 images/s a core for decode, then crop.
             return tf.image.decode_and_crop_jpeg(encoded, window(shape), channels)
 
