@@ -2,10 +2,12 @@
 
 import concurrent.futures
 import multiprocessing
+import re
 from collections.abc import Iterator
 
 from data_prep import image, json_files, signals, storage, tfrecord
 from data_prep.convert import MANIFEST, WORK_FOLDER
+from data_prep.dataset import SPLITS
 from data_prep.errors import BadImageError, InputError
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record
 
@@ -15,6 +17,7 @@ _MANIFEST = record(
     class_names=list_of(TEXT),
     splits={"type": "object", "additionalProperties": record(examples=COUNT, shards=list_of(_SHARD))},
 )
+_SHARD_NAME = re.compile(r"(.*?)(\d{1,9})-of-(\d{1,9})")
 _MOST_NAMED = 20  # findings a shard
 
 
@@ -59,13 +62,30 @@ def _tasks(folder: str, decode: bool) -> Iterator[dict]:
             for shard in split["shards"]:
                 yield {**shard, "folder": folder, "decode": decode, "labels": labels}
         return
-    names = [name for name in storage.names(folder) if "-of-" in name and not name.endswith(".tmp")]
-    if not names:
-        raise InputError(f"{folder}: holds neither {MANIFEST} nor files named like train-00000-of-01024")
     if WORK_FOLDER in storage.names(folder):
         raise InputError(f"{folder}: the conversion is not finished; run its command again first")
-    for name in names:
-        yield {"folder": folder, "decode": decode, "labels": None, "file": name}
+    places = folder, *(storage.join(folder, split) for split in SPLITS)  # as imagenet_to_gcs.py of tf-models writes it
+    shards = [
+        (match[1], int(match[3]), int(match[2]), place, name)
+        for place in filter(storage.is_folder, places)
+        for name in storage.names(place)
+        if (match := _SHARD_NAME.fullmatch(name))
+    ]
+    if not shards:
+        raise InputError(f"{folder}: holds neither {MANIFEST} nor files named like train-00000-of-01024")
+    counts, seen = {}, set()
+    for split, count, number, place, name in sorted(shards):
+        if counts.setdefault(split, count) != count or number >= count or (split, number) in seen:
+            raise InputError(
+                f"{storage.join(place, name)}: is of another conversion than the shards beside it; "
+                "fix: leave the shards of one in the folder"
+            )
+        seen.add((split, number))
+        yield {"folder": place, "decode": decode, "labels": None, "file": name}
+    for split, count in counts.items():
+        missing = next((number for number in range(count) if (split, number) not in seen), None)
+        if missing is not None:
+            raise InputError(f"{folder}: lacks shard {split}{missing:05}-of-{count:05}; fix: copy it again")
 
 
 def check_shard(task: dict) -> tuple[list[str], int]:
@@ -87,6 +107,8 @@ def check_shard(task: dict) -> tuple[list[str], int]:
                 records += 1
         except tfrecord.DamagedRecordError as damage:
             findings.append(f"{path}: record {records} at byte {damage.offset:,} {damage}; what follows was not read")
+    if not records and not findings and "examples" not in task:
+        findings.append(f"{path}: holds no records")
     if not findings:
         if records != task.get("examples", records):
             findings.append(f"{path}: holds {records} records, the manifest says {task['examples']}")

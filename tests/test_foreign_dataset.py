@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import run_program
 
 from bn_keras import InputError, read_dataset
 from bn_keras.foreign_dataset import count_records
@@ -252,3 +253,27 @@ def test_names_of_classes_end_at_line_feeds_alone(tfds_dir):
     (tfds_dir / "label.labels.txt").write_text("circle\nsquare\n")
     with pytest.raises(InputError, match=r"names 2 classes, features\.json says 3"):
         read_dataset(str(tfds_dir))
+
+
+def test_verify_names_shards_that_are_empty_missing_or_of_another_conversion(tf_slim_dir):
+    def verify():
+        return run_program("-m", "data_prep", "verify", tf_slim_dir, "--workers=1")
+
+    assert "81 records, all whole" in verify().stdout
+    shard = tf_slim_dir / "train-00002-of-00006"
+    content = shard.read_bytes()
+    for change, said in (
+        (lambda: shard.write_bytes(b""), f"{shard}: holds no records"),
+        (shard.unlink, f"{tf_slim_dir}: lacks shard {shard.name}"),
+        (lambda: shutil.copy(tf_slim_dir / "train-00000-of-00006", f"{shard}8"), "is of another conversion"),
+    ):
+        change()
+        done = verify()
+        assert done.returncode == 1 and said in done.stdout + done.stderr, done.stdout + done.stderr
+        shard.write_bytes(content)
+    (tf_slim_dir / f"{shard.name}8").unlink()
+    for split in ("train", "validation"):
+        (tf_slim_dir / split).mkdir()
+        for path in tf_slim_dir.glob(f"{split}-*"):
+            path.rename(tf_slim_dir / split / path.name)
+    assert "81 records, all whole" in verify().stdout
