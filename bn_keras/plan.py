@@ -13,7 +13,10 @@ from bn_keras.trainer import run_training_batches
 from bn_keras.training_state import TrainingState, make_train_steps
 
 STEPS = 3
-"""Steps that are timed, after one that is not."""
+"""Steps that are timed."""
+
+WARM_UP = 6
+"""Steps before those: the first compiles, and while it does, the input pipeline gets ahead by up to five batches."""
 
 
 def describe_cost(config: RunConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> str:
@@ -22,11 +25,11 @@ def describe_cost(config: RunConfig, dataset: Dataset, strategy: tf.distribute.S
     trainable = sum(math.prod(weight.shape) for weight in state.model.trainable_variables)
     train_steps = make_train_steps(state, config, strategy)
     batches = iter(distribute(strategy, functools.partial(run_training_batches, config, dataset, 0)))
-    train_steps(batches, tf.constant(1))
+    train_steps(batches, tf.constant(WARM_UP))
     statistics = StepStatistics(config.replicas)
-    statistics.add(train_steps(batches, tf.constant(STEPS)).numpy())
-    measured = statistics.take(STEPS * config.batch_size)
-    seconds = config.steps * measured["step_seconds_p50"]
+    statistics.add(train_steps(batches, tf.constant(STEPS)).numpy(), config.batch_size)
+    measured = statistics.take()
+    seconds = config.batch_size / measured["images_per_second"]
     peak = "".join(
         f", measured at most {_gigabytes(measured[name])} {what}"
         for name, what in (("peak_host_bytes", "by this process"), ("peak_gpu_bytes", "on a GPU"))
@@ -36,9 +39,9 @@ def describe_cost(config: RunConfig, dataset: Dataset, strategy: tf.distribute.S
         (
             f"{state.model.count_params():,} parameters, {trainable:,} of them trainable",
             f"memory of a device: about {_gigabytes(_bytes_of_device(state.model, config, trainable))}{peak}",
-            f"a step takes {measured['step_seconds_p50']:.3g} s, {measured['images_per_second']:.3g} images a second, "
+            f"a step takes {seconds:.3g} s, {measured['images_per_second']:.3g} images a second, "
             f"{measured['input_wait']:.0%} of it waiting for input",
-            f"{config.steps:,} steps take about {_duration(seconds)}, evaluations not counted",
+            f"{config.steps:,} steps take about {_duration(config.steps * seconds)}, evaluations not counted",
         )
     )
 

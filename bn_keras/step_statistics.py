@@ -17,16 +17,18 @@ class StepStatistics:
     def __init__(self, replicas: int):
         self._replicas = replicas
         self._times = []
+        self._images = 0
 
-    def add(self, times: np.ndarray):
-        """Adds float64 `[steps, 2]` seconds: waiting for input, and in all."""
+    def add(self, times: np.ndarray, batch_size: int):
+        """Adds float64 `[steps, 2]` seconds, waiting for input and in all, of steps of `batch_size` images."""
         self._times.append(times)
+        self._images += batch_size * len(times)
 
-    def take(self, images: int) -> dict[str, float]:
-        """The statistics of the steps added since the last call, which had so many images together."""
+    def take(self) -> dict[str, float]:
+        """The statistics of the steps added since the last call."""
         waited, total = np.concatenate(self._times).T
-        self._times = []
-        rate = images / total.sum()
+        rate = self._images / total.sum()
+        self._times, self._images = [], 0
         return {
             "images_per_second": rate,
             "images_per_second_per_device": rate / self._replicas,

@@ -97,7 +97,6 @@ class Trainer:
             directory.open(config, dataset.class_names)
         self.step = self._restore(directory)
         self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=dataset.skipped)
-        self.logged_step = max(self.record.steps_of("training"), default=0)
         self.statistics = StepStatistics(config.replicas)
         self.train_steps = make_train_steps(self.state, config, strategy)
         self.evaluator = Evaluator(self.state.model, strategy)
@@ -159,7 +158,7 @@ class Trainer:
             times = self.train_steps(self.batches, tf.constant(count)).numpy()
         self.step = int(self.state.step.numpy())
         self.profiler.after(self.step)
-        self.statistics.add(times)
+        self.statistics.add(times, self.config.batch_size)
         seconds, stopping = self.agreement.mean(times[:, 1].sum(), self.interruption.outcome is not None)
         self.steps_per_second = count / seconds
         self.stopping = stopping > 0
@@ -182,18 +181,17 @@ class Trainer:
 
     def _log(self):
         """The row of the steps since the last one."""
-        examples = (self.step - self.logged_step) * self.config.batch_size
+        examples = int(self.state.row_examples.numpy())
         before = self.state.examples - self.config.batch_size
         self._add_row(
             "training",
             learning_rate=float(learning_rate(self.config, before)),  # of the row's last step
-            loss=float(self.state.loss_sum.numpy()) / (self.step - self.logged_step),
+            loss=float(self.state.loss_sum.numpy()) / examples,
             accuracy=int(self.state.correct.numpy()) / examples,
-            **self.statistics.take(self.config.batch_size),
+            **self.statistics.take(),
         )
-        self.state.loss_sum.assign(0.0)
-        self.state.correct.assign(0)
-        self.logged_step = self.step
+        for counted in (self.state.row_examples, self.state.loss_sum, self.state.correct):
+            counted.assign(tf.zeros_like(counted))
 
     def _evaluate_if_due(self):
         """Adds the rows on the held-out examples that this step should have and has not."""

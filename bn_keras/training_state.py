@@ -35,12 +35,12 @@ def build_network(config: RunConfig) -> keras.Model:
 class TrainingState:
     """Model, optimizer and running sums of one run: every variable that a checkpoint holds.
 
-    The sums of loss and correct answers since the last row of the curve live here too, so that a checkpoint may be made
-    between two rows. `step` counts steps and `examples` their images, which are `batch_size` a step unless the batch
-    was changed on the way.
+    What the next row of the curve is made of, its examples with the sums of their losses and right answers, lives here
+    too, so that a checkpoint may be made between two rows. `step` counts steps and `examples` their images, which are
+    `batch_size` a step unless the batch was changed on the way.
     """
 
-    _OWN = ("step", "examples", "loss_sum", "correct", "best_step", "best_accuracy")
+    _OWN = ("step", "examples", "row_examples", "loss_sum", "correct", "best_step", "best_accuracy")
 
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
         keras.utils.set_random_seed(config.seed)
@@ -54,6 +54,7 @@ class TrainingState:
             self.step = _counter(tf.int64, 0)
             self.examples = _counter(tf.int64, 0)
             self.first_bad_step = _counter(tf.int64, 0)
+            self.row_examples = _counter(tf.int64, 0)
             self.loss_sum = _counter(tf.float32, 0.0)
             self.correct = _counter(tf.int64, 0)
             self.best_step = _counter(tf.int64, 0)
@@ -77,6 +78,8 @@ class TrainingState:
           InputError: the arrays are those of another network.
         """
         arrays = {"best_step": np.int64(0), "best_accuracy": np.float32(0)} | arrays  # which earlier versions lack
+        if "row_examples" not in arrays:  # nor did they count the examples of these sums
+            arrays |= {"row_examples": np.int64(0), "loss_sum": np.float32(0), "correct": np.int64(0)}
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != variable.shape:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"
@@ -110,7 +113,8 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
 
     Returns:
       `train_steps(iterator, count)`, which takes `count` (int32 scalar) steps and returns float64 `[count, 2]`: for
-      every step the seconds that it waited for its input, and those that it took in all.
+      every step the seconds that it waited for its input, from the end of the step before, and those that it took in
+      all.
     """
     replica_step = make_replica_step(state, config)
 
@@ -118,6 +122,40 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
         if _enforces_determinism(config, strategy):  # where TensorFlow refuses its own clock
             return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
         return tf.timestamp()
+
+    @tf.function
+    def train_step(images, labels):
+        rate = learning_rate(config, state.examples)
+        results = strategy.run(replica_step, args=(images, labels, rate, tf.identity(state.step)))
+        loss, correct, usable = (strategy.experimental_local_results(result)[0] for result in results)
+        state.step.assign_add(1)
+        state.examples.assign_add(config.batch_size)
+        state.row_examples.assign_add(config.batch_size)
+        state.loss_sum.assign_add(loss * config.batch_size)
+        state.correct.assign_add(tf.cast(correct, tf.int64))
+        bad = (state.first_bad_step == 0) & ~tf.math.is_finite(loss)
+        state.first_bad_step.assign(tf.where(bad, state.step, state.first_bad_step))
+        if state.loss_scale:
+            state.loss_scale.update(usable)
+        return loss
+
+    def end_of(step):
+        """The time at which a step's last variable is assigned: its loss is there before its backward pass."""
+        # `step` is an output of a function's call, and what waits for a call waits for all that the function assigns.
+        with tf.control_dependencies([step]):
+            # An accelerator assigns later than it is told to, in order: read from it, a value is here after that.
+            here = [copy.read_value() for copy in strategy.experimental_local_results(state.loss_sum)]
+        with tf.device("CPU:0"), tf.control_dependencies([tf.identity(value) for value in here]):
+            return now()
+
+    def after(time, values):
+        """The values, from that time on; else a clock would be read when a processor is free, deep in the step."""
+
+        def hold(value):
+            with tf.device(value.device), tf.control_dependencies([time]):
+                return tf.identity(value)
+
+        return tf.nest.map_structure(hold, values, expand_composites=True)
 
     @tf.function
     def train_steps(iterator, count):
@@ -129,20 +167,7 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
                 images, labels = next(iterator)
             with tf.control_dependencies(strategy.experimental_local_results(labels)):
                 arrived = now()
-            rate = learning_rate(config, state.examples)
-            results = strategy.run(replica_step, args=(images, labels, rate, tf.identity(state.step)))
-            loss, correct, usable = (strategy.experimental_local_results(result)[0] for result in results)
-            state.step.assign_add(1)
-            state.examples.assign_add(config.batch_size)
-            state.loss_sum.assign_add(loss)
-            state.correct.assign_add(tf.cast(correct, tf.int64))
-            bad = (state.first_bad_step == 0) & ~tf.math.is_finite(loss)
-            state.first_bad_step.assign(tf.where(bad, state.step, state.first_bad_step))
-            if state.loss_scale:
-                state.loss_scale.update(usable)
-            # On the host, so that an accelerator's step counts as done when its result is here.
-            with tf.device("CPU:0"), tf.control_dependencies([tf.identity(loss)]):
-                ended = now()
+            ended = end_of(train_step(*after(arrived, (images, labels))))
             times = times.write(k, tf.stack([arrived - begun, ended - begun]))
         return times.stack()
 
@@ -178,8 +203,7 @@ def make_replica_step(state: TrainingState, config: RunConfig):
             gradients = [gradient / state.loss_scale.scale for gradient in gradients]
             usable = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
         state.optimizer.apply(gradients, rate, step, usable if state.loss_scale else None)
-        with tf.control_dependencies(gradients):  # so that a step's result is there when its work is done
-            return tf.identity(sums[0]), sums[1], usable
+        return sums[0], sums[1], usable
 
     return tf.function(replica_step, jit_compile=True) if config.jit_compile else replica_step
 

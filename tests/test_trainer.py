@@ -148,7 +148,7 @@ def test_a_checkpoint_holds_every_variable_that_changes(uninterrupted):
         assert sum(name.endswith(kind) for name in names) == count
     for kind in ("velocity", "average"):
         assert sum(name.startswith(f"optimizer/{kind}/") for name in names) == 70 + 2 * 69 + 2
-    assert {"step", "examples", "loss_sum", "correct"} <= names
+    assert {"step", "examples", "row_examples", "loss_sum", "correct"} <= names
 
 
 def test_the_best_and_the_last_two_checkpoints_are_kept(uninterrupted):
@@ -283,6 +283,28 @@ def test_an_extended_run_killed_between_any_two_writes_goes_on_bit_for_bit(data_
     finish(["-c", CONTINUED, ",".join(map(str, killed)), *command[2:]])
     for copy in killed:
         assert_same_run(workdir, copy)
+
+
+def test_a_row_over_two_batch_sizes_is_over_the_examples_counted(data_dir, tmp_path):
+    """Interrupted between two rows, with answers that were all right so far, and continued with a smaller batch."""
+    flags = ("--log_every=1000", "--eval_every=2")
+    assert stop_at(2, train_command(data_dir, tmp_path, *flags), tmp_path, signal.SIGTERM) == 0
+    step, arrays = checkpoint.load_newest(str(tmp_path))
+    seen, right = 14 * step, arrays["correct"]
+    assert step < STEPS and 0 <= right <= seen and arrays["row_examples"] == seen
+    checkpoint.save(str(tmp_path), step, arrays | {"correct": np.int64(seen)})
+    finish(train_command(data_dir, tmp_path, *flags, "--batch_size=6", "--allow_change=batch_size"))
+    (row,) = (row for row in curve_of(tmp_path).rows if row["kind"] == "training")
+    new = 6 * (STEPS - step)
+    assert row["examples"] == seen + new
+    assert seen <= round(row["accuracy"] * row["examples"], 6) <= row["examples"]
+
+
+def test_images_a_second_are_those_of_all_steps_of_a_row(uninterrupted):
+    rows = [row for row in curve_of(uninterrupted).rows if row["kind"] == "training"]
+    assert len(rows) == 8
+    for row in rows[:-1]:  # of two steps, whose median is their mean
+        assert row["images_per_second"] == pytest.approx(14 / row["step_seconds_p50"])
 
 
 def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
