@@ -1,0 +1,94 @@
+"""What training says of its own speed, beside clocks and counts of the test's own, on one device and on two."""
+
+import json
+
+import pytest
+from conftest import run_program
+
+# The trainer's own loop on a small network whose optimizer takes 0.2 s: after the loss is there, before the weights are.
+MEASURE = """
+import dataclasses, json, sys, time
+import keras, numpy as np, tensorflow as tf
+from bn_keras import training_state
+from bn_keras.distribution import distribute, make_strategy
+from bn_keras.optimizer import MomentumSGD
+from bn_keras.run import RunConfig
+from bn_keras.step_statistics import StepStatistics
+from bn_keras.variants import VARIANTS
+
+SECONDS, BATCH = 0.2, 8
+devices, deterministic = map(int, sys.argv[1:])
+
+def build_model(*_, batch_normalization, **__):
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), batch_normalization(), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
+
+apply = MomentumSGD.apply
+
+def apply_slowly(self, gradients, *others):
+    with tf.control_dependencies(gradients):
+        slept = tf.numpy_function(lambda: time.sleep(SECONDS) or np.float32(0), [], tf.float32)
+    with tf.control_dependencies([slept]):
+        apply(self, gradients, *others)
+
+training_state.build_model, MomentumSGD.apply = build_model, apply_slowly
+training_state.uses_gpus = lambda strategy: bool(deterministic)  # which have another clock
+strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
+config = dict.fromkeys((field.name for field in dataclasses.fields(RunConfig)), 0) | {
+    "variant": VARIANTS["bn_x5"], "batch_size": BATCH, "replicas": devices, "scale_learning_rate": "linear",
+    "train_examples": 1200, "jit_compile": False, "precision": "float32", "normalization_batch": "replica",
+    "deterministic": bool(deterministic),
+}
+config = RunConfig(**config)
+state = training_state.TrainingState(config, strategy)
+train_steps = training_state.make_train_steps(state, config, strategy)
+batch = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 1)).astype("float32"), np.arange(BATCH, dtype="int32") % 3
+
+def measured(batches, count):
+    iterator = iter(distribute(strategy, lambda hosts, host: batches))
+    train_steps(iterator, tf.constant(4))  # compiles, and takes what was ready
+    statistics = StepStatistics(devices)
+    started = time.perf_counter()
+    for part in (1, count - 1):  # as a row of the curve has several calls
+        statistics.add(train_steps(iterator, tf.constant(part)).numpy(), BATCH)
+    return (time.perf_counter() - started) / count, statistics.take()
+
+def slowly(seconds):
+    while True:
+        time.sleep(seconds)
+        yield batch
+
+constant = tf.data.Dataset.from_tensors(batch).repeat()
+compute, fed = measured(constant, 10)
+slow = tf.data.Dataset.from_generator(lambda: slowly(3 * compute), output_signature=constant.element_spec)
+total, starved = measured(slow, 8)
+print(json.dumps({"compute": compute, "fed": fed, "total": total, "starved": starved, "batch": BATCH}))
+"""
+
+
+@pytest.fixture(scope="module", params=[(1, 0), (2, 0), (2, 1)], ids=["one device", "two", "two, the clock of GPUs"])
+def measured(request):
+    done = run_program("-c", MEASURE, *request.param)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) | {"devices": request.param[0]}
+
+
+def test_nothing_waits_for_a_batch_that_is_always_there(measured):
+    assert 0 <= measured["fed"]["input_wait"] < 0.02
+
+
+def test_a_pipeline_three_times_too_slow_is_waited_for_all_but_the_steps_own_time(measured):
+    assert measured["starved"]["input_wait"] == pytest.approx(1 - measured["compute"] / measured["total"], abs=0.05)
+
+
+@pytest.mark.parametrize("pipeline, seconds", [("fed", "compute"), ("starved", "total")])
+def test_images_a_second_are_those_of_a_clock_outside(measured, pipeline, seconds):
+    rate = measured["batch"] / measured[seconds]
+    found = measured[pipeline]
+    assert found["images_per_second"] == pytest.approx(rate, rel=0.05)
+    assert found["images_per_second_per_device"] == pytest.approx(rate / measured["devices"], rel=0.05)
+
+
+def test_the_median_step_takes_what_a_clock_outside_says(measured):
+    assert measured["fed"]["step_seconds_p50"] == pytest.approx(measured["compute"], rel=0.1)
+    assert measured["starved"]["step_seconds_p50"] == pytest.approx(measured["total"], rel=0.1)
