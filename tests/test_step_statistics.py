@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run_program
 
-# The trainer's own loop on a small network whose optimizer takes 0.2 s: after the loss is there, before the weights are.
+# The trainer's loop on a small network whose optimizer takes 0.2 s, after the loss is there and before the weights are.
 MEASURE = """
 import dataclasses, json, sys, time
 import keras, numpy as np, tensorflow as tf
