@@ -95,6 +95,8 @@ def from_own_config(layer, **changes):
     config = layer.get_config() | changes
     functions = {name: getattr(layer, name, None) for name in config}
     config.update((name, value) for name, value in functions.items() if isinstance(value, FunctionType))
+    if "dtype" in config:
+        config["dtype"] = layer.dtype_policy  # a DTypePolicyMap forgets its policies when it is saved
     parameters = inspect.signature(type(layer).__init__).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     classes = {type(part).__name__: type(part) for part in layers_within(layer)}

@@ -410,6 +410,15 @@ def test_what_is_frozen_stays_frozen():
     assert [variable.path for variable in folded.trainable_variables] == ["free/kernel", "free/bias"]
 
 
+def test_layers_of_a_map_of_policies_keep_theirs():
+    policies = keras.dtype_policies.DTypePolicyMap()
+    policies["half"] = keras.DTypePolicy("mixed_bfloat16")
+    x = keras.Input((5,))
+    hidden = layers.Dense(4, dtype=policies, name="half")(x)
+    folded = assert_folds(keras.Model(x, BatchNormalization(dtype=policies)(hidden)), replaced=1)
+    assert folded.get_layer("half").compute_dtype == "bfloat16"
+
+
 def test_float16_statistics_become_a_float32_scale_and_shift():
     x = keras.Input((5,), dtype="float16")
     model = randomized(keras.Model(x, layers.BatchNormalization(dtype="float16")(layers.ReLU(dtype="float16")(x))))
