@@ -4,7 +4,9 @@ import os
 import statistics
 
 from bn_keras.errors import InputError
+from bn_keras.plots import pyplot
 from bn_keras.run import RunDirectory
+from bn_keras.run_files import replacing, write_text
 
 FIGURE_1 = "figure1.png"
 TABLE_1 = "figure1.md"
@@ -18,8 +20,7 @@ def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
     os.makedirs(output_dir, exist_ok=True)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
     draw(directory, paths[0])
-    with open(paths[1], "w", encoding="utf-8") as file:
-        file.write(table(directory))
+    write_text(paths[1], table(directory))
     return paths
 
 
@@ -104,11 +105,7 @@ def table(directory: RunDirectory) -> str:
 
 def draw(directory: RunDirectory, path: str):
     """Figure 1: (a) test accuracy by step; (b, c) the percentiles of a typical sigmoid's input without and with BN."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     rows = _by_network(directory)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), dpi=130, layout="constrained")
     for color, (name, title) in enumerate(NETWORKS.items()):
@@ -139,5 +136,6 @@ def draw(directory: RunDirectory, path: str):
         axis.set(xlabel="Step")
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}K" if step else "0")
         axis.grid(alpha=0.25)
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
     plt.close(figure)

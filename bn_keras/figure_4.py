@@ -7,6 +7,9 @@ import dataclasses
 import math
 import os
 
+from bn_keras.plots import pyplot
+from bn_keras.run_files import replacing
+
 PAPER = {
     # crops, whether an ensemble: top-1 error, top-5 error, in percent
     (1, False): ("25.2", "7.82"),
@@ -117,11 +120,7 @@ def _verdict(ensemble, results):
 
 def draw_confusion(confusion, class_names, title: str, path: str):
     """The counts of (own class, answer) as colored squares with their numbers; right answers are left white."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     classes = range(len(class_names))
     mistakes = [[0 if own == answer else confusion[own][answer] for answer in classes] for own in classes]
     side = 2.5 + 0.42 * len(class_names)
@@ -134,5 +133,6 @@ def draw_confusion(confusion, class_names, title: str, path: str):
     axes.set(xlabel="Answer", ylabel="Class", title=title)
     axes.set_xticks(classes, class_names, rotation=90)
     axes.set_yticks(classes, class_names)
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
     plt.close(figure)

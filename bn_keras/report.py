@@ -4,7 +4,9 @@ import json
 import os
 import statistics
 
+from bn_keras.plots import pyplot
 from bn_keras.run import RunDirectory
+from bn_keras.run_files import replacing, write_text
 from bn_keras.variants import VARIANTS
 
 FIGURE_2 = "figure2.png"
@@ -74,8 +76,7 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
     os.makedirs(output_dir, exist_ok=True)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_2, FIGURE_3)]
     draw_figure_2(rows, paths[0])
-    with open(paths[1], "w", encoding="utf-8") as file:
-        file.write(figure_3(rows))
+    write_text(paths[1], figure_3(rows))
     return paths
 
 
@@ -179,11 +180,7 @@ def _seeds(row):
 
 def draw_figure_2(rows: list[Row], path: str):
     """Figure 2: validation accuracy by steps of 32 images, one line a row: the mean over seeds in the band of all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
     for row in rows:
         if not (points := row.band()):
@@ -204,10 +201,12 @@ def draw_figure_2(rows: list[Row], path: str):
     axes.set(xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None))
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper")
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
     plt.close(figure)
 
 
 def _label(row, rows):
     alike = sum(other.variant.name == row.variant.name for other in rows)
-    return row.variant.title if alike == 1 else f"{row.variant.title} ({os.path.basename(row.path)})"
+    folder = os.fsencode(os.path.basename(row.path)).decode(errors="backslashreplace")  # a plot needs text
+    return row.variant.title if alike == 1 else f"{row.variant.title} ({folder})"

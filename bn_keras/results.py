@@ -12,6 +12,7 @@ from bn_keras import figure_1, report
 from bn_keras.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
 from bn_keras.report import MeasuredRun, Row, mean_and_range
 from bn_keras.run import MNIST_CONFIG_FILE, RunDirectory
+from bn_keras.run_files import write_text
 from bn_keras.variants import VARIANTS
 
 LOG = "log.jsonl"
@@ -61,8 +62,7 @@ def write_results(workdir: str, ensemble_dir: str, output_dir: str) -> str:
         _figure_5(),
     ]
     path = os.path.join(output_dir, DOCUMENT)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("\n".join(parts))
+    write_text(path, "\n".join(parts))
     return path
 
 

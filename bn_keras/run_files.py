@@ -52,6 +52,12 @@ def replacing(path: str) -> Iterator[str]:
         raise
 
 
+def write_text(path: str, text: str):
+    """Writes a whole text in UTF-8; what has no UTF-8, as a file's name may, is written as an escape."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
 def seal(path: str, step: int):
     """Ends a zip without a comment by the step that it holds and the digest of all before."""
     comment = b"step %d sha256 " % step

@@ -19,6 +19,7 @@ from bn_keras.errors import InputError
 from bn_keras.figure_4 import Result, draw_confusion, figure_4
 from bn_keras.progress import Progress
 from bn_keras.run import RunDirectory
+from bn_keras.run_files import write_text
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -108,11 +109,9 @@ def main():
 def write_results(results, dataset, output_dir):
     content = {"dataset": dataset.name, "dataset_fingerprint": dataset.fingerprint}
     content["results"] = [result.as_json() for result in results]
-    with open(os.path.join(output_dir, "evaluation.json"), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    write_text(os.path.join(output_dir, "evaluation.json"), json.dumps(content, indent=1))
     table, path = figure_4(results, dataset.name), os.path.join(output_dir, "figure4.md")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(table)
+    write_text(path, table)
     print(f"{table}\nFigure 4: {os.path.abspath(path)}")
 
 

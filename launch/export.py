@@ -10,12 +10,14 @@ from pathlib import Path
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 
+import contextlib
 import importlib.util
 import os
+import shutil
 
 from absl import flags
 
-from bn_keras.errors import InputError
+from bn_keras.errors import InputError, first_line
 from bn_keras.run import RunDirectory
 from launch import program, records
 
@@ -45,25 +47,45 @@ def main():
 
     with program.loading_tensorflow():
         import numpy as np
+        import tensorflow as tf
 
         from bn_keras.export import export_saved_model
         from bn_keras.trained_network import image_view, load_network
 
     model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
-    match FLAGS.format:
-        case "keras":
-            model.save(FLAGS.output)
-        case "saved_model":
-            export_saved_model(model, image_view(config), class_names, FLAGS.output)
-        case "onnx":
-            model(np.zeros((1, *model.input_shape[1:]), "float32"))  # Keras refuses a model that was never called
-            model.export(FLAGS.output, format="onnx", verbose=False)
+    with written_aside(os.path.normpath(FLAGS.output)) as output:
+        try:
+            match FLAGS.format:
+                case "keras":
+                    model.save(output)
+                case "saved_model":
+                    export_saved_model(model, image_view(config), class_names, output)
+                case "onnx":
+                    model(np.zeros((1, *model.input_shape[1:]), "float32"))  # Keras refuses a model never called
+                    model.export(output, format="onnx", verbose=False)
+        except tf.errors.OpError as error:  # TensorFlow's own words for a full disk
+            raise InputError(f"cannot write {FLAGS.output} ({first_line(error)})") from error
     print(f"{FLAGS.format}: {os.path.abspath(FLAGS.output)}")
+
+
+@contextlib.contextmanager
+def written_aside(path):
+    """The name to write a file or folder under, which appears as `path` when it is whole; a killed export's goes."""
+    folder, name = os.path.split(path)
+    aside = os.path.join(folder, f".{name}.unfinished")
+    if os.path.isdir(aside) and not set(os.listdir(aside)) - {name}:
+        shutil.rmtree(aside)
+    os.mkdir(aside)
+    try:
+        yield os.path.join(aside, name)
+        os.rename(os.path.join(aside, name), path)
+    finally:
+        shutil.rmtree(aside)
 
 
 def check_output():
     """Whether the format can be written here and to that place."""
-    if os.path.exists(FLAGS.output):
+    if os.path.lexists(FLAGS.output):
         raise InputError(f"{FLAGS.output} exists: give another --output, or remove it")
     if FLAGS.format == "keras" and not FLAGS.output.endswith(".keras"):
         raise InputError(f"--output={FLAGS.output} must end in .keras, by which Keras knows its format")

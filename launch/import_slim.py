@@ -11,6 +11,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import dataclasses
+import os
 
 from absl import flags
 
@@ -32,7 +33,7 @@ flags.DEFINE_integer("image_size", 224, "Height and width of the input in pixels
 def main():
     dataset = records.read_records()
     directory = RunDirectory(FLAGS.workdir)
-    if directory.read_config() is not None:
+    if directory.read_config() is not None and os.path.exists(directory.model_path):
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir")
 
     with program.loading_tensorflow():

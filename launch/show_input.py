@@ -15,6 +15,7 @@ import os
 from absl import flags
 
 from bn_keras.recipes import recipe_for
+from bn_keras.run_files import replacing
 from bn_keras.variants import VARIANTS
 from launch import program, records
 
@@ -65,7 +66,9 @@ def main():
         f"{dataset.name}, {FLAGS.split}, {variant.title}, {options['augmentation']}, "
         f"{options['image_size']}x{options['image_size']}"
     )
-    contact_sheet.contact_sheet(images[shown], captions, title=title).save(FLAGS.output)
+    sheet = contact_sheet.contact_sheet(images[shown], captions, title=title)
+    with replacing(FLAGS.output) as temporary:
+        sheet.save(temporary)
     print(f"{len(captions)} images: {os.path.abspath(FLAGS.output)}")
     if dataset.skipped is not None:
         print(dataset.skipped)

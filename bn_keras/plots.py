@@ -1,0 +1,15 @@
+"""Matplotlib as every plot here uses it: without a display, and with names shown as they are."""
+
+import warnings
+
+
+def pyplot():
+    """`matplotlib.pyplot`; loaded here, because it takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a class may be called "$x_"
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # in a script that the font does not have
+    from matplotlib import pyplot
+
+    return pyplot
