@@ -115,6 +115,7 @@ def _convert() -> None:
         reread=FLAGS.verify != "none",
         beam_options=shlex.split(FLAGS.beam_options) if FLAGS.runner == "beam" else None,
         dry_run=FLAGS.dry_run,
+        log=lambda text: print(program.escaped(text, line=True)),
     )
     if FLAGS.embedded:
         embedded.remove(dataset)
@@ -125,7 +126,8 @@ def _verify(folder: str) -> int:
 
     findings, records = verify.verify(folder, FLAGS.verify == "decode", FLAGS.workers)
     if findings:
-        print("\n".join([f"{len(findings)} finding(s):", *findings]), file=sys.stderr)
+        shown = [program.escaped(finding, line=True) for finding in findings]
+        print("\n".join([f"{len(findings)} finding(s):", *shown]), file=sys.stderr)
         return program.BAD_INPUT
     print(f"{folder}: {records:,} records, all whole")
     return 0

@@ -14,6 +14,7 @@ from absl import flags
 from bn_keras.errors import InputError
 from bn_keras.json_files import read_bytes
 from bn_keras.run import RunDirectory
+from data_prep.program import escaped
 from launch import program
 
 FLAGS = flags.FLAGS
@@ -58,7 +59,7 @@ def main(paths):
     for path, batches in shown.items():
         each = [class_probabilities([model], batch)[0, 0] for model, batch in zip(models, batches, strict=True)]
         best = tf.math.top_k(tf.reduce_mean(tf.stack(each), 0), min(SHOWN, len(class_names)))
-        print(path)
+        print(escaped(path, line=True))
         for probability, index in zip(best.values.numpy(), best.indices.numpy(), strict=True):
             print(f"  {probability:6.2%}  {class_names[index]}")
 

@@ -1,6 +1,7 @@
 """What a program prints, and how it ends when it cannot: names escaped, closed and full outputs, one line."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -99,3 +100,14 @@ def test_notes_that_cannot_be_written_do_not_stop_the_work(image_folders, tmp_pa
         command = [f"--train={image_folders}/train", f"--validation={image_folders}/validation"]
         done = run_program("-m", "data_prep", *command, f"--output_dir={tmp_path}/out", stderr=full)
     assert done.returncode == 0 and (tmp_path / "out/dataset.json").exists()
+
+
+def test_an_image_of_a_hostile_name_is_one_escaped_line_of_a_dry_run_and_of_a_verification(image_folders, tmp_path):
+    folder = shutil.copytree(image_folders, tmp_path / "images")
+    (folder / f"train/circle/{HOSTILE}\n.jpg").write_bytes(b"no picture")
+    command = ["-m", "data_prep", f"--train={folder}/train", f"--validation={folder}/validation"]
+    done = run_program(*command, f"--output_dir={tmp_path}/out", text=False)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+    assert rb"\x1b]0;owned\x07\x9b31m\u202egpj\u2028\n.jpg" in done.stderr
+    skipped = run_program(*command, f"--output_dir={tmp_path}/skip", "--on_bad=skip", text=False)
+    assert skipped.returncode == 0 and b"\x1b" not in skipped.stdout + skipped.stderr

@@ -153,17 +153,21 @@ def test_what_cannot_be_is_refused_in_one_line(flag):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_run_and_the_program_and_the_same_command_goes_on(data_dir, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [True, False], ids=["of_a_terminal", "to_it_alone"])
+def test_a_signal_ends_the_run_and_the_program_in_one_line(data_dir, tmp_path, number, to_all):
     command = ["-m", "launch.results", f"--workdir={tmp_path}", f"--output_dir={tmp_path}", f"--data_dir={data_dir}"]
     command += ["--only=figure1", "--mnist_steps=1000000"]
     process = start_program(*command, start_new_session=True)
     while not list((tmp_path / "figure1").glob("checkpoint-*.npz")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.endswith("mnist: interrupted by Ctrl-C; the same command continues\n")
+    assert process.returncode == 128 + number and "Traceback" not in errors
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    assert errors.endswith(f"mnist: interrupted by {name}; the same command continues\n")
+    assert errors.count("interrupted") == 1
 
 
 def test_the_program_runs_what_is_to_do_once_and_writes_the_document(data_dir, tmp_path):
