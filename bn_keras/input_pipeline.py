@@ -257,7 +257,7 @@ def validation_batches(
       image_size: height and width in pixels of what comes out.
       hosts: machines that share the examples; all get equally many batches.
       host: which of them this is; the examples of host 0 come first.
-      augmentation: what training uses: "imagenet" evaluates a single central crop, the others the whole image.
+      augmentation: what training uses, which says what is evaluated: `preprocessing.evaluated_view`.
       view: called with an image's bytes in place of that; returns one tensor or several, float32 of known shapes in
         [0, 255].
       skipped: takes note of every example that cannot be used, whose row becomes padding. None: they are errors.
@@ -273,8 +273,8 @@ def validation_batches(
     paths, counts = _shard_table(dataset, "validation")
     total = int(counts.sum())
     if view is None:
-        crop = preprocessing.single_crop if augmentation == "imagenet" else preprocessing.whole_image
-        view = functools.partial(crop, image_size=image_size, channels=dataset.channels)
+        view = preprocessing.evaluated_view(augmentation)
+        view = functools.partial(view, image_size=image_size, channels=dataset.channels)
 
     def prepare(serialized):
         encoded, label = _parse(serialized, dataset)

@@ -236,6 +236,16 @@ def whole_image(encoded, *, image_size: int, channels: int):
     return tf.ensure_shape(resize(decode(encoded, channels), image_size), (image_size, image_size, channels))
 
 
+def evaluated_view(augmentation: str):
+    """What a network is shown of an image once it is trained: the function of this module that makes its view.
+
+    Args:
+      augmentation: that it was trained with. "imagenet" trains on crops and is shown the central one; the others train
+        on whole images and are shown these.
+    """
+    return single_crop if augmentation == "imagenet" else whole_image
+
+
 def shifted_image(encoded, draws, *, image_size: int, channels: int):
     """All of a small color image, resized, mirrored half of the time and moved by up to `SHIFT` of its side.
 

@@ -39,7 +39,7 @@ class Progress:
         print(f"{chr(10) if self._live else ''}{self._name}: {message}", file=sys.stderr, flush=True)
 
     def _show(self, step, now):
-        first_step, first_time = self._first
+        first_step, first_time = self._first or (step, now)  # an evaluation may come first, where a run goes on
         left = (
             ""
             if step == first_step

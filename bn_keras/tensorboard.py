@@ -8,7 +8,7 @@ were first made.
 import glob
 import os
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
@@ -70,7 +70,7 @@ class TensorBoardWriter:
         self._writer.close()
 
     def _add(self, summary, step, wall_time):
-        event = Event(step=step, wall_time=wall_time or 0.0)
+        event = Event(step=step, wall_time=wall_time)
         event.summary.ParseFromString(summary.SerializeToString())
         self._writer.add_event(event)
 

@@ -86,8 +86,7 @@ def image_view(config: dict, crops: int = 1):
       A function from the bytes of an image file to one image, float32 `[image_size, image_size, channels]` in
       [0, 255], or to the `multicrop.squares` that 144 crops are cut from.
     """
-    one = preprocessing.whole_image if config["augmentation"] == "none" else preprocessing.single_crop
-    view = one if crops == 1 else multicrop.squares
+    view = preprocessing.evaluated_view(config["augmentation"]) if crops == 1 else multicrop.squares
     return functools.partial(view, image_size=config["image_size"], channels=config["channels"])
 
 

@@ -45,6 +45,17 @@ def test_by_one_crop_the_counts_are_those_that_training_saw(ensemble, trained_ru
     assert tuple(results[0][k] for k in COUNTS) == final_counts(trained_runs[0])
 
 
+def test_a_run_on_shifted_images_is_evaluated_as_training_evaluated_it(data_dir, tmp_path):
+    done = run_program(
+        "-m", "launch.train", "--variant=bn_x5", f"--data_dir={data_dir}", f"--workdir={tmp_path}", "--width=0.1",
+        "--image_size=32", "--augmentation=shift", "--batch_size=16", "--steps=12", "--bn_momentum=0.5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert evaluate(data_dir, f"--workdir={tmp_path}").returncode == 0
+    (result,) = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert tuple(result[k] for k in COUNTS) == final_counts(tmp_path)
+
+
 def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
     output, printed = ensemble
     results = json.loads((output / "evaluation.json").read_text())["results"]

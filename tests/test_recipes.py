@@ -12,6 +12,7 @@ from bn_keras import preprocessing, read_dataset
 from bn_keras.dataset import Shard
 from bn_keras.input_pipeline import training_batches, validation_batches
 from bn_keras.recipes import PAPER, PHOTOS, recipe_for
+from bn_keras.trained_network import image_view
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,23 @@ def test_shifts_keep_the_colors_and_evaluation_sees_the_whole_image(colors):
     images, _ = next(iter(validation_batches(dataset, **options)))
     plain, _ = next(iter(validation_batches(dataset, **options | {"augmentation": "none"})))
     np.testing.assert_array_equal(images.numpy(), plain.numpy())
+
+
+@pytest.mark.parametrize("augmentation", ["imagenet", "shift", "none"])
+def test_evaluate_predict_and_export_show_the_network_what_training_evaluates_on(image_folders, data_dir, augmentation):
+    dataset = read_dataset(str(data_dir))
+    config = {"augmentation": augmentation, "image_size": 32, "channels": 1}
+    view, options = image_view(config), {"batch_size": 21, "image_size": 32, "augmentation": augmentation}
+    evaluated = next(iter(validation_batches(dataset, **options)))[0].numpy()
+    shown = set()
+    for path in (image_folders / "validation").glob("*/*.png"):
+        shown.add(preprocessing.to_network_range(view(path.read_bytes())).numpy().tobytes())
+        with Image.open(path) as image:
+            margin = 0 if augmentation != "imagenet" else (20 - round(0.875 * 20)) // 2
+            crop = image.convert("F").crop((margin, margin, 20 - margin, 20 - margin))
+        by_pillow = np.asarray(crop.resize((32, 32), Image.BILINEAR))
+        np.testing.assert_allclose(view(path.read_bytes())[..., 0], by_pillow, atol=1e-3)
+    assert shown == {image.tobytes() for image in evaluated}
 
 
 def test_small_color_images_are_shifted_and_mirrored_and_small_gray_ones_are_not(colors, data_dir):
