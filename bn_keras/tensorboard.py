@@ -48,6 +48,8 @@ class TensorBoardWriter:
             os.remove(old)
         self._writer = EventFileWriter(directory)
         start = rows[0].get("wall_time") if rows else None
+        # A TensorBoard that is open has read a file that is gone now: at this event it forgets that one's points.
+        self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START), wall_time=start or 0.0))
         table = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in hyper_parameters.items())])
         for summary in (
             hparams_pb(hyper_parameters, start_time_secs=start),
@@ -70,7 +72,7 @@ class TensorBoardWriter:
         self._writer.close()
 
     def _add(self, summary, step, wall_time):
-        event = Event(step=step, wall_time=wall_time)
+        event = Event(step=step, wall_time=wall_time or 0.0)
         event.summary.ParseFromString(summary.SerializeToString())
         self._writer.add_event(event)
 
