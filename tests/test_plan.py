@@ -1,0 +1,54 @@
+"""What --dry_run says a run would cost, beside counts by hand and a pipeline whose seconds are known."""
+
+import re
+
+import pytest
+from conftest import run_program
+
+DESCRIBE = """
+import dataclasses, sys, time
+import keras, numpy as np, tensorflow as tf
+from bn_keras import plan, training_state
+from bn_keras.distribution import make_strategy
+from bn_keras.run import RunConfig
+from bn_keras.variants import VARIANTS
+
+devices = int(sys.argv[1])
+
+def build_model(*_, batch_normalization, **__):
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), batch_normalization(), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
+
+def batches(config, dataset, examples, *, hosts, host):
+    def slowly():
+        while True:
+            time.sleep(0.3)
+            yield np.zeros((8, 4, 4, 1), "float32"), np.zeros(8, "int32")
+    spec = tf.TensorSpec((8, 4, 4, 1)), tf.TensorSpec((8,), tf.int32)
+    return tf.data.Dataset.from_generator(slowly, output_signature=spec).prefetch(2)
+
+training_state.build_model, plan.run_training_batches = build_model, batches
+config = dict.fromkeys((field.name for field in dataclasses.fields(RunConfig)), 0) | {
+    "variant": VARIANTS["bn_x5"], "batch_size": 8, "replicas": devices, "scale_learning_rate": "linear", "steps": 1000,
+    "train_examples": 1200, "jit_compile": False, "precision": "float32", "normalization_batch": "replica",
+    "deterministic": False,
+}
+strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
+print(plan.describe_cost(RunConfig(**config), None, strategy))
+"""
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_whose_batches_take_300_ms_is_said_to_take_300_ms_a_step(devices):
+    done = run_program("-c", DESCRIBE, devices)
+    assert done.returncode == 0, done.stderr
+    # BN of 16 values: gamma, beta and two averages; 16 x 3 weights and 3 biases.
+    assert f"{4 * 16 + 16 * 3 + 3} parameters, {2 * 16 + 16 * 3 + 3} of them trainable" in done.stdout
+    seconds, rate, waiting = re.search(
+        r"a step takes (\S+) s, (\S+) images a second, (\d+)% of it waiting for input", done.stdout
+    ).groups()
+    assert float(seconds) == pytest.approx(0.3, rel=0.1)
+    assert float(rate) == pytest.approx(8 / 0.3, rel=0.1)
+    assert int(waiting) >= 75
+    minutes = re.search(r"1,000 steps take about (\S+) minutes", done.stdout)[1]
+    assert float(minutes) == pytest.approx(1000 * 0.3 / 60, rel=0.1)
