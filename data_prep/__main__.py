@@ -8,9 +8,12 @@
 The same command again goes on where it was interrupted.
 """
 
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback before `program.run` handles it
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 

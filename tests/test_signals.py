@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, start_program
 
@@ -180,3 +181,12 @@ def test_verifying_ends_at_once(data_dir, tmp_path, number):
         STATUS[number],
         f"data_prep: interrupted by {NAME[number]}; the same command continues\n",
     )
+
+
+@pytest.mark.parametrize("module", ["data_prep", "launch.train"])
+def test_ctrl_c_while_a_program_starts_is_no_traceback(module):
+    for delay in np.linspace(0.06, 0.3, 9):
+        process = start_program("-m", module)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=20)[1]
