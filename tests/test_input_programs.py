@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import tensorflow as tf
 from conftest import run_program, start_program
 from PIL import Image
 
-from bn_keras import checkpoint, read_dataset
+from bn_keras import checkpoint, input_pipeline, read_dataset
 from bn_keras.contact_sheet import contact_sheet
 from bn_keras.input_pipeline import training_batches
-from bn_keras.input_speed import seconds_per_image
+from bn_keras.input_speed import seconds_per_image, stage_rates
 
 
 def test_a_contact_sheet_holds_the_images_pixel_for_pixel():
@@ -68,6 +69,20 @@ def test_benchmark_input_names_stages_and_bottleneck(data_dir):
     stages = ("reading", "decoding, cropping, resizing", "distortion")
     assert all(re.search(rf"^{stage} +[\d,]+ +[\d.]+$", done.stdout, re.MULTILINE) for stage in stages)
     assert re.search(f"bottleneck: ({'|'.join(stages)}); ", done.stdout)
+
+
+def test_a_stages_rate_is_that_of_a_pipeline_whose_seconds_are_known(monkeypatch, data_dir):
+    def slowly():
+        while True:
+            time.sleep(0.1)
+            yield np.zeros(8)
+
+    batches = tf.data.Dataset.from_generator(slowly, output_signature=tf.TensorSpec((8,), tf.float64)).prefetch(2)
+    monkeypatch.setattr(input_pipeline, "training_batches", lambda *_, **__: batches)
+    rates = stage_rates(
+        read_dataset(str(data_dir)), batch_size=8, seconds=2, augmentation="none", seed=0, shuffling="within_shard"
+    )
+    assert rates["decoding, cropping, resizing"] == pytest.approx(8 / 0.1, rel=0.1)
 
 
 def test_a_stages_time_is_what_it_adds():
