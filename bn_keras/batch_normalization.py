@@ -1,6 +1,7 @@
 """Batch normalization (Ioffe & Szegedy, 2015): Algorithm 1 in training, moving averages in inference."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
 
@@ -10,12 +11,16 @@ from keras import ops
 from bn_keras.batch_statistics import (
     Moments,
     average_of_groups,
-    fused_kernel_fits,
+    is_from_linear_operation,
     moments_over,
     normalize,
     replica_count,
+    scale_and_shift,
+    takes_fused_inference,
+    tensorflow_kernels_fit,
     transform,
-    transform_on_tensorflow,
+    transform_fused,
+    when_one,
 )
 
 # What Keras takes for an initializer, a regularizer or a constraint: its name, its configuration, or itself.
@@ -81,11 +86,12 @@ class BatchNormalization(keras.layers.Layer):
         training: bool. `layer.trainable = False` means inference, whatever `training` says.
         mask: bool, shape `inputs.shape[:-1]` or broadcastable to it. False positions do not enter the statistics.
 
-    A channel with one value has no variance (m > 1 is required, Section 3): where the shape says so in training, an
-    error; where m is only known at run time (a dynamic batch, a mask), y = beta and the moving averages stay.
+    A channel with one value has no variance (m > 1 is required, Section 3): in training its y is beta (with `renorm`,
+    what its averages make of it) and its moving averages stay. A layer warns of that once, except where only a mask or
+    a graph compiled by XLA would know.
 
     Raises:
-        ValueError: an argument out of range; a mask of the wrong rank; one value per channel in training.
+        ValueError: an argument out of range; a mask of the wrong rank.
     """
 
     def __init__(
@@ -159,6 +165,7 @@ class BatchNormalization(keras.layers.Layer):
         self.moving_mean = None
         self.moving_variance = None
         self.moving_weight = None
+        self._has_warned = False
         # Set by `population_statistics`: called with (layer, Moments) in batch mode, instead of moving the averages.
         self.moments_observer = None
 
@@ -173,7 +180,7 @@ class BatchNormalization(keras.layers.Layer):
                 f"Dimensions {own}, which have their own statistics, must be known. Received: {input_shape=}"
             )
         self._reduction_axes = tuple(i for i in range(rank) if i not in own)
-        self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
+        self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(own[0], rank))
         if self.scale:
             rules = self.gamma_initializer, self.gamma_regularizer, self.gamma_constraint
             self.gamma = self._add_parameter("gamma", shape, *rules)
@@ -188,10 +195,7 @@ class BatchNormalization(keras.layers.Layer):
             self.renorm_mean = self._add_average("renorm_mean", shape, self.moving_mean_initializer)
             self.renorm_stddev = self._add_average("renorm_stddev", shape, deviation)
         if self.debias:
-            # State, as a seed generator's is, and no weight: it is in `variables` and in files, but not in `weights`,
-            # which stay those of Keras's layer.
             self.moving_weight = self._add_average("moving_weight", shape, "zeros")
-            self._untrack_variable(self.moving_weight)
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes=dict(zip(own, shape, strict=True)))
 
     def _add_parameter(self, name, shape, initializer, regularizer, constraint):
@@ -207,23 +211,12 @@ class BatchNormalization(keras.layers.Layer):
     def _add_average(self, name, shape, initializer):
         return self.add_weight(shape=shape, name=name, initializer=initializer, trainable=False, autocast=False)
 
-    @property
-    def variables(self):
-        variables = super().variables
-        return variables if self.moving_weight is None else [*variables, self.moving_weight]
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        if self.moving_weight is not None:
-            store["moving_weight"] = self.moving_weight
-
     def load_own_variables(self, store):
         """Also loads what a layer without `debias` saved, as averages whose initial value has been forgotten."""
-        store = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
-        weight = store.pop("moving_weight", None)
-        super().load_own_variables(store)
-        if self.moving_weight is not None:
-            self.moving_weight.assign(ops.ones(self.moving_weight.shape) if weight is None else weight)
+        values = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
+        if self.debias and len(values) == len(self.weights) - 1:
+            values[str(len(values))] = ops.ones(self.moving_weight.shape)
+        super().load_own_variables(values)
 
     def compute_output_shape(self, input_shape):
         if not -len(input_shape) <= self.axis < len(input_shape):
@@ -240,6 +233,9 @@ class BatchNormalization(keras.layers.Layer):
             )
         if not keras.backend.is_float_dtype(inputs.dtype):
             inputs = ops.cast(inputs, "float32")
+        own = self.input_spec.axes
+        if any(inputs.shape[i] is None for i in own):  # in a graph; the layer knows them since it was built
+            inputs = ops.reshape(inputs, [own.get(i, size) for i, size in enumerate(ops.shape(inputs))])
         # Statistics of float16 and bfloat16 inputs are float32: 70000 is beyond float16, 257 is no bfloat16.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         gamma, beta = (value if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
@@ -247,7 +243,8 @@ class BatchNormalization(keras.layers.Layer):
             outputs, moments = self._normalize(inputs, mask, gamma, beta)
             self.moments_observer(self, moments)
         elif training and self.trainable:
-            self._check_more_than_one_value(inputs, mask)
+            if mask is None and not (self.synchronized and replica_count() > 1):
+                self._warn_where_one_value(inputs)
             outputs, moments = self._normalize(inputs, mask, gamma, beta)
             self._update_moving_averages(moments)
         else:
@@ -255,42 +252,50 @@ class BatchNormalization(keras.layers.Layer):
             outputs = self._transform(inputs, mean, variance, gamma, beta)
         return ops.cast(outputs, self.compute_dtype)
 
-    def _check_more_than_one_value(self, inputs, mask):
-        sizes = [inputs.shape[i] for i in self._reduction_axes]
-        if self.virtual_batch_size and sizes[0] is not None:
-            sizes[0] = min(sizes[0], self.virtual_batch_size)
-        pooled = self.synchronized and replica_count() > 1
-        if mask is None and not pooled and None not in sizes and math.prod(sizes) == 1:
-            raise ValueError(
-                f"Layer '{self.name}' has one value per channel, whose variance is 0: every output would be beta. "
-                "Training needs m > 1 (Section 3): a larger batch, or `training=False`. "
-                f"Received: inputs.shape={tuple(inputs.shape)}, virtual_batch_size={self.virtual_batch_size}"
+    def _warn_where_one_value(self, inputs):
+        """Warns once if a channel has one value, which TensorFlow's graph may only know when it runs."""
+        sizes = [ops.shape(inputs)[i] for i in self._reduction_axes]
+        if self.virtual_batch_size == 1:
+            sizes = sizes[1:]
+        if math.prod(size for size in sizes if isinstance(size, int)) == 1:
+            when_one(math.prod(sizes), self._warn_of_one_value)
+
+    def _warn_of_one_value(self):
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"Layer '{self.name}' got one value per channel in training, which has no variance: its output is beta "
+                "and its moving averages stay. Training needs m > 1 (Section 3): a larger batch, or, where the last "
+                "batch of an epoch is a single example, one without it (`drop_remainder=True`).",
+                stacklevel=2,
             )
 
     def _transform(self, x, mean, variance, gamma, beta):
         """Normalizes x by a given mean and variance, [*gamma.shape]."""
-        if fused_kernel_fits(x):
-            view, axis, parameters = self._channel_view(x, mean, variance, gamma, beta)
-            return ops.reshape(transform_on_tensorflow(view, axis, *parameters, self.epsilon), ops.shape(x))
+        axis = self.axis % len(x.shape)
+        if not self.per_activation and takes_fused_inference(x, axis):
+            return transform_fused(x, axis, mean, variance, gamma, beta, self.epsilon)
         mean, variance, gamma, beta = (self._broadcast(value) for value in (mean, variance, gamma, beta))
-        return transform(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
+        form = scale_and_shift if is_from_linear_operation(x) else transform
+        return form(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
 
     def _normalize(self, x, mask, gamma, beta):
         """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
         groups = self._equal_groups(x)
-        if fused_kernel_fits(x) and groups and mask is None and not self.renorm:
+        if tensorflow_kernels_fit(x) and groups and mask is None and not self.renorm:
             return self._normalize_unmasked(x, groups, gamma, beta)
         x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
         if mask is not None:
             mask = ops.broadcast_to(ops.expand_dims(ops.cast(mask, "bool"), -1), ops.shape(x))
         grouped, mask = self._split_into_groups(x, groups, mask)
-        moments = moments_over(grouped, [1 + i for i in self._reduction_axes], mask, self.synchronized)
+        axes = [1 + i for i in self._reduction_axes]
+        centred, pivot, moments = moments_over(grouped, axes, mask, self.synchronized)
         gamma, beta = self._broadcast(gamma), self._broadcast(beta)
         if self.renorm:
-            gamma, beta = self._renormalized(moments, gamma, beta)
-        outputs = transform(grouped, moments.mean, moments.variance, gamma, beta, self.epsilon)
+            gamma, beta = self._renormalized(pivot, moments, gamma, beta)
+        outputs = transform(centred, moments.mean, moments.variance, gamma, beta, self.epsilon)
         outputs = ops.reshape(outputs, (-1, *ops.shape(x)[1:]))[: ops.shape(x)[0]]
-        shape = (-1, *self.moving_mean.shape)
+        moments, shape = moments._replace(mean=pivot + moments.mean), (-1, *self.moving_mean.shape)
         return outputs, Moments(*(ops.reshape(value, shape) for value in moments))
 
     def _normalize_unmasked(self, x, groups, gamma, beta):
@@ -350,19 +355,20 @@ class BatchNormalization(keras.layers.Layer):
         if self.renorm:
             # Averages the deviation (Ioffe, 2017, Algorithm 1); sqrt(v + epsilon)^2 - epsilon may round below 0.
             _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), step)
-            self.moving_variance.assign(ops.relu(ops.square(self.moving_stddev) - self.epsilon))
+            variance = ops.relu(ops.square(self.moving_stddev) - self.epsilon)
+            self.moving_variance.assign(ops.where(known > 0, variance, self.moving_variance))
             mean, variance, known = average_of_groups(moments, False, across_replicas=not self.synchronized)
             _move(self.renorm_mean, mean, known * (1.0 - self.renorm_momentum))
             _move(self.renorm_stddev, ops.sqrt(variance + self.epsilon), known * (1.0 - self.renorm_momentum))
         else:
             _move(self.moving_variance, variance, step)
 
-    def _renormalized(self, moments, gamma, beta):
-        """gamma and beta that also hold the correction (r, d) of batch renormalization."""
+    def _renormalized(self, pivot, moments, gamma, beta):
+        """gamma and beta that also hold the correction (r, d) of batch renormalization; moments are of x - pivot."""
         deviation = ops.sqrt(moments.variance + self.epsilon)
         average = ops.maximum(self._broadcast(self.renorm_stddev), math.sqrt(self.epsilon))
         r = deviation / average
-        d = (moments.mean - self._broadcast(self.renorm_mean)) / average
+        d = (moments.mean + (pivot - self._broadcast(self.renorm_mean))) / average
         limits = self.renorm_clipping
         r = ops.clip(r, limits.get("rmin", -math.inf), limits.get("rmax", math.inf))
         d = ops.clip(d, -limits.get("dmax", math.inf), limits.get("dmax", math.inf))

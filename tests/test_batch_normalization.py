@@ -269,11 +269,9 @@ def test_any_shape_and_mean_is_float64s_result(shape, axis, mean, deviation, see
     x = np.random.default_rng(seed).normal(mean, deviation, shape).astype("float32")
     axes = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
     m = x.size // shape[axis]
-    layer = BatchNormalization(axis=axis, momentum=0.0)
     if m == 1:
-        with pytest.raises(ValueError, match="one value per channel"):
-            layer(x, training=True)
         return
+    layer = BatchNormalization(axis=axis, momentum=0.0)
     x64 = x.astype("float64")
     expected = (x64 - x64.mean(axes, keepdims=True)) / np.sqrt(x64.var(axes, keepdims=True) + EPSILON)
     # 1e-6 of the deviation; values about 1e6 are 0.06 apart, so a deviation of 1 has few bits but no more error.
@@ -338,26 +336,35 @@ def test_half_precision_inputs_keep_float32_statistics(dtype):
 # --- one value per channel
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     "shape, arguments",
     [((1, 3), {}), ((1, 1, 1, 3), {}), ((4, 3), {"virtual_batch_size": 1}), ((1, 5, 5, 3), {"per_activation": True})],
 )
-def test_one_value_per_channel_is_an_error_in_training_and_fine_in_inference(shape, arguments):
-    layer = BatchNormalization(**arguments)
-    x = np.ones(shape, "float32")
-    with pytest.raises(ValueError, match="one value per channel, whose variance is 0"):
-        layer(x, training=True)
-    assert np.isfinite(layer(x, training=False)).all()
+def test_one_value_per_channel_gives_beta_leaves_the_averages_and_is_warned_of_once(shape, arguments, dynamic):
+    layer = BatchNormalization(beta_initializer=keras.initializers.Constant(0.25), **arguments)
+    layer.build(shape)
+    train = functools.partial(layer, training=True)
+    if dynamic:
+        train = tf.function(train, input_signature=[tf.TensorSpec((None, *shape[1:]))])
+    with pytest.warns(UserWarning, match="one value per channel in training") as warned:
+        for value in (7.0, -3.0):
+            np.testing.assert_array_equal(train(tf.fill(shape, value)), np.full(shape, 0.25))
+    assert len(warned) == 1
+    np.testing.assert_array_equal(layer.moving_mean, np.zeros(layer.moving_mean.shape))
+    np.testing.assert_array_equal(layer.moving_variance, np.ones(layer.moving_mean.shape))
 
 
-def test_one_value_per_channel_known_only_at_run_time_gives_beta_and_leaves_the_averages():
-    layer = BatchNormalization(beta_initializer=keras.initializers.Constant(0.25))
+def test_no_value_at_all_leaves_the_averages_and_two_are_not_warned_of(recwarn):
+    layer = BatchNormalization(renorm=True)
     layer.build((None, 3))
     run = tf.function(lambda x: layer(x, training=True), input_signature=[tf.TensorSpec((None, 3))])
-    for batch in (1, 0):
-        np.testing.assert_array_equal(run(tf.fill((batch, 3), 7.0)), np.full((batch, 3), 0.25))
-        np.testing.assert_array_equal(layer.moving_mean, np.zeros(3))
-        np.testing.assert_array_equal(layer.moving_variance, np.ones(3))
+    before = layer.get_weights()
+    assert run(tf.zeros((0, 3))).shape == (0, 3)
+    for ours, theirs in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    run(tf.zeros((2, 3)))
+    assert not any("one value" in str(warning.message) for warning in recwarn)
 
 
 def test_a_dynamic_batch_and_dynamic_positions_give_the_static_result():
