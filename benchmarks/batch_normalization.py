@@ -28,7 +28,7 @@ SHAPES = ((32, 56, 56, 64), (32, 14, 14, 576))
 # Seconds in which torch's threads stop spinning: what runs straight after them takes up to 1.6 times as long.
 PAUSE = 0.05
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("onednn", "1", ["0", "1"], "Whether TensorFlow uses oneDNN; bn_keras turns it on.")
+flags.DEFINE_enum("onednn", "1", ["0", "1"], "Whether TensorFlow uses oneDNN; the launchers turn it on.")
 flags.DEFINE_list("sections", list(SECTIONS), f"Which to run, of {', '.join(SECTIONS)}.")
 flags.DEFINE_integer("rounds", 30, "Rounds of the sections on one layer.", 1)
 flags.DEFINE_integer("network_rounds", 9, "Rounds of the sections on the whole network.", 1)

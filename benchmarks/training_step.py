@@ -291,8 +291,7 @@ def operations(steps):
 
 def main(_):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import bn_keras  # noqa: F401 (chooses oneDNN before TensorFlow loads)
-
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the launchers do
     os.environ["OMP_NUM_THREADS"] = str(FLAGS.threads)
     import keras
     import tensorflow as tf

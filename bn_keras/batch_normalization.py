@@ -356,7 +356,7 @@ class BatchNormalization(keras.layers.Layer):
             # Averages the deviation (Ioffe, 2017, Algorithm 1); sqrt(v + epsilon)^2 - epsilon may round below 0.
             _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), step)
             variance = ops.relu(ops.square(self.moving_stddev) - self.epsilon)
-            self.moving_variance.assign(ops.where(known > 0, variance, self.moving_variance))
+            self.moving_variance.assign(ops.where(known > 0, variance, self.moving_variance.value))
             mean, variance, known = average_of_groups(moments, False, across_replicas=not self.synchronized)
             _move(self.renorm_mean, mean, known * (1.0 - self.renorm_momentum))
             _move(self.renorm_stddev, ops.sqrt(variance + self.epsilon), known * (1.0 - self.renorm_momentum))

@@ -118,8 +118,13 @@ def build_model(
       `[N, classes]`.
 
     Raises:
-      ValueError: an argument is out of its range, or `variant` is not in the table.
+      ValueError: an argument is out of its range, `variant` is not in the table, or Keras is set to channels first.
     """
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "The network has its channels last: call keras.config.set_image_data_format('channels_last') before. "
+            f"Received: image_data_format={keras.config.image_data_format()!r}"
+        )
     if isinstance(variant, str):
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}. Received: variant={variant!r}")

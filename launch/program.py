@@ -44,12 +44,16 @@ def _fits(parser, value):
 
 @contextlib.contextmanager
 def loading_tensorflow():
-    """Silences what TensorFlow's C++ says on loading; programs load it inside, once their flags are known to be good.
+    """Turns oneDNN on and silences TensorFlow's C++; programs load it inside, once their flags are known to be good.
+
+    Without AVX-512 TensorFlow leaves oneDNN off, with which a step of BN-x5 at 224x224 takes 2.9 s instead of 3.8. A
+    value of TF_ENABLE_ONEDNN_OPTS that is set outside has the last word.
 
     Its notes (oneDNN is on, the CPU's instructions, no GPU) come before its log level counts, and none is an error: a
     failure to load raises an ImportError.
     """
     signals.watch()
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the launchers do
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("circle", "square", "stripe")

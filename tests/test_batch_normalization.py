@@ -456,6 +456,48 @@ def test_a_keras_file_holds_everything(arguments, tmp_path):
         np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
 
 
+def debiased_model(momentum=0.9):
+    return keras.Sequential([keras.Input((3,)), BatchNormalization(momentum=momentum, debias=True, name="bn")])
+
+
+def by_weights(model, folder):
+    twin = debiased_model()
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def by_h5(model, folder):
+    model.save(folder / "model.h5")
+    return keras.models.load_model(folder / "model.h5")
+
+
+def by_weights_file(model, folder):
+    model.save_weights(folder / "model.weights.h5")
+    twin = debiased_model()
+    twin.load_weights(folder / "model.weights.h5")
+    return twin
+
+
+def by_clone(model, folder):
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+@pytest.mark.parametrize("copy", [by_weights, by_h5, by_weights_file, by_clone])
+def test_debiased_averages_go_on_in_a_copy(copy, tmp_path):
+    batches = np.random.default_rng(6).normal(5, 2, (4, 16, 3)).astype("float32")
+    model = debiased_model()
+    for batch in batches[:3]:
+        model(batch, training=True)
+    twin = copy(model, tmp_path)
+    twin(batches[3], training=True)
+    weights = 0.9 ** np.arange(4)[::-1]
+    np.testing.assert_allclose(twin.layers[-1].moving_mean, np.average(batches.mean(1), 0, weights), rtol=1e-5)
+    names = [weight.name for weight in twin.layers[-1].weights]
+    assert names == ["gamma", "beta", "moving_mean", "moving_variance", "moving_weight"]
+
+
 ARGUMENTS = {
     "axis": 1,
     "momentum": 0.5,
@@ -553,8 +595,22 @@ def test_a_custom_loop_in_one_graph_moves_the_averages():
     np.testing.assert_allclose(layer.moving_mean, X.mean(AXES), rtol=1e-5)
 
 
-def test_it_compiles_with_xla():
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"axis": 1}, {"per_activation": True}, {"virtual_batch_size": 2}])
+def test_a_graph_of_unknown_channels_is_that_of_known_ones(arguments, training):
+    layer, twin = BatchNormalization(**arguments), BatchNormalization(**arguments)
+    for each in (layer, twin):
+        each.build((None, *X.shape[1:]))
+    run = tf.function(lambda x: layer(x, training=training), input_signature=[tf.TensorSpec([None] * 4)])
+    np.testing.assert_allclose(run(X), twin(X, training=training), atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mean", [0, 1000])
+@pytest.mark.parametrize("shape", [(6, 3), (4, 6, 3), (4, 6, 5, 3), (4, 6, 5, 2, 3)])
+def test_a_vectorized_map_is_a_loop(shape, mean, training):
     layer = BatchNormalization()
-    layer.build(X.shape)
-    run = tf.function(lambda x: layer(x, training=True), jit_compile=True)
-    np.testing.assert_allclose(run(X), algorithm_1(X.astype("float64")), atol=1e-5)
+    layer.build(shape)
+    x = np.random.default_rng(0).normal(mean, 1, (5, *shape)).astype("float32")
+    mapped = tf.vectorized_map(lambda x: layer(x, training=training), tf.constant(x))
+    np.testing.assert_allclose(mapped, [layer(each, training=training) for each in x], rtol=1e-6, atol=1e-6)

@@ -192,3 +192,13 @@ def test_lrn_is_tensorflows_with_alpha_over_the_window():
 def test_lrn_needs_a_window_with_a_centre():
     with pytest.raises(ValueError, match=r"size must be odd.*Received: size=4"):
         LocalResponseNormalization(size=4)
+
+
+def test_a_global_channels_first_is_refused_and_its_advice_works():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match=r"set_image_data_format\('channels_last'\)"):
+            build_model("bn_x5", image_size=32, width=0.1)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert build_model("bn_x5", image_size=32, width=0.1).output_shape == (None, 1000)

@@ -150,3 +150,31 @@ def test_a_dry_run_on_no_data_of_its_own_writes_nothing(tmp_path):
     done = run_program("-m", "launch.train", *command, cwd=tmp_path / "here", env=environment)
     assert done.returncode == 0 and "4,000 training" in done.stdout, done.stderr
     assert not [*(tmp_path / "here").iterdir(), *(tmp_path / "tmp").iterdir()]
+
+
+def test_importing_the_library_changes_nothing_of_the_process():
+    program = """
+import os
+before = dict(os.environ)
+import bn_keras
+bn_keras.VARIANTS, bn_keras.BatchNormalization
+assert {k: v for k, v in os.environ.items() if before.get(k) != v} == {}
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    done = run_program("-c", program, env=environment | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("outside, inside", [(None, "1"), ("0", "0")])
+def test_launchers_turn_onednn_on_unless_told_otherwise(outside, inside):
+    program = """
+import os
+from launch.program import loading_tensorflow
+with loading_tensorflow():
+    pass
+print(os.environ["TF_ENABLE_ONEDNN_OPTS"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({"TF_ENABLE_ONEDNN_OPTS": outside} if outside else {})
+    done = run_program("-c", program, env=environment)
+    assert done.stdout.strip() == inside, done.stderr
