@@ -274,7 +274,9 @@ def _parameters(x, axis, gamma, beta):
 
 def takes_fused_inference(x, axis):
     """Whether `transform_fused` takes x: it does not take 2 or 3 dimensions, nor a channel in the middle."""
-    if len(x.shape) == 5 and is_from_linear_operation(x):  # ONNX folds a scale and a shift into a Conv3D, not the kernel
+    if len(x.shape) == 5 and is_from_linear_operation(
+        x
+    ):  # ONNX folds a scale and a shift into a Conv3D, not the kernel
         return False
     return tensorflow_kernels_fit(x) and len(x.shape) in (4, 5) and axis in (1, len(x.shape) - 1)
 
