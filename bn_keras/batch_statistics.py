@@ -274,11 +274,10 @@ def _parameters(x, axis, gamma, beta):
 
 def takes_fused_inference(x, axis):
     """Whether `transform_fused` takes x: it does not take 2 or 3 dimensions, nor a channel in the middle."""
-    if len(x.shape) == 5 and is_from_linear_operation(
-        x
-    ):  # ONNX folds a scale and a shift into a Conv3D, not the kernel
-        return False
-    return tensorflow_kernels_fit(x) and len(x.shape) in (4, 5) and axis in (1, len(x.shape) - 1)
+    rank = len(x.shape)
+    # Exporters to ONNX make a scale and a shift part of a Conv3D before it, but not this kernel.
+    takes_rank = rank == 4 or (rank == 5 and not is_from_linear_operation(x))
+    return tensorflow_kernels_fit(x) and takes_rank and axis in (1, rank - 1)
 
 
 def transform_fused(x, axis, mean, variance, gamma, beta, epsilon):
@@ -326,8 +325,8 @@ def normalize_centred(images, data_format, gamma, beta, epsilon, synchronized):
     """The transform by the moments of float32 images, or of all replicas' images: (y, Moments).
 
     Where a channel's mean is beyond FAR deviations, x is centred first, on the mean of the first example: its distance
-    to the mean is at most sqrt(N - 1) deviations of N examples. So with deviation 1 y is within 9e-7 of float64's at mean
-    0, 3, 1000 and 1e5, on [32,56,56,64], where Keras's layer errs by 1.0e-5, 1.5e-5, 2.4e-3 and 0.35.
+    to the mean is at most sqrt(N - 1) deviations of N examples. So with deviation 1 y is within 9e-7 of float64's at
+    mean 0, 3, 1000 and 1e5, on [32,56,56,64], where Keras's layer errs by 1.0e-5, 1.5e-5, 2.4e-3 and 0.35.
 
     With m the count and xhat = (x - mean) / sqrt(variance + epsilon), the gradients are Section 3's,
 

@@ -154,7 +154,7 @@ def test_half_precision_is_no_worse_than_keras(backend, way):
 
 
 def test_an_accelerators_kernel_is_as_exact(monkeypatch):
-    """What TensorFlow runs on a GPU without XLA, here on a CPU: channels last, as its sums of channels first are worse."""
+    """What TensorFlow runs on a GPU without XLA, here on a CPU; channels last, whose sums are more exact there."""
     from benchmarks import exactness
     from bn_keras import BatchNormalization, batch_statistics
 

@@ -1,4 +1,4 @@
-"""A model that is exported with its normalizations has no more operations than one with Keras's layer, in any format."""
+"""A model that is exported with its normalizations has no more operations than one with Keras's layer."""
 
 import collections
 
