@@ -243,7 +243,8 @@ del sys.argv[1:3]
 def then_copied(write):
     def wrapped(*arguments):
         write(*arguments)
-        shutil.copytree(workdir, f"{copies}/{len(os.listdir(copies)):02}")
+        if workdir in str(getattr(arguments[0], "path", arguments[0])):
+            shutil.copytree(workdir, f"{copies}/{len(os.listdir(copies)):02}")
     return wrapped
 for owner, name in ((os, "replace"), (os, "remove"), (TrainingCurve, "append")):
     setattr(owner, name, then_copied(getattr(owner, name)))
@@ -252,10 +253,11 @@ train.run()
 """Trains, and after every write leaves a copy of the folder: what a kill at that moment leaves."""
 
 CONTINUED = """
-import sys
+import keras, sys
 from absl import flags
 from launch import train
 for workdir in sys.argv[1].split(","):
+    keras.utils.clear_session()  # so that variables have the names that they have in a process of their own
     flags.FLAGS.unparse_flags()
     flags.FLAGS(["train", *sys.argv[2:], f"--workdir={workdir}"])
     assert not train.main()
