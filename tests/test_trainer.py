@@ -76,14 +76,19 @@ def finish(command):
 
 
 def assert_same_run(one, other):
+    assert_same_state(one, other)
+    assert curve_of(one).rows[-1]["step"] == checkpoint.load_newest(str(one))[0]
+    assert reproducible(curve_of(one).rows) == reproducible(curve_of(other).rows)
+
+
+def assert_same_state(one, other):
     assert {path.name for path in one.glob("*.npz")} == {path.name for path in other.glob("*.npz")}
     assert RunDirectory(str(one)).model_step() == RunDirectory(str(other)).model_step()
     (step, arrays), (other_step, other_arrays) = (checkpoint.load_newest(str(path)) for path in (one, other))
-    assert step == other_step == curve_of(one).rows[-1]["step"]
+    assert step == other_step
     assert arrays.keys() == other_arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, other_arrays[name], err_msg=name)
-    assert reproducible(curve_of(one).rows) == reproducible(curve_of(other).rows)
 
 
 def scalars(workdir):
@@ -276,7 +281,23 @@ def extended(data_dir, uninterrupted, tmp_path_factory):
     return workdir, sorted(copies.iterdir())
 
 
-@pytest.mark.parametrize("chosen", [slice(-8, None, 3), pytest.param(slice(None), marks=pytest.mark.slow)])
+def test_a_lost_curve_changes_neither_the_rows_that_follow_nor_the_best(data_dir, tmp_path, uninterrupted, extended):
+    """Step 16's row is of one step, as the checkpoint of step 15 knows; from the last row left it would be of more."""
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    lines = (workdir / "curve.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "curve.jsonl").write_text("".join([*lines[:3], "garbage\n"]))
+    done = finish(train_command(data_dir, workdir, *EVERYTHING, "--steps=18"))
+    assert done.stderr.count("curve.jsonl: line 4 is no row of a curve") == 1
+    rows = reproducible(curve_of(extended[0]).rows)
+    seen_again = [row for row in rows if row["step"] == 15 and row["kind"] == "monitor"]  # due, and not there
+    later = [row for row in rows if row["step"] > 15]
+    assert reproducible(curve_of(workdir).rows) == [*rows[:3], *seen_again, *later]
+    assert_same_state(workdir, extended[0])
+
+
+@pytest.mark.parametrize(
+    "chosen", [slice(-8, None, 3), *(pytest.param(slice(k, None, 4), marks=pytest.mark.slow) for k in range(4))]
+)
 def test_an_extended_run_killed_between_any_two_writes_goes_on_bit_for_bit(data_dir, tmp_path, extended, chosen):
     workdir, copies = extended
     assert len(copies) > 12 and RunDirectory(str(workdir)).model_step() == 18
