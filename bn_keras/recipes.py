@@ -3,6 +3,7 @@
 import dataclasses
 
 from bn_keras.dataset import Dataset
+from bn_keras.variants import Variant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,9 @@ PAPER = Recipe(
     checkpoint_every=1_000,
     monitor_every=1_000,
 )
+
+MOST_DECAYS = 112
+"""Of the learning rate in a run of a small set, to 1% of its start. BN-x30 has as many in its 6 million steps."""
 
 SMALL_SET = 100_000
 """Sets of larger images with fewer of them to train on get the recipe of small photo sets."""
@@ -98,3 +102,12 @@ def recipe_for(dataset: Dataset) -> Recipe:
     if dataset.median_short_side > SMALL_IMAGE:
         return PHOTOS if dataset.examples("train") < SMALL_SET else PAPER
     return SMALL if dataset.channels == 1 else SMALL_COLOR
+
+
+def decay_epochs_for(recipe: Recipe, variant: Variant, epochs: float) -> float:
+    """Epochs between two decays of the learning rate in a run of so many epochs.
+
+    The variant's, which are for ImageNet's epochs, as long as the rate then falls at most `MOST_DECAYS` times: 167
+    photos are seen a thousand times in 5,000 steps. The paper's recipe keeps the variant's.
+    """
+    return variant.decay_epochs if recipe is PAPER else max(variant.decay_epochs, epochs / (MOST_DECAYS + 1))

@@ -29,7 +29,7 @@ from bn_keras.json_files import COUNT, NUMBER, TEXT, parse_json, read_json
 from bn_keras.run_files import DamagedError, newest, note, read_sealed, replacing, states
 from bn_keras.training_curve import FILE as CURVE_FILE
 from bn_keras.training_curve import TrainingCurve
-from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
+from bn_keras.variants import NAMING, PAPER_BATCH_SIZE, VARIANTS, Variant
 
 CONFIG_FILE = "run.json"
 MNIST_CONFIG_FILE = "mnist.json"  # of a run of Section 4.1
@@ -158,8 +158,7 @@ class RunConfig:
         """All fields as one flat dictionary of numbers, strings and truth values."""
         fields = dataclasses.asdict(self)
         variant = fields.pop("variant")
-        results = {name for name in variant if name.startswith("paper_")} | {"name", "title", "steps"}
-        return {"variant": variant["name"], **{k: v for k, v in variant.items() if k not in results}, **fields}
+        return {"variant": variant["name"], **{k: v for k, v in variant.items() if k not in NAMING}, **fields}
 
 
 def _may_change(name, before, after):

@@ -11,6 +11,7 @@ directory, which all of them see; the chief writes it.
 import dataclasses
 import enum
 import functools
+import math
 import signal
 
 import tensorflow as tf
@@ -54,7 +55,7 @@ def train(
       dataset: of `read_dataset`.
       directory: of the run.
       strategy: of `make_strategy`.
-      profiled_steps: TensorFlow's profiler runs from the first to the last of them, about.
+      profiled_steps: those that TensorFlow's profiler records; the first step of a run is 1.
 
     Raises:
       InputError: another process trains in the directory; its checkpoint is of another network; a record is damaged;
@@ -104,6 +105,7 @@ class Trainer:
         self.validation = distribute(strategy, functools.partial(run_validation_batches, config, dataset))
         self.interruption = Interruption()
         self.profiler = Profiler(directory.path, profiled_steps)
+        self.profiler.at(self.step)
         self.steps_per_second = 0.0
         self.stopping = False
 
@@ -129,6 +131,7 @@ class Trainer:
             return self.interruption.outcome or Outcome.PREEMPTED
         finally:
             self.interruption.give_back()
+            self.profiler.stop()
         self.record.save_model(self.step, self.state.model)
         self.record.close("finished")
         return Outcome.FINISHED
@@ -152,12 +155,12 @@ class Trainer:
         if self.monitor:
             cadences.append(self.config.monitor_every)
         due = min(self.config.steps, *(self.step // every * every + every for every in cadences))
+        due = min(due, self.profiler.next_change(self.step))
         count = min(due - self.step, max(1, int(self.steps_per_second)))
-        self.profiler.before(self.step)
         with naming_damage(self.dataset, "train"):
             times = self.train_steps(self.batches, tf.constant(count)).numpy()
         self.step = int(self.state.step.numpy())
-        self.profiler.after(self.step)
+        self.profiler.at(self.step)
         self.statistics.add(times, self.config.batch_size)
         seconds, stopping = self.agreement.mean(times[:, 1].sum(), self.interruption.outcome is not None)
         self.steps_per_second = count / seconds
@@ -319,7 +322,7 @@ class Profiler:
 
     Args:
       directory: of the run.
-      steps: first step to the one after the last; the profiler starts and stops between calls of the graph.
+      steps: that are recorded; of a run that ends earlier, those that it takes.
     """
 
     def __init__(self, directory: str, steps: range):
@@ -327,12 +330,21 @@ class Profiler:
         self._steps = steps
         self._running = False
 
-    def before(self, step: int):
-        if step in self._steps and not self._running:
+    def next_change(self, step: int) -> float:
+        """The step after which the profiler starts or stops next; infinity where it does neither."""
+        ends = (self._steps.start - 1, self._steps.stop - 1) if self._steps else ()
+        return min((end for end in ends if end > step), default=math.inf)
+
+    def at(self, step: int):
+        """Starts or stops, between the steps `step` and `step` + 1."""
+        if step + 1 in self._steps and not self._running:
             tf.profiler.experimental.start(self._directory)
             self._running = True
+        elif step + 1 not in self._steps:
+            self.stop()
 
-    def after(self, step: int):
-        if self._running and step not in self._steps:
+    def stop(self):
+        """Writes what was recorded, if anything is."""
+        if self._running:
             tf.profiler.experimental.stop()
             self._running = False

@@ -16,12 +16,13 @@ import os
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.recipes import recipe_for
+from bn_keras.recipes import MOST_DECAYS, PAPER, decay_epochs_for, recipe_for
 from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
 from launch import peers, program, records
 
 DIVERGED = 3
+SMALL_RATE = 0.01  # of the first: what is trained at less hardly moves
 INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
 
 FLAGS = flags.FLAGS
@@ -63,7 +64,7 @@ flags.DEFINE_enum(
 flags.DEFINE_float("bn_momentum", None, "Weight of the old moving average. Default: the recipe's.", 0.0, 1.0)
 
 flags.DEFINE_float("learning_rate", None, "Per mini-batch of 32. Default: the variant's.", lower_bound=0.0)
-flags.DEFINE_float("decay_epochs", None, "Epochs between decays by 4%. Default: the variant's.", lower_bound=0.0)
+flags.DEFINE_float("decay_epochs", None, "Epochs between decays by 4%. Default: see docs/training.md.", lower_bound=0.0)
 flags.DEFINE_float("l2_weight", None, "Lambda of the gradient's + lambda * w. Default: the variant's.", lower_bound=0.0)
 flags.DEFINE_float("dropout", None, "Fraction dropped before the classifier. Default: the variant's.", 0.0, 0.999)
 flags.DEFINE_boolean("local_response_normalization", None, "LRN after two layers. Default: the variant's.")
@@ -93,7 +94,8 @@ def main():
     recipe = recipe_for(dataset)
     config = make_config(dataset, recipe)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
-    allowed, profiled = allowed_changes(config), profiled_steps()
+    config = with_its_schedule(config, recipe, directory)
+    allowed, profiled = allowed_changes(config), profiled_steps(config)
     directory.check(config, dataset.class_names, allowed)
     if not FLAGS.dry_run and directory.finished(config):
         diverged = directory.curve.diverged()
@@ -109,6 +111,7 @@ def main():
     with program.loading_tensorflow():
         from bn_keras import input_pipeline
         from bn_keras.distribution import addresses, find_cluster, make_strategy, uses_gpus
+        from bn_keras.learning_rate import learning_rate
         from bn_keras.plan import describe_cost
         from bn_keras.trainer import Outcome, train
 
@@ -123,7 +126,11 @@ def main():
     config = dataclasses.replace(config, replicas=replicas)
     check_replicas(config)
     directory.check(config, dataset.class_names, allowed)
-    print(describe(config, recipe), flush=True)
+    last_rate = float(learning_rate(config, (config.steps - 1) * config.batch_size))
+    print(describe(config, recipe, last_rate), flush=True)
+    if last_rate < SMALL_RATE * config.initial_learning_rate:
+        epochs = config.steps * config.batch_size / config.train_examples / (MOST_DECAYS + 1)
+        print(f"the learning rate falls below {SMALL_RATE:.0%} of its start: --decay_epochs={epochs:.3g} spans the run")
     if uses_gpus(strategy):
         if not config.deterministic:
             print("GPUs give other bits each time, so a continued run is not bit for bit the same: see --deterministic")
@@ -165,13 +172,15 @@ def allowed_changes(config):
     return frozenset(FLAGS.allow_change)
 
 
-def profiled_steps():
+def profiled_steps(config):
     """The steps of --profile."""
     if FLAGS.profile is None:
         return range(0)
     first, _, last = FLAGS.profile.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise InputError(f"--profile={FLAGS.profile} is not FIRST:LAST, two steps")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise InputError(f"--profile={FLAGS.profile} is not FIRST:LAST, two steps of which the run's first is 1")
+    if int(first) > config.steps:
+        raise InputError(f"--profile={FLAGS.profile} begins after the last step: the run has {config.steps:,}")
     return range(int(first), int(last) + 1)
 
 
@@ -180,6 +189,10 @@ def make_config(dataset, recipe):
     variant = VARIANTS[FLAGS.variant]
     given = {field.name: getattr(FLAGS, field.name, None) for field in dataclasses.fields(variant)}
     variant = dataclasses.replace(variant, **{k: v for k, v in given.items() if v is not None and k != "steps"})
+    steps = FLAGS.steps or (recipe.steps or variant.steps) * PAPER_BATCH_SIZE // FLAGS.batch_size or 1
+    if FLAGS.decay_epochs is None:
+        epochs = steps * FLAGS.batch_size / dataset.examples("train")
+        variant = dataclasses.replace(variant, decay_epochs=decay_epochs_for(recipe, variant, epochs))
     for flag in ("width", "decay_epochs"):
         if getattr(FLAGS, flag) == 0:
             raise InputError(f"--{flag}=0 cannot work: give a number greater than 0")
@@ -229,7 +242,7 @@ def make_config(dataset, recipe):
         seed=FLAGS.seed,
         distort_on=FLAGS.distort_on,
         deterministic=FLAGS.deterministic,
-        steps=FLAGS.steps or (recipe.steps or variant.steps) * PAPER_BATCH_SIZE // FLAGS.batch_size or 1,
+        steps=steps,
         **{
             name: choose(name)
             for name in (
@@ -253,6 +266,15 @@ def make_config(dataset, recipe):
     return config
 
 
+def with_its_schedule(config, recipe, directory):
+    """The configuration with the decay of the run that it continues, where the default depends on the run's length."""
+    found = directory.read_config() or {}
+    if recipe is PAPER or FLAGS.decay_epochs is not None or found.get("variant") != config.variant.name:
+        return config
+    decay_epochs = found.get("decay_epochs", config.variant.decay_epochs)
+    return dataclasses.replace(config, variant=dataclasses.replace(config.variant, decay_epochs=decay_epochs))
+
+
 def check_replicas(config):
     for flag in ("batch_size", "eval_batch_size"):
         size = getattr(config, flag)
@@ -269,8 +291,8 @@ def check_replicas(config):
         )
 
 
-def describe(config, recipe):
-    """The arithmetic of the run, before it starts."""
+def describe(config, recipe, last_rate):
+    """The arithmetic of the run, before it starts; `last_rate` is the learning rate of its last step."""
     epochs = config.steps * config.batch_size / config.train_examples
     embedded = "" if FLAGS.data_dir else "no --data_dir, so the embedded data: "
     return "\n".join(
@@ -281,7 +303,7 @@ def describe(config, recipe):
             f"({recipe.name} recipe)",
             f"batch {config.batch_size} = {config.replicas} x {config.batch_size // config.replicas}, learning rate "
             f"{config.initial_learning_rate:g} ({config.variant.learning_rate:g} per {PAPER_BATCH_SIZE}"
-            f"{f', grown to over {WARMUP_EPOCHS} epochs' if config.warmup_examples else ''}), "
+            f"{f', grown to over {WARMUP_EPOCHS} epochs' if config.warmup_examples else ''}) to {last_rate:.3g}, "
             f"{config.steps:,} steps = {config.steps * config.batch_size // PAPER_BATCH_SIZE:,} of {PAPER_BATCH_SIZE} "
             f"images = {epochs:.1f} epochs",
         )

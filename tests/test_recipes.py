@@ -1,6 +1,8 @@
 """Small color sets, such as CIFAR-10 in class folders: their recipe, and images that are moved and mirrored."""
 
 import dataclasses
+import math
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from PIL import Image
 from bn_keras import preprocessing, read_dataset
 from bn_keras.dataset import Shard
 from bn_keras.input_pipeline import training_batches, validation_batches
-from bn_keras.recipes import PAPER, PHOTOS, recipe_for
+from bn_keras.recipes import PAPER, PHOTOS, decay_epochs_for, recipe_for
 from bn_keras.trained_network import image_view
+from bn_keras.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +94,41 @@ def test_only_sets_of_imagenets_size_get_the_papers_recipe(colors, images, recip
         read_dataset(str(colors)), median_short_side=375, splits={"train": (Shard("", images, 0),)}
     )
     assert recipe_for(dataset) is recipe
+
+
+@pytest.mark.parametrize("images", [60, 167, 1_000])
+@pytest.mark.parametrize("name", ["bn_x5", "bn_x30"])
+def test_the_rate_of_a_small_set_ends_at_1_percent_of_its_start(images, name):
+    epochs = 5_000 * 32 / images
+    decays = math.floor((epochs - 32 / images) / decay_epochs_for(PHOTOS, VARIANTS[name], epochs))  # by the last step
+    assert 0.01 <= 0.96**decays < 0.011
+
+
+def test_where_the_rate_ends_higher_anyway_the_schedule_is_the_papers():
+    assert decay_epochs_for(PHOTOS, VARIANTS["bn_x5"], epochs=100) == VARIANTS["bn_x5"].decay_epochs
+
+
+def test_the_papers_recipe_keeps_the_papers_schedule():
+    assert decay_epochs_for(PAPER, VARIANTS["bn_x30"], 10_000) == VARIANTS["bn_x30"].decay_epochs
+    # 6 million steps of 32 of 1,281,167 images are 149.9 epochs, a decay each 1 1/3: 112.
+    assert math.floor(6_000_000 * 32 / 1_281_167 / VARIANTS["bn_x30"].decay_epochs) == 112
+
+
+def planned_rates(data_dir, workdir, *flags):
+    """First and last rate of the plan, and all that it says."""
+    command = ["--variant=bn_x5", f"--data_dir={data_dir}", f"--workdir={workdir}", "--width=0.1", "--image_size=32"]
+    done = run_program("-m", "launch.train", *command, "--batch_size=10", "--dry_run", *flags)
+    assert done.returncode == 0, done.stderr
+    first, last = re.search(r"learning rate ([\d.e-]+) \(.*\) to ([\d.e-]+),", done.stdout).groups()
+    return float(first), float(last), done.stdout
+
+
+def test_the_plan_says_the_first_and_the_last_rate_and_its_advice_about_a_rate_that_dies_works(colors, tmp_path):
+    first, last, said = planned_rates(colors, tmp_path / "run", "--steps=3000")  # a thousand epochs
+    assert 0.01 < last / first < 0.011 and "falls below" not in said
+    # 30 images are an epoch, so 60 a decay.
+    first, last, said = planned_rates(colors, tmp_path / "run", "--steps=3000", "--decay_epochs=2")
+    assert last == pytest.approx(first * 0.96 ** (2999 * 10 // 60), rel=1e-2)
+    advice = re.search(r"falls below 1% of its start: (--decay_epochs=\S+)", said).group(1)
+    first, last, said = planned_rates(colors, tmp_path / "run", "--steps=3000", advice)
+    assert last / first >= 0.01 and "falls below" not in said

@@ -1,12 +1,14 @@
 """Figures 2 and 3 are read off the runs' own files, and off nothing else."""
 
+import dataclasses
 import json
 
 import pytest
 from PIL import Image
 
-from bn_keras.report import write_report
+from bn_keras.report import Row, write_report
 from bn_keras.run import find_runs
+from bn_keras.variants import VARIANTS
 
 CONDITIONS = {
     "dataset": "shapes",
@@ -20,10 +22,10 @@ CONDITIONS = {
 }
 
 
-def write_run(folder, variant, accuracies, diverged_at=None):
+def write_run(folder, variant, accuracies, diverged_at=None, **changes):
     """A run of 64 images a step, evaluated every 10 steps, which are 20 of the paper's."""
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"variant": variant, **CONDITIONS}))
+    (folder / "run.json").write_text(json.dumps({"variant": variant, **CONDITIONS, **changes}))
     rows = [
         {"kind": "validation", "step": 10 * k, "examples": 640 * k, "top1": round(200 * a), "top5": 200, "of": 200}
         for k, a in enumerate(accuracies, 1)
@@ -78,3 +80,17 @@ def test_without_inception_there_is_no_accuracy_to_reach(tmp_path):
     with open(write_report(find_runs(str(tmp_path)), str(tmp_path))[1], encoding="utf-8") as file:
         text = file.read()
     assert "| BN-x5 |  |  | 50.0% |" in text and "No finished run of inception" in text
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.015}, {"decay_epochs": 8.5}, {"dropout": 0.1}])
+def test_a_network_that_was_trained_otherwise_claims_no_number_of_the_paper(tmp_path, change):
+    write_run(tmp_path / "a", "bn_x5", [0.5], **change)
+    with open(write_report(find_runs(str(tmp_path)), str(tmp_path))[1], encoding="utf-8") as file:
+        assert "| BN-x5 |  |  | 50.0% | - |  | - |" in file.read()
+
+
+def test_a_row_made_from_another_claims_no_number_of_the_paper(monkeypatch):
+    row = dataclasses.replace(VARIANTS["bn_x5"], name="bn_x10", learning_rate=0.015)
+    monkeypatch.setitem(VARIANTS, row.name, row)
+    assert Row("bn_x5", []).published == (2.1e6, 0.730)
+    assert Row("bn_x10", []).published is None

@@ -330,6 +330,28 @@ def test_images_a_second_are_those_of_all_steps_of_a_row(uninterrupted):
         assert row["images_per_second"] == pytest.approx(14 / row["step_seconds_p50"])
 
 
+@pytest.mark.parametrize("steps", ["2:2", "3:9"], ids=["one step", "a run that ends inside the range"])
+def test_the_profiler_leaves_a_trace(data_dir, tmp_path, steps):
+    finish(train_command(data_dir, tmp_path, "--steps=3", f"--profile={steps}"))
+    assert [path.stat().st_size > 1000 for path in tmp_path.glob("plugins/profile/*/*.xplane.pb")] == [True]
+
+
+@pytest.mark.parametrize("steps", ["16:20", "0:3", "3:2", "3"])
+def test_a_range_that_cannot_be_profiled_is_refused_before_anything_is_written(data_dir, tmp_path, steps):
+    done = run_program(*train_command(data_dir, tmp_path / "run", f"--profile={steps}"))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"--profile={steps}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_of_a_small_set_is_extended_on_its_own_schedule(data_dir, tmp_path):
+    finish(train_command(data_dir, tmp_path, "--steps=2"))
+    before = json.loads((tmp_path / "run.json").read_text())
+    for steps in (700, 701):  # 163 epochs, whose own default would be 1.45
+        done = run_program(*train_command(data_dir, tmp_path, f"--steps={steps}", "--dry_run"))
+        assert done.returncode == 0 and "falls below 1%" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "run.json").read_text()) == before
+
+
 def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     flags = ("--devices=2", "--distort_on=device", "--population_statistics=2")
