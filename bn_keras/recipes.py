@@ -1,6 +1,7 @@
 """What a run does where its flags are silent: the paper's recipe, and three for small sets; standard library only."""
 
 import dataclasses
+import math
 
 from bn_keras.dataset import Dataset
 from bn_keras.variants import Variant
@@ -104,10 +105,12 @@ def recipe_for(dataset: Dataset) -> Recipe:
     return SMALL if dataset.channels == 1 else SMALL_COLOR
 
 
-def decay_epochs_for(recipe: Recipe, variant: Variant, epochs: float) -> float:
-    """Epochs between two decays of the learning rate in a run of so many epochs.
+def decay_epochs_for(recipe: Recipe, variant: Variant, examples: int, train_examples: int) -> float:
+    """Epochs of `train_examples` between two decays of the learning rate, in a run that sees `examples`.
 
     The variant's, which are for ImageNet's epochs, as long as the rate then falls at most `MOST_DECAYS` times: 167
     photos are seen a thousand times in 5,000 steps. The paper's recipe keeps the variant's.
     """
-    return variant.decay_epochs if recipe is PAPER else max(variant.decay_epochs, epochs / (MOST_DECAYS + 1))
+    if recipe is PAPER:
+        return variant.decay_epochs
+    return max(variant.decay_epochs, math.ceil(examples / (MOST_DECAYS + 1)) / train_examples)

@@ -11,6 +11,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import dataclasses
+import math
 import os
 
 from absl import flags
@@ -130,7 +131,8 @@ def main():
     print(describe(config, recipe, last_rate), flush=True)
     if last_rate < SMALL_RATE * config.initial_learning_rate:
         epochs = config.steps * config.batch_size / config.train_examples / (MOST_DECAYS + 1)
-        print(f"the learning rate falls below {SMALL_RATE:.0%} of its start: --decay_epochs={epochs:.3g} spans the run")
+        fix = f"--decay_epochs={math.ceil(100 * epochs) / 100} spans the run"
+        print(f"the learning rate falls below {SMALL_RATE:.0%} of its start: {fix}")
     if uses_gpus(strategy):
         if not config.deterministic:
             print("GPUs give other bits each time, so a continued run is not bit for bit the same: see --deterministic")
@@ -191,8 +193,8 @@ def make_config(dataset, recipe):
     variant = dataclasses.replace(variant, **{k: v for k, v in given.items() if v is not None and k != "steps"})
     steps = FLAGS.steps or (recipe.steps or variant.steps) * PAPER_BATCH_SIZE // FLAGS.batch_size or 1
     if FLAGS.decay_epochs is None:
-        epochs = steps * FLAGS.batch_size / dataset.examples("train")
-        variant = dataclasses.replace(variant, decay_epochs=decay_epochs_for(recipe, variant, epochs))
+        decay_epochs = decay_epochs_for(recipe, variant, steps * FLAGS.batch_size, dataset.examples("train"))
+        variant = dataclasses.replace(variant, decay_epochs=decay_epochs)
     for flag in ("width", "decay_epochs"):
         if getattr(FLAGS, flag) == 0:
             raise InputError(f"--{flag}=0 cannot work: give a number greater than 0")

@@ -99,17 +99,17 @@ def test_only_sets_of_imagenets_size_get_the_papers_recipe(colors, images, recip
 @pytest.mark.parametrize("images", [60, 167, 1_000])
 @pytest.mark.parametrize("name", ["bn_x5", "bn_x30"])
 def test_the_rate_of_a_small_set_ends_at_1_percent_of_its_start(images, name):
-    epochs = 5_000 * 32 / images
-    decays = math.floor((epochs - 32 / images) / decay_epochs_for(PHOTOS, VARIANTS[name], epochs))  # by the last step
+    decay_epochs = decay_epochs_for(PHOTOS, VARIANTS[name], 5_000 * 32, images)
+    decays = math.floor(4_999 * 32 / images / decay_epochs)  # by the last step
     assert 0.01 <= 0.96**decays < 0.011
 
 
 def test_where_the_rate_ends_higher_anyway_the_schedule_is_the_papers():
-    assert decay_epochs_for(PHOTOS, VARIANTS["bn_x5"], epochs=100) == VARIANTS["bn_x5"].decay_epochs
+    assert decay_epochs_for(PHOTOS, VARIANTS["bn_x5"], 160_000, 1_600) == VARIANTS["bn_x5"].decay_epochs
 
 
 def test_the_papers_recipe_keeps_the_papers_schedule():
-    assert decay_epochs_for(PAPER, VARIANTS["bn_x30"], 10_000) == VARIANTS["bn_x30"].decay_epochs
+    assert decay_epochs_for(PAPER, VARIANTS["bn_x30"], 160_000, 167) == VARIANTS["bn_x30"].decay_epochs
     # 6 million steps of 32 of 1,281,167 images are 149.9 epochs, a decay each 1 1/3: 112.
     assert math.floor(6_000_000 * 32 / 1_281_167 / VARIANTS["bn_x30"].decay_epochs) == 112
 

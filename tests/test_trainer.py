@@ -346,7 +346,7 @@ def test_a_range_that_cannot_be_profiled_is_refused_before_anything_is_written(d
 def test_a_finished_run_of_a_small_set_is_extended_on_its_own_schedule(data_dir, tmp_path):
     finish(train_command(data_dir, tmp_path, "--steps=2"))
     before = json.loads((tmp_path / "run.json").read_text())
-    for steps in (700, 701):  # 163 epochs, whose own default would be 1.45
+    for steps in (4000, 4001):  # 933 epochs, for which the default would be 8.3, not 8
         done = run_program(*train_command(data_dir, tmp_path, f"--steps={steps}", "--dry_run"))
         assert done.returncode == 0 and "falls below 1%" in done.stdout, done.stderr
     assert json.loads((tmp_path / "run.json").read_text()) == before
