@@ -155,6 +155,7 @@ def test_a_dry_run_on_no_data_of_its_own_writes_nothing(tmp_path):
 def test_importing_the_library_changes_nothing_of_the_process():
     program = """
 import os
+import keras  # which sets variables of its own
 before = dict(os.environ)
 import bn_keras
 bn_keras.VARIANTS, bn_keras.BatchNormalization
