@@ -144,7 +144,7 @@ def _describe(error) -> str:
     if error.validator == "required":
         missing = [name for name in error.validator_value if name not in error.instance]
         return f"{place} lacks {', '.join(missing)}"
-    if error.validator == "additionalProperties":
+    if error.validator == "additionalProperties" and "description" not in error.schema:
         unknown = [name for name in error.instance if name not in error.schema["properties"]]
         return f"{place} has {reprlib.repr(unknown)}, which this version does not know"
     wanted = error.schema.get("description") or f"{error.validator} {error.validator_value!r}"
