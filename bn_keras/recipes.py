@@ -113,4 +113,9 @@ def decay_epochs_for(recipe: Recipe, variant: Variant, examples: int, train_exam
     """
     if recipe is PAPER:
         return variant.decay_epochs
-    return max(variant.decay_epochs, math.ceil(examples / (MOST_DECAYS + 1)) / train_examples)
+    return max(variant.decay_epochs, spanning_decay_epochs(examples, train_examples))
+
+
+def spanning_decay_epochs(examples: int, train_examples: int) -> float:
+    """The fewest epochs between decays with which a rate falls at most `MOST_DECAYS` times in a run of `examples`."""
+    return math.ceil(examples / (MOST_DECAYS + 1)) / train_examples

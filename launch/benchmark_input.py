@@ -57,8 +57,7 @@ def main():
         print(f"{stage:30}{rate:18,.0f}{1e3 * added[stage]:14.3f}")
     slowest = max(added, key=added.get)
     print(f"bottleneck: {slowest}; where the accelerator waits for it: {input_speed.ADVICE[slowest]}")
-    if dataset.skipped is not None:
-        print(dataset.skipped)
+    records.say_skipped(dataset)
 
 
 def run():

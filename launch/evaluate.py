@@ -102,8 +102,7 @@ def main():
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
     write_results(results, dataset, output_dir)
-    if dataset.skipped is not None:
-        print(dataset.skipped)
+    records.say_skipped(dataset)
 
 
 def write_results(results, dataset, output_dir):

@@ -22,3 +22,9 @@ def read_records(keep: bool = True) -> Dataset:
     """The data set of the flags; `keep` is that of `embedded_data`."""
     dataset = read_dataset(FLAGS.data_dir or embedded_data(keep), FLAGS.label_base, FLAGS.classes)
     return dataclasses.replace(dataset, skipped=SkippedRecords() if FLAGS.on_bad == "skip" else None)
+
+
+def say_skipped(dataset: Dataset):
+    """Says which records were left out; nothing where --on_bad=fail."""
+    if dataset.skipped is not None:
+        print(dataset.skipped)

@@ -70,8 +70,7 @@ def main():
     with replacing(FLAGS.output) as temporary:
         sheet.save(temporary)
     print(f"{len(captions)} images: {os.path.abspath(FLAGS.output)}")
-    if dataset.skipped is not None:
-        print(dataset.skipped)
+    records.say_skipped(dataset)
 
 
 def run():

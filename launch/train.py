@@ -17,7 +17,7 @@ import os
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.recipes import MOST_DECAYS, PAPER, decay_epochs_for, recipe_for
+from bn_keras.recipes import PAPER, decay_epochs_for, recipe_for, spanning_decay_epochs
 from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
 from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
 from launch import peers, program, records
@@ -130,7 +130,7 @@ def main():
     last_rate = float(learning_rate(config, (config.steps - 1) * config.batch_size))
     print(describe(config, recipe, last_rate), flush=True)
     if last_rate < SMALL_RATE * config.initial_learning_rate:
-        epochs = config.steps * config.batch_size / config.train_examples / (MOST_DECAYS + 1)
+        epochs = spanning_decay_epochs(config.steps * config.batch_size, config.train_examples)
         fix = f"--decay_epochs={math.ceil(100 * epochs) / 100} spans the run"
         print(f"the learning rate falls below {SMALL_RATE:.0%} of its start: {fix}")
     if uses_gpus(strategy):
@@ -153,8 +153,7 @@ def main():
     print(f"at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
     dataset = dataclasses.replace(dataset, data_service=FLAGS.data_service)
     outcome = train(config, dataset, directory, strategy, profiled)
-    if dataset.skipped is not None:
-        print(dataset.skipped)
+    records.say_skipped(dataset)
     print(
         f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={os.path.dirname(directory.path) or '.'}"
     )
@@ -270,8 +269,10 @@ def make_config(dataset, recipe):
 
 def with_its_schedule(config, recipe, directory):
     """The configuration with the decay of the run that it continues, where the default depends on the run's length."""
+    if recipe is PAPER or FLAGS.decay_epochs is not None:
+        return config
     found = directory.read_config() or {}
-    if recipe is PAPER or FLAGS.decay_epochs is not None or found.get("variant") != config.variant.name:
+    if found.get("variant") != config.variant.name:
         return config
     decay_epochs = found.get("decay_epochs", config.variant.decay_epochs)
     return dataclasses.replace(config, variant=dataclasses.replace(config.variant, decay_epochs=decay_epochs))
