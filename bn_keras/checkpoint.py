@@ -18,39 +18,51 @@ import numpy as np
 from bn_keras.run_files import is_whole, newest, replacing, seal, states
 
 
-def save(directory: str, step: int, arrays: dict[str, np.ndarray], texts: Mapping[str, str] | None = None):
-    """Writes a checkpoint under a temporary name, forces it to the disk, renames it, then drops all but the last two.
-
-    The one before is the newest that is whole: damaged ones do not count. Files that `save` did not name stay.
+def save(
+    directory: str,
+    step: int,
+    arrays: dict[str, np.ndarray],
+    texts: Mapping[str, str] | None = None,
+    best: int | None = None,
+):
+    """Writes a checkpoint under a temporary name, forces it to the disk, renames it, then drops what `keep` does not.
 
     Args:
       directory: of the run.
       step: that the arrays are of.
       arrays: by name.
       texts: by name; `RunDirectory.texts`.
+      best: as in `keep`.
 
     Raises:
       OSError: the disk is full or not writable; checkpoints written before are untouched.
     """
-    path = os.path.join(directory, f"checkpoint-{step:08d}.npz")
-    _write(path, step, arrays, texts)
-    before = [old for of, old in states(directory) if of < step and _kind(old) == "checkpoint"]
-    whole = next((k for k, old in enumerate(before) if is_whole(old)), len(before))
-    for old in before[whole + 1 :]:
-        os.remove(old)
+    _write(os.path.join(directory, f"checkpoint-{step:08d}.npz"), step, arrays, texts)
+    keep(directory, step, best)
 
 
 def save_best(directory: str, step: int, arrays: dict[str, np.ndarray], texts: Mapping[str, str] | None = None):
-    """Writes `best-STEP.npz`, as `save` does."""
+    """Writes `best-STEP.npz`, as `save` does, and drops nothing."""
     _write(os.path.join(directory, f"best-{step:08d}.npz"), step, arrays, texts)
 
 
-def keep_best(directory: str, step: int):
-    """Drops every best checkpoint but that of a step, if that one is there."""
-    best = {of: path for of, path in states(directory) if _kind(path) == "best"}
-    if best.pop(step, None):
-        for path in best.values():
-            os.remove(path)
+def keep(directory: str, step: int, best: int | None):
+    """Drops what a run at `step` no longer needs: all but the last two checkpoints, and all best ones but one.
+
+    Of two checkpoints the one before is the newest that is whole: damaged ones do not count. Files that are not named
+    as `save` names them stay.
+
+    Args:
+      directory: of the run.
+      step: of the last checkpoint.
+      best: step of the best one to keep; None keeps all, as does one that is not there.
+    """
+    found = states(directory)
+    before = [path for of, path in found if of < step and _kind(path) == "checkpoint"]
+    whole = next((k for k, path in enumerate(before) if is_whole(path)), len(before))
+    beaten = {of: path for of, path in found if _kind(path) == "best"}
+    for old in [*before[whole + 1 :], *(beaten.values() if beaten.pop(best, None) else ())]:
+        os.remove(old)
 
 
 def _kind(path):

@@ -63,8 +63,7 @@ class RunRecord:
         """
         if self._writes:
             self._curve.sync()
-            checkpoint.save(self._directory.path, step, arrays, self._directory.texts)
-            checkpoint.keep_best(self._directory.path, best)
+            checkpoint.save(self._directory.path, step, arrays, self._directory.texts, best)
             self._board.flush()
 
     def save_best(self, step: int, arrays: dict):
@@ -81,9 +80,10 @@ class RunRecord:
         if self._writes:
             self._progress.evaluated(step, accuracy)
 
-    def save_model(self, step: int, model: keras.Model):
-        """Writes the model that the run ended with."""
+    def save_model(self, step: int, model: keras.Model, best: int):
+        """Writes the model that the run ended with, after a last look at what is kept: a kill may have left more."""
         if self._writes:
+            checkpoint.keep(self._directory.path, step, best)
             with replacing(self._directory.model_path) as temporary:
                 model.save(temporary)
                 seal(temporary, step)

@@ -132,7 +132,7 @@ class Trainer:
         finally:
             self.interruption.give_back()
             self.profiler.stop()
-        self.record.save_model(self.step, self.state.model)
+        self.record.save_model(self.step, self.state.model, self._best_step())
         self.record.close("finished")
         return Outcome.FINISHED
 
@@ -236,7 +236,10 @@ class Trainer:
             yield batch
 
     def _save(self):
-        self.record.save(self.step, self.state.arrays(), best=int(self.state.best_step.numpy()))
+        self.record.save(self.step, self.state.arrays(), self._best_step())
+
+    def _best_step(self):
+        return int(self.state.best_step.numpy())
 
     def _due(self, every):
         return self.step % every == 0 or self.step >= self.config.steps

@@ -110,7 +110,7 @@ def test_files_and_folders_of_other_names_are_not_ours(tmp_path):
     for step in (3, 4, 5):
         checkpoint.save(tmp_path, step, ARRAYS)
     checkpoint.save_best(tmp_path, 5, ARRAYS)
-    checkpoint.keep_best(tmp_path, 5)
+    checkpoint.keep(tmp_path, 5, best=5)
     ours = ["best-00000005.npz", "checkpoint-00000004.npz", "checkpoint-00000005.npz"]
     assert names(tmp_path) == sorted([*others, *ours, "checkpoint-00000002.npz"])
 
@@ -118,9 +118,9 @@ def test_files_and_folders_of_other_names_are_not_ours(tmp_path):
 def test_one_best_is_dropped_when_the_next_is_there(tmp_path):
     for step in (2, 4):
         checkpoint.save_best(tmp_path, step, ARRAYS)
-    checkpoint.keep_best(tmp_path, 6)
+    checkpoint.keep(tmp_path, 6, best=6)
     assert names(tmp_path) == ["best-00000002.npz", "best-00000004.npz"]
-    checkpoint.keep_best(tmp_path, 4)
+    checkpoint.keep(tmp_path, 6, best=4)
     assert names(tmp_path) == ["best-00000004.npz"]
 
 
