@@ -453,7 +453,7 @@ def dtype_policy(request):
     [
         ("MobileNetV3Small", "float32", 1e-5),
         ("DenseNet121", "float32", 1e-5),
-        *(pytest.param(name, "float64", 1e-9, marks=pytest.mark.slow) for name in NETWORKS),
+        *(pytest.param(name, "float64", 1e-12, marks=pytest.mark.slow) for name in NETWORKS),
     ],
     indirect=["dtype_policy"],
 )
