@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bn_keras.provenance import commit, cpu_name
+from bn_keras.paper.provenance import commit, cpu_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))

@@ -1,6 +1,6 @@
 """Training images a second of the input pipeline, beside bare decoding, TF-Slim's preprocessing and PyTorch's loader.
 
-  python benchmarks/input_pipeline.py             prints Markdown tables; about two minutes on two cores
+  python benchmarks/pipeline.py             prints Markdown tables; about two minutes on two cores
 
 The input is records of 500 x 375 JPEGs of about 100 kB (ImageNet's median size), in memory or the page cache. Bare:
 every image decoded around the crop that ours takes, which it is given, and resized to 224 x 224; no records, no order,
@@ -196,7 +196,7 @@ def pytorch(jpegs, windows, draws):
 
 
 def ours(dataset, distort_on):
-    from bn_keras.input_pipeline import training_batches
+    from bn_keras.input.pipeline import training_batches
 
     return training_batches(
         dataset,
@@ -220,9 +220,9 @@ def rate(iterator):
 
 
 def measure_rates(dataset, jpegs):
-    from bn_keras import input_pipeline, preprocessing
+    from bn_keras.input import pipeline, preprocessing
 
-    input_pipeline.PARALLEL_CALLS = FLAGS.cores
+    pipeline.PARALLEL_CALLS = FLAGS.cores
     draws = preprocessing.uniform_draws((SEED, 0), DISTINCT)
     windows = [preprocessing.crop_window((375, 500), preprocessing.random_crop(row)).numpy() for row in draws]
     ways = {
@@ -257,7 +257,7 @@ def measure_start(folder, jpeg):
     import tensorflow as tf
 
     from bn_keras import read_dataset
-    from bn_keras.input_pipeline import training_batches
+    from bn_keras.input.pipeline import training_batches
 
     counts = np.full(1024, 1_281_167 // 1024)
     counts[: 1_281_167 % 1024] += 1
@@ -287,18 +287,18 @@ def check_equal(dataset):
     """Whether batches are the same at parallelism 1, 2, 8 and shared by 1, 2, 4 hosts."""
     import numpy as np
 
-    from bn_keras import input_pipeline
+    from bn_keras.input import pipeline
 
     def batches(hosts=1, host=0):
         options = {"batch_size": BATCH, "image_size": SIZE, "seed": SEED, "start_step": 3, "hosts": hosts, "host": host}
-        return [[part.numpy() for part in b] for b in input_pipeline.training_batches(dataset, **options).take(3)]
+        return [[part.numpy() for part in b] for b in pipeline.training_batches(dataset, **options).take(3)]
 
     def digest(batches):
         return hashlib.sha256(b"".join(part.tobytes() for batch in batches for part in batch)).hexdigest()
 
     found = {}
     for calls in (1, 2, 8):
-        input_pipeline.PARALLEL_CALLS = calls
+        pipeline.PARALLEL_CALLS = calls
         found[f"parallelism {calls}"] = digest(batches())
     for hosts in (2, 4):
         shares = zip(*(batches(hosts, host) for host in range(hosts)), strict=True)
@@ -317,7 +317,7 @@ def measure_order(folder):
     import tensorflow as tf
 
     from bn_keras import read_dataset
-    from bn_keras.input_pipeline import training_records
+    from bn_keras.input.pipeline import training_records
 
     shards, each, classes = 64, 1600, 100
     total = shards * each

@@ -36,7 +36,8 @@ def direct_crop(encoded, number):
     """Crop `number` of 144 by itself, as a program that knows one crop at a time cuts it."""
     import tensorflow as tf
 
-    from bn_keras import multicrop, preprocessing
+    from bn_keras.evaluation.accuracy import multicrop
+    from bn_keras.input import preprocessing
 
     size = FLAGS.image_size
     number, mirror = tf.cast(number // 2, tf.int32), number % 2
@@ -89,11 +90,11 @@ def make_ours(model, jpegs):
     """This project's way, to the same result."""
     import numpy as np
     import tensorflow as tf
+    from bn_keras.evaluation.accuracy.accuracy import class_probabilities
 
-    from bn_keras import multicrop
-    from bn_keras.evaluation import class_probabilities
+    from bn_keras.evaluation.accuracy import multicrop
     from bn_keras.inference.folding import fold_batch_normalization
-    from bn_keras.preprocessing import to_network_range
+    from bn_keras.input.preprocessing import to_network_range
 
     folded = fold_batch_normalization(model)
     views = tuple(
@@ -129,7 +130,7 @@ def main(_):
     import numpy as np
     import tensorflow as tf
 
-    from bn_keras import multicrop
+    from bn_keras.evaluation.accuracy import multicrop
 
     jpegs = tf.constant(list(make_jpegs(DISTINCT)))
     model = make_model()

@@ -5,9 +5,9 @@
 
 Four ways take a step of the same network on the same mini-batch, in turns, so that a noisy machine is noisy for all:
 
-  ours    the trainer's own step: `bn_keras.training_state`
+  ours    the trainer's own step: `bn_keras.training.training_state`
   keras   Keras's BatchNormalization, Conv2D and SGD, the L2 penalties as losses, one `tf.function`
-          and the same with `bn_keras.convolution.Conv2D`, so that only the normalization and the optimizer differ
+          and the same with `bn_keras.layers.convolution.Conv2D`, so that only normalization and optimizer differ
   torch   PyTorch, channels_last, torch.optim.SGD with weight decay, as many threads
 
 The table gives medians, and the median of the rounds' ratios. Then: the loop of the trainer against its bare step, what
@@ -42,9 +42,9 @@ CLASSES = 1000
 
 def make_config():
     """The paper's recipe for the network of the flags."""
-    from bn_keras.recipes import PAPER
-    from bn_keras.run import RunConfig
-    from bn_keras.variants import VARIANTS
+    from bn_keras.networks.variants import VARIANTS
+    from bn_keras.runs.run_directory import RunConfig
+    from bn_keras.training.recipes import PAPER
 
     return RunConfig(
         variant=VARIANTS[FLAGS.variant],
@@ -82,7 +82,7 @@ def our_steps(state, config, strategy, images, labels):
     """(the trainer's loop, the bare step that it repeats): functions of a count of steps."""
     import tensorflow as tf
 
-    from bn_keras.training_state import make_replica_step, make_train_steps
+    from bn_keras.training.training_state import make_replica_step, make_train_steps
 
     train_steps = make_train_steps(state, config, strategy)
     batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
@@ -102,8 +102,8 @@ def keras_steps(config, images, labels, convolution):
     import keras
     import tensorflow as tf
 
-    from bn_keras.inception import build_model
-    from bn_keras.variants import MOMENTUM
+    from bn_keras.networks.inception import build_model
+    from bn_keras.networks.variants import MOMENTUM
 
     model = build_model(
         config.variant,
@@ -139,8 +139,8 @@ def torch_steps(config, images, labels):
         from torch import nn
     except ImportError:
         return None
-    from bn_keras.inception import FIGURE_5, STEM_DEPTH_MULTIPLIER
-    from bn_keras.variants import MOMENTUM
+    from bn_keras.networks.inception import FIGURE_5, STEM_DEPTH_MULTIPLIER
+    from bn_keras.networks.variants import MOMENTUM
 
     variant = config.variant
     if not variant.batch_normalization or variant.local_response_normalization or variant.dropout:
@@ -228,9 +228,9 @@ def ratio(seconds, name, other):
 
 def record_costs(state, config, images):
     """{what: (seconds, steps between two)} of what the trainer writes."""
-    from bn_keras.monitor import Monitor
-    from bn_keras.record import RunRecord
-    from bn_keras.run import RunDirectory
+    from bn_keras.runs.run_directory import RunDirectory
+    from bn_keras.training.activation_monitor import Monitor
+    from bn_keras.training.run_writer import RunRecord
 
     monitor = Monitor(state.model, config.monitor, images)
     with tempfile.TemporaryDirectory() as folder:
@@ -296,8 +296,8 @@ def main(_):
     import keras
     import tensorflow as tf
 
-    from bn_keras.convolution import Conv2D
-    from bn_keras.training_state import TrainingState
+    from bn_keras.layers.convolution import Conv2D
+    from bn_keras.training.training_state import TrainingState
 
     tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
     tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)

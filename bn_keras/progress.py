@@ -3,7 +3,7 @@
 import sys
 import time
 
-from bn_keras.skipped_records import SkippedRecords
+from bn_keras.input.bad_records import SkippedRecords
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
 _BAR = 24  # characters

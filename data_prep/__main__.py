@@ -23,8 +23,9 @@ import tempfile
 
 from absl import flags
 
-from data_prep import embedded, program, signals
+from data_prep import program, signals
 from data_prep.errors import InputError
+from data_prep.sources import embedded
 
 FLAGS = flags.FLAGS
 
@@ -68,7 +69,8 @@ flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 
 def _dataset():
     """The data set that the flags name."""
-    from data_prep import convert, ilsvrc2012, image_folder, storage
+    from data_prep import convert, storage
+    from data_prep.sources import ilsvrc2012, image_folder
 
     if FLAGS.embedded:
         if FLAGS.train or FLAGS.validation or FLAGS.imagenet:

@@ -10,7 +10,7 @@ In the output folder:
   train-00000-of-01024, ...        the shards
   dataset.json                     the manifest: what a reader needs to know; its presence says that all is there
   bad.tsv, repaired.tsv            images left out or re-encoded, with the reason; only if there are any
-  dataset_info.json, features.json, image.class.label.labels.txt   see data_prep.tfds_metadata
+  dataset_info.json, features.json, image.class.label.labels.txt   see data_prep.formats.tfds_metadata
   .data_prep/plan.json, members.jsonl   the plan
   .data_prep/journal/SHARD.json    what became of each finished shard
 """
@@ -28,13 +28,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 
-from data_prep import beam_runner, json_files, plan, signals, storage, tfds_metadata, tfrecord
-from data_prep import image as images
-from data_prep.dataset import SPLITS, Dataset, read_image
+from data_prep import beam_runner, json_files, plan, signals, storage
 from data_prep.errors import BadImageError, InputError
+from data_prep.formats import image as images
+from data_prep.formats import tfds_metadata, tfrecord
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
 from data_prep.program import escaped
 from data_prep.progress import Counters, Progress
+from data_prep.sources.dataset import SPLITS, Dataset, read_image
 
 MANIFEST = "dataset.json"
 WORK_FOLDER = ".data_prep"
@@ -362,7 +363,7 @@ _counters = None  # of the process that a worker belongs to
 
 def _start_worker(counters: Counters) -> None:
     """Prepares a worker process."""
-    import jsonschema  # noqa: F401 - 0.1 s each, which the plan and `data_prep.jpeg` would need at the first image
+    import jsonschema  # noqa: F401 - 0.1 s each, which the plan and `data_prep.formats.jpeg` would need at the first image
     import numpy  # noqa: F401
 
     global _counters

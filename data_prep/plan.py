@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 from data_prep import json_files, storage
-from data_prep.dataset import SPLITS, Contents, Image
 from data_prep.errors import InputError
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
+from data_prep.sources.dataset import SPLITS, Contents, Image
 
 # The shard counts of TF-Slim and tf-models for the full ILSVRC2012; other sets get a power of two by size.
 _ILSVRC2012_SHARDS = {"train": (1_281_167, 1024), "validation": (50_000, 128)}
@@ -35,7 +35,7 @@ class Options:
       label_base: label of class index 0.
       train_shards, validation_shards: how many; 0: by size.
       limit: at most so many images a split, the first of the shuffled order; 0: all.
-      max_side, quality: see `data_prep.image.Storage`.
+      max_side, quality: see `data_prep.formats.image.Storage`.
       decode: decode every image to find damage that no header shows.
     """
 

@@ -5,11 +5,12 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 
-from data_prep import image, json_files, signals, storage, tfrecord
+from data_prep import json_files, signals, storage
 from data_prep.convert import MANIFEST, WORK_FOLDER
-from data_prep.dataset import SPLITS
 from data_prep.errors import BadImageError, InputError
+from data_prep.formats import image, tfrecord
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record
+from data_prep.sources.dataset import SPLITS
 
 _SHARD = record(file=json_files.FILE_NAME, examples=COUNT, bytes=COUNT, crc32c=HEX)
 _MANIFEST = record(

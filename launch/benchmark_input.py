@@ -13,8 +13,8 @@ import os
 
 from absl import flags
 
-from bn_keras.recipes import recipe_for
-from bn_keras.variants import VARIANTS
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.training.recipes import recipe_for
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -32,15 +32,15 @@ def main():
     recipe = recipe_for(dataset)
     variant = VARIANTS[FLAGS.variant]
     with program.loading_tensorflow():
-        from bn_keras import input_pipeline, input_speed
+        from bn_keras.input import pipeline, speed
 
     print(
-        f"{dataset.name} for {variant.title}, {os.cpu_count()} cores, {input_pipeline.PARALLEL_CALLS} parallel calls, "
-        f"records in memory: at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB",
+        f"{dataset.name} for {variant.title}, {os.cpu_count()} cores, {pipeline.PARALLEL_CALLS} parallel calls, "
+        f"records in memory: at most {pipeline.memory_bound(dataset) / 1e6:,.0f} MB",
         flush=True,
     )
-    with input_pipeline.naming_damage(dataset, "train"):
-        rates = input_speed.stage_rates(
+    with pipeline.naming_damage(dataset, "train"):
+        rates = speed.stage_rates(
             dataset,
             batch_size=FLAGS.batch_size,
             seconds=FLAGS.seconds,
@@ -51,12 +51,12 @@ def main():
             photometric_distortion=variant.photometric_distortion,
             skipped=dataset.skipped,
         )
-    added = input_speed.seconds_per_image(rates)
+    added = speed.seconds_per_image(rates)
     print(f"{'stage':30}{'images/s with it':>18}{'ms an image':>14}")
     for stage, rate in rates.items():
         print(f"{stage:30}{rate:18,.0f}{1e3 * added[stage]:14.3f}")
     slowest = max(added, key=added.get)
-    print(f"bottleneck: {slowest}; where the accelerator waits for it: {input_speed.ADVICE[slowest]}")
+    print(f"bottleneck: {slowest}; where the accelerator waits for it: {speed.ADVICE[slowest]}")
     records.say_skipped(dataset)
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 
-from bn_keras.dataset import MANIFEST
+from bn_keras.input.dataset import MANIFEST
 from data_prep import program, signals
 
 FOLDER = os.path.join("data", "mnist")

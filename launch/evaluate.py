@@ -16,10 +16,10 @@ import os
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.figure_4 import Result, draw_confusion, figure_4
+from bn_keras.paper.figure_4 import Result, draw_confusion, figure_4
 from bn_keras.progress import Progress
-from bn_keras.run import RunDirectory
-from bn_keras.run_files import write_text
+from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.run_files import write_text
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -55,10 +55,11 @@ def main():
     check_fit(directories, configs, dataset)
 
     with program.loading_tensorflow():
-        from bn_keras.distribution import make_strategy
-        from bn_keras.evaluation import evaluate
-        from bn_keras.input_pipeline import naming_damage, validation_batches
-        from bn_keras.trained_network import image_view, load_network
+        from bn_keras.evaluation.accuracy.accuracy import evaluate
+        from bn_keras.evaluation.accuracy.trained_network import image_view, load_network
+
+        from bn_keras.input.pipeline import naming_damage, validation_batches
+        from bn_keras.training.distribution import make_strategy
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)  # this machine alone, also in a cluster
     population_of = dataset if FLAGS.statistics == "population" else None

@@ -18,7 +18,7 @@ import shutil
 from absl import flags
 
 from bn_keras.errors import InputError, first_line
-from bn_keras.run import RunDirectory
+from bn_keras.runs.run_directory import RunDirectory
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -48,9 +48,8 @@ def main():
     with program.loading_tensorflow():
         import numpy as np
         import tensorflow as tf
-
-        from bn_keras.export import export_saved_model
-        from bn_keras.trained_network import image_view, load_network
+        from bn_keras.evaluation.accuracy.saved_model import export_saved_model
+        from bn_keras.evaluation.accuracy.trained_network import image_view, load_network
 
     model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
     with written_aside(os.path.normpath(FLAGS.output)) as output:

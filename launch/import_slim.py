@@ -16,9 +16,9 @@ import os
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.run import RunConfig, RunDirectory
-from bn_keras.run_files import replacing, seal
-from bn_keras.variants import PAPER_BATCH_SIZE
+from bn_keras.networks.variants import PAPER_BATCH_SIZE
+from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.runs.run_files import replacing, seal
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -37,7 +37,7 @@ def main():
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir")
 
     with program.loading_tensorflow():
-        from bn_keras.slim_checkpoint import VARIANT, read_slim_checkpoint
+        from bn_keras.networks.public_weights import VARIANT, read_slim_checkpoint
 
     model = read_slim_checkpoint(FLAGS.checkpoint, image_size=FLAGS.image_size)
     channels, classes = model.input_shape[-1], model.output_shape[-1]

@@ -16,9 +16,9 @@ import os
 
 from absl import flags
 
-from bn_keras.dataset import read_dataset
-from bn_keras.figure_1 import write_figure_1
-from bn_keras.run import MNIST_CONFIG_FILE, RunDirectory
+from bn_keras.input.dataset import read_dataset
+from bn_keras.paper.figure_1 import write_figure_1
+from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunDirectory
 from launch import program
 from launch.embedded import embedded_data
 
@@ -41,7 +41,7 @@ def main():
 
     # TensorFlow only now that the flags are known to be good: its import takes seconds.
     with program.loading_tensorflow():
-        from bn_keras.mnist import MnistConfig, train
+        from bn_keras.paper.section_4_1 import MnistConfig, train
 
     config = MnistConfig(
         dataset=dataset.name,

@@ -13,7 +13,7 @@ from absl import flags
 
 from bn_keras.errors import InputError
 from bn_keras.json_files import read_bytes
-from bn_keras.run import RunDirectory
+from bn_keras.runs.run_directory import RunDirectory
 from data_prep.program import escaped
 from launch import program
 
@@ -38,11 +38,11 @@ def main(paths):
 
     with program.loading_tensorflow():
         import tensorflow as tf
+        from bn_keras.evaluation.accuracy.accuracy import class_probabilities
+        from bn_keras.evaluation.accuracy.trained_network import image_view, load_network
 
-        from bn_keras.evaluation import class_probabilities
-        from bn_keras.image_header import why_unreadable
-        from bn_keras.preprocessing import to_network_range
-        from bn_keras.trained_network import image_view, load_network
+        from bn_keras.input.image_header import why_unreadable
+        from bn_keras.input.preprocessing import to_network_range
 
     crops = 144 if FLAGS.protocol == "multicrop144" else 1
 

@@ -4,8 +4,8 @@ import dataclasses
 
 from absl import flags
 
-from bn_keras.dataset import Dataset, read_dataset
-from bn_keras.skipped_records import SkippedRecords
+from bn_keras.input.bad_records import SkippedRecords
+from bn_keras.input.dataset import Dataset, read_dataset
 from launch.embedded import embedded_data
 
 FLAGS = flags.FLAGS

@@ -13,8 +13,8 @@ import os
 
 from absl import flags
 
-from bn_keras.report import write_report
-from bn_keras.run import find_runs
+from bn_keras.paper.figures_2_and_3 import write_report
+from bn_keras.runs.run_directory import find_runs
 from launch import program
 
 FLAGS = flags.FLAGS

@@ -21,10 +21,10 @@ import time
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.experiments import plan
+from bn_keras.paper.experiments import plan
+from bn_keras.paper.provenance import commit, cpu_name
+from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
-from bn_keras.provenance import commit, cpu_name
-from bn_keras.results import LOG, write_results
 from data_prep.program import run_another
 from launch import program
 from launch.embedded import embedded_data

@@ -14,9 +14,9 @@ import os
 
 from absl import flags
 
-from bn_keras.recipes import recipe_for
-from bn_keras.run_files import replacing
-from bn_keras.variants import VARIANTS
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.runs.run_files import replacing
+from bn_keras.training.recipes import recipe_for
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -42,14 +42,14 @@ def main():
         "skipped": dataset.skipped,
     }
     with program.loading_tensorflow():
-        from bn_keras import contact_sheet, input_pipeline
+        from bn_keras.input import contact_sheet, pipeline
 
     if FLAGS.split == "validation":
         count = min(FLAGS.images, dataset.examples("validation"))
-        batches = input_pipeline.validation_batches(dataset, batch_size=count, **options)
+        batches = pipeline.validation_batches(dataset, batch_size=count, **options)
     else:
         count = FLAGS.images
-        batches = input_pipeline.training_batches(
+        batches = pipeline.training_batches(
             dataset,
             batch_size=count,
             seed=FLAGS.seed,
@@ -58,9 +58,9 @@ def main():
             photometric_distortion=variant.photometric_distortion,
             **options,
         )
-    with input_pipeline.naming_damage(dataset, FLAGS.split):
+    with pipeline.naming_damage(dataset, FLAGS.split):
         images, labels = (part.numpy() for part in next(iter(batches)))
-    shown = labels != input_pipeline.PADDING_LABEL
+    shown = labels != pipeline.PADDING_LABEL
     captions = [f"{label} {dataset.class_names[label]}" for label in labels[shown]]
     title = (
         f"{dataset.name}, {FLAGS.split}, {variant.title}, {options['augmentation']}, "

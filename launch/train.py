@@ -17,9 +17,9 @@ import os
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.recipes import PAPER, decay_epochs_for, recipe_for, spanning_decay_epochs
-from bn_keras.run import WARMUP_EPOCHS, RunConfig, RunDirectory
-from bn_keras.variants import PAPER_BATCH_SIZE, VARIANTS
+from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS
+from bn_keras.runs.run_directory import WARMUP_EPOCHS, RunConfig, RunDirectory
+from bn_keras.training.recipes import PAPER, decay_epochs_for, recipe_for, spanning_decay_epochs
 from launch import peers, program, records
 
 DIVERGED = 3
@@ -110,11 +110,11 @@ def main():
     if in_cluster and not FLAGS.dry_run:
         peers.watched()
     with program.loading_tensorflow():
-        from bn_keras import input_pipeline
-        from bn_keras.distribution import addresses, find_cluster, make_strategy, uses_gpus
-        from bn_keras.learning_rate import learning_rate
-        from bn_keras.plan import describe_cost
-        from bn_keras.trainer import Outcome, train
+        from bn_keras.input import pipeline
+        from bn_keras.training.cost_estimate import describe_cost
+        from bn_keras.training.distribution import addresses, find_cluster, make_strategy, uses_gpus
+        from bn_keras.training.learning_rate import learning_rate
+        from bn_keras.training.trainer import Outcome, train
 
     cluster = find_cluster(alone=FLAGS.strategy == "multi_worker") if in_cluster else None
     if cluster and FLAGS.dry_run:  # needs nobody else
@@ -149,8 +149,8 @@ def main():
             print(f"measured on this process's {share.batch_size} images of a step, without the exchange")
         return 0
     if FLAGS.cache:
-        dataset = input_pipeline.cache_shards(dataset, FLAGS.cache)
-    print(f"at most {input_pipeline.memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
+        dataset = pipeline.cache_shards(dataset, FLAGS.cache)
+    print(f"at most {pipeline.memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
     dataset = dataclasses.replace(dataset, data_service=FLAGS.data_service)
     outcome = train(config, dataset, directory, strategy, profiled)
     records.say_skipped(dataset)

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from bn_keras import checkpoint
-from bn_keras.run_files import is_whole, read_sealed
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_files import is_whole, read_sealed
 
 ARRAYS = {"model/conv/kernel": np.arange(6, dtype="float32").reshape(2, 3), "step": np.int64(4)}
 

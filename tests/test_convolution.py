@@ -1,11 +1,11 @@
-"""`bn_keras.convolution.Conv2D` is `keras.layers.Conv2D`, with another way to the kernel's gradient."""
+"""`bn_keras.layers.convolution.Conv2D` is `keras.layers.Conv2D`, with another way to the kernel's gradient."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from bn_keras.convolution import Conv2D
+from bn_keras.layers.convolution import Conv2D
 
 
 def gradients_of(layer, images, direction):

@@ -135,7 +135,7 @@ def test_tensorflow_reads_every_image_back_with_its_class_and_size(data, convert
 def test_our_encoding_is_protobufs_deterministic_serialization():
     import tensorflow as tf
 
-    from data_prep import tfrecord
+    from data_prep.formats import tfrecord
 
     features, example = {}, tf.train.Example()
     for name, kind in tfrecord.SCHEMA.items():

@@ -16,8 +16,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
 
-from data_prep import convert, ilsvrc2012, image_folder, json_files, plan, verify
+from data_prep import convert, json_files, plan, verify
 from data_prep.errors import InputError
+from data_prep.sources import ilsvrc2012, image_folder
 
 CLASSES = ("ant", "bee", "cow")
 DRAW = np.random.default_rng(0)

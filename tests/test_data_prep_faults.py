@@ -26,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
 from conftest import ROOT, run_program
 
-from data_prep import convert, dataset, ilsvrc2012, image, image_folder, plan, storage, tar, tfrecord, verify
+from data_prep import convert, plan, storage, verify
 from data_prep.errors import BadImageError, InputError
+from data_prep.formats import image, tfrecord
+from data_prep.sources import dataset, ilsvrc2012, image_folder, tar
 
 SLOW = pytest.mark.slow
 

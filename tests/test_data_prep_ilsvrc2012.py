@@ -18,8 +18,9 @@ import miniature_release
 from conftest import run_program, start_program
 from miniature_release import WNIDS, WORDS
 
-from data_prep import ilsvrc2012, tar, tfrecord
 from data_prep.errors import InputError
+from data_prep.formats import tfrecord
+from data_prep.sources import ilsvrc2012, tar
 
 
 def data_prep(*arguments):

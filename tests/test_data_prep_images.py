@@ -15,8 +15,10 @@ from PIL import Image, ImageCms
 sys.path.insert(0, str(Path(__file__).parent))
 import miniature_release
 
-from data_prep import convert, ilsvrc2012, image, image_folder, plan, png, tfrecord, verify
+from data_prep import convert, plan, verify
 from data_prep.errors import BadImageError, InputError
+from data_prep.formats import image, png, tfrecord
+from data_prep.sources import ilsvrc2012, image_folder
 
 DRAW = np.random.default_rng(0)
 COLOR = DRAW.integers(0, 256, (60, 80, 3), np.uint8)

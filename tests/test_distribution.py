@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 from conftest import run_program
 
-from bn_keras import distribution
-from bn_keras.distribution import make_strategy
 from bn_keras.errors import InputError
+from bn_keras.training import distribution
+from bn_keras.training.distribution import make_strategy
 
 
 def test_without_a_tpu_there_is_one_clear_line():
-    code = "from bn_keras.distribution import make_strategy; make_strategy('tpu', tpu='local')"
+    code = "from bn_keras.training.distribution import make_strategy; make_strategy('tpu', tpu='local')"
     done = run_program("-c", code)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import run_program
 
-from bn_keras import checkpoint
-from bn_keras.run import RunDirectory
-from bn_keras.training_curve import TrainingCurve
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.training_curve import TrainingCurve
 
 COUNTS = ("top1", "top5", "of")
 
@@ -74,11 +74,11 @@ def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
 
 def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
     import keras
+    from bn_keras.evaluation.accuracy.trained_network import load_network
 
     from bn_keras import population_statistics
-    from bn_keras.dataset import read_dataset
-    from bn_keras.input_pipeline import training_batches
-    from bn_keras.trained_network import load_network
+    from bn_keras.input.dataset import read_dataset
+    from bn_keras.input.pipeline import training_batches
 
     run, dataset = RunDirectory(str(trained_runs[0])), read_dataset(str(data_dir))
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32")
@@ -104,7 +104,7 @@ def flip(path):
     ids=["missing", "cut", "flipped"],
 )
 def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, damage):
-    from bn_keras.trained_network import load_network
+    from bn_keras.evaluation.accuracy.trained_network import load_network
 
     copy = shutil.copytree(trained_runs[0], tmp_path / "run")
     damage(copy / "model.keras")

@@ -6,9 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from bn_keras.evaluation.accuracy.accuracy import Evaluator, count_correct, evaluate
 from conftest import run_program
-
-from bn_keras.evaluation import Evaluator, count_correct, evaluate
 
 
 def test_counts_against_a_sort():
@@ -89,10 +88,10 @@ COUNTS = """
 import functools, json, sys
 import keras, tensorflow as tf
 from bn_keras import multicrop
-from bn_keras.dataset import read_dataset
-from bn_keras.distribution import make_strategy
-from bn_keras.evaluation import Evaluator, evaluate
-from bn_keras.input_pipeline import validation_batches
+from bn_keras.input.dataset import read_dataset
+from bn_keras.training.distribution import make_strategy
+from bn_keras.evaluation.accuracy import Evaluator, evaluate
+from bn_keras.input.pipeline import validation_batches
 devices, data_dir = int(sys.argv[1]), sys.argv[2]
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
 dataset = read_dataset(data_dir)

@@ -9,7 +9,7 @@ import pytest
 from conftest import run_program
 from PIL import Image
 
-from bn_keras.run import RunDirectory
+from bn_keras.runs.run_directory import RunDirectory
 
 ONLY_TENSORFLOW = """
 import json, sys
@@ -75,8 +75,9 @@ def test_keras(run, trained, images, tmp_path):
 
 
 def test_a_saved_model_takes_image_files_in_a_process_that_has_only_tensorflow(run, trained, tmp_path):
-    from bn_keras.preprocessing import to_network_range
-    from bn_keras.trained_network import image_view
+    from bn_keras.evaluation.accuracy.trained_network import image_view
+
+    from bn_keras.input.preprocessing import to_network_range
 
     done = export(run, tmp_path / "model")
     assert done.returncode == 0, done.stderr

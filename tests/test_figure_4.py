@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from bn_keras.figure_4 import Result, draw_confusion, figure_4, wilson_interval
+from bn_keras.paper.figure_4 import Result, draw_confusion, figure_4, wilson_interval
 
 
 def result(networks, top1, crops=144):

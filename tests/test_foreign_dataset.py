@@ -10,8 +10,8 @@ import tensorflow as tf
 from conftest import run_program
 
 from bn_keras import InputError, read_dataset
-from bn_keras.foreign_dataset import count_records
-from bn_keras.input_pipeline import training_batches, validation_batches
+from bn_keras.input.dataset_formats import count_records
+from bn_keras.input.pipeline import training_batches, validation_batches
 
 
 @pytest.fixture

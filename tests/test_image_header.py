@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bn_keras.image_header import read_header, why_unreadable
+from bn_keras.input.image_header import read_header, why_unreadable
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (30, 40, 3), "uint8")
 

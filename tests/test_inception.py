@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from bn_keras import VARIANTS, build_model
-from bn_keras.figure_5 import figure_5
-from bn_keras.inception import FIGURE_5, LocalResponseNormalization
+from bn_keras.networks.inception import FIGURE_5, LocalResponseNormalization
+from bn_keras.paper.figure_5 import figure_5
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,11 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, start_program
 
-from bn_keras import InputError, input_pipeline, preprocessing, read_dataset
-from bn_keras.dataset import Dataset, Shard
-from bn_keras.input_pipeline import (
+from bn_keras import InputError, read_dataset
+from bn_keras.input import pipeline, preprocessing
+from bn_keras.input.bad_records import SkippedRecords
+from bn_keras.input.dataset import Dataset, Shard
+from bn_keras.input.pipeline import (
     PADDING_LABEL,
     cache_shards,
     find_damage,
@@ -24,7 +26,6 @@ from bn_keras.input_pipeline import (
     training_records,
     validation_batches,
 )
-from bn_keras.skipped_records import SkippedRecords
 
 TRAIN, VALIDATION = 60, 21
 
@@ -56,7 +57,7 @@ def test_a_pipeline_started_at_any_step_continues_the_one_from_0(dataset, shuffl
 def test_batches_do_not_depend_on_parallelism(dataset, monkeypatch):
     one_by_one = []
     for calls in (1, 2, 8):
-        monkeypatch.setattr(input_pipeline, "PARALLEL_CALLS", calls)
+        monkeypatch.setattr(pipeline, "PARALLEL_CALLS", calls)
         one_by_one.append(batches(dataset, 10))
     assert_equal_batches(one_by_one[0], one_by_one[1])
     assert_equal_batches(one_by_one[0], one_by_one[2])

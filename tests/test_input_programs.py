@@ -11,10 +11,12 @@ import tensorflow as tf
 from conftest import run_program, start_program
 from PIL import Image
 
-from bn_keras import checkpoint, input_pipeline, read_dataset
-from bn_keras.contact_sheet import contact_sheet
-from bn_keras.input_pipeline import training_batches
-from bn_keras.input_speed import seconds_per_image, stage_rates
+from bn_keras import read_dataset
+from bn_keras.input import pipeline
+from bn_keras.input.contact_sheet import contact_sheet
+from bn_keras.input.pipeline import training_batches
+from bn_keras.input.speed import seconds_per_image, stage_rates
+from bn_keras.runs import checkpoint
 
 
 def test_a_contact_sheet_holds_the_images_pixel_for_pixel():
@@ -78,7 +80,7 @@ def test_a_stages_rate_is_that_of_a_pipeline_whose_seconds_are_known(monkeypatch
             yield np.zeros(8)
 
     batches = tf.data.Dataset.from_generator(slowly, output_signature=tf.TensorSpec((8,), tf.float64)).prefetch(2)
-    monkeypatch.setattr(input_pipeline, "training_batches", lambda *_, **__: batches)
+    monkeypatch.setattr(pipeline, "training_batches", lambda *_, **__: batches)
     rates = stage_rates(
         read_dataset(str(data_dir)), batch_size=8, seconds=2, augmentation="none", seed=0, shuffling="within_shard"
     )

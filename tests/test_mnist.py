@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import run_program, start_program
 
-from bn_keras import checkpoint
-from bn_keras.figure_1 import typical_unit
-from bn_keras.mnist import batch_indices, build_network
-from bn_keras.training_curve import TrainingCurve
+from bn_keras.paper.figure_1 import typical_unit
+from bn_keras.paper.section_4_1 import batch_indices, build_network
+from bn_keras.runs import checkpoint
+from bn_keras.runs.training_curve import TrainingCurve
 
 
 def command(data_dir, workdir, *flags):

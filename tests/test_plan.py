@@ -9,9 +9,9 @@ DESCRIBE = """
 import dataclasses, sys, time
 import keras, numpy as np, tensorflow as tf
 from bn_keras import plan, training_state
-from bn_keras.distribution import make_strategy
-from bn_keras.run import RunConfig
-from bn_keras.variants import VARIANTS
+from bn_keras.training.distribution import make_strategy
+from bn_keras.runs.run_directory import RunConfig
+from bn_keras.networks.variants import VARIANTS
 
 devices = int(sys.argv[1])
 

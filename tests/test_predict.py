@@ -7,7 +7,7 @@ import numpy as np
 from conftest import run_program
 from PIL import Image
 
-from bn_keras.image_header import READABLE
+from bn_keras.input.image_header import READABLE
 
 
 def predict(*arguments):

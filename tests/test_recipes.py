@@ -7,15 +7,16 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from bn_keras.evaluation.accuracy.trained_network import image_view
 from conftest import run_program
 from PIL import Image
 
-from bn_keras import preprocessing, read_dataset
-from bn_keras.dataset import Shard
-from bn_keras.input_pipeline import training_batches, validation_batches
-from bn_keras.recipes import PAPER, PHOTOS, decay_epochs_for, recipe_for
-from bn_keras.trained_network import image_view
-from bn_keras.variants import VARIANTS
+from bn_keras import read_dataset
+from bn_keras.input import preprocessing
+from bn_keras.input.dataset import Shard
+from bn_keras.input.pipeline import training_batches, validation_batches
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.training.recipes import PAPER, PHOTOS, decay_epochs_for, recipe_for
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from conftest import run_program
 
 TWO_DEVICES = """
 import numpy as np, tensorflow as tf
-from bn_keras.distribution import make_strategy
+from bn_keras.training.distribution import make_strategy
 strategy = make_strategy("mirrored", 2)
 """
 
@@ -34,7 +34,7 @@ for variable in model.non_trainable_variables:
 
 def test_dropout_masks_differ_between_replicas_and_from_step_to_step():
     run_on_two_devices("""
-from bn_keras.dropout import Dropout
+from bn_keras.layers.dropout import Dropout
 with strategy.scope():
     layer = Dropout(0.5, seed=1)
 ones = tf.ones((4, 64))
@@ -52,7 +52,7 @@ np.testing.assert_array_equal(*states)
 def test_on_one_device_dropout_is_keras():
     run_on_two_devices("""
 import keras
-from bn_keras.dropout import Dropout
+from bn_keras.layers.dropout import Dropout
 ones = tf.ones((4, 64))
 np.testing.assert_array_equal(
     Dropout(0.5, seed=1)(ones, training=True), keras.layers.Dropout(0.5, seed=1)(ones, training=True)

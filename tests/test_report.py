@@ -6,9 +6,9 @@ import json
 import pytest
 from PIL import Image
 
-from bn_keras.report import Row, write_report
-from bn_keras.run import find_runs
-from bn_keras.variants import VARIANTS
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.paper.figures_2_and_3 import Row, write_report
+from bn_keras.runs.run_directory import find_runs
 
 CONDITIONS = {
     "dataset": "shapes",

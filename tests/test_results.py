@@ -9,11 +9,11 @@ import time
 import pytest
 from conftest import run_program, start_program
 
-from bn_keras.experiments import CHANGES, FIGURE_2_VARIANTS, plan
-from bn_keras.report import Row, compared_with_reference, figure_3, mean_and_range, rows_of
-from bn_keras.results import write_results
-from bn_keras.run import RunDirectory
-from bn_keras.variants import VARIANTS
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, plan
+from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, mean_and_range, rows_of
+from bn_keras.paper.results import write_results
+from bn_keras.runs.run_directory import RunDirectory
 
 CONFIG = {"dataset": "digits", "train_examples": 4000, "validation_examples": 1000, "classes": 10, "image_size": 64}
 CONFIG |= {"width": 0.25, "batch_size": 32, "steps": 150}

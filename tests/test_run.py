@@ -10,10 +10,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from bn_keras import InputError, checkpoint
-from bn_keras.run import MNIST_CONFIG_FILE, RunConfig, RunDirectory, find_runs
-from bn_keras.run_files import seal
-from bn_keras.variants import VARIANTS
+from bn_keras import InputError
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunConfig, RunDirectory, find_runs
+from bn_keras.runs.run_files import seal
 
 CLASSES = ["kite\nred", "a\u2028b", "back\\slash", "\\n", "c\rd", "", "\x85"]
 CONFIG = RunConfig(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, start_program
 
-from bn_keras import checkpoint
+from bn_keras.runs import checkpoint
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 NAME = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}

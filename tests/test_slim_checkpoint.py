@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from bn_keras.evaluation.accuracy.trained_network import load_network
 from conftest import run_program
 
 from bn_keras.errors import InputError
-from bn_keras.run import RunDirectory
-from bn_keras.slim_checkpoint import read_slim_checkpoint
-from bn_keras.trained_network import load_network
+from bn_keras.networks.public_weights import read_slim_checkpoint
+from bn_keras.runs.run_directory import RunDirectory
 
 # TF-Slim's nets/inception_v2.py: maps of the convolutions of each branch, in order, by its own module names.
 MODULES = {

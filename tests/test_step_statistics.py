@@ -10,11 +10,11 @@ MEASURE = """
 import dataclasses, json, sys, time
 import keras, numpy as np, tensorflow as tf
 from bn_keras import training_state
-from bn_keras.distribution import distribute, make_strategy
-from bn_keras.optimizer import MomentumSGD
-from bn_keras.run import RunConfig
-from bn_keras.step_statistics import StepStatistics
-from bn_keras.variants import VARIANTS
+from bn_keras.training.distribution import distribute, make_strategy
+from bn_keras.training.optimizer import MomentumSGD
+from bn_keras.runs.run_directory import RunConfig
+from bn_keras.training.step_statistics import StepStatistics
+from bn_keras.networks.variants import VARIANTS
 
 SECONDS, BATCH = 0.2, 8
 devices, deterministic = map(int, sys.argv[1:])

@@ -3,7 +3,7 @@
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.util.tensor_util import make_ndarray
 
-from bn_keras.tensorboard import TensorBoardWriter
+from bn_keras.training.tensorboard import TensorBoardWriter
 
 
 def row(step, loss):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import run_program, start_program
 
-from bn_keras import checkpoint
-from bn_keras.run import RunDirectory
-from bn_keras.training_curve import MEASURED, TrainingCurve
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.training_curve import MEASURED, TrainingCurve
 
 STEPS = 15
 
@@ -241,7 +241,7 @@ def test_a_change_that_is_allowed_goes_on_from_the_examples_seen(data_dir, tmp_p
 
 KILLED_EVERYWHERE = """
 import os, shutil, sys
-from bn_keras.training_curve import TrainingCurve
+from bn_keras.runs.training_curve import TrainingCurve
 from launch import train
 workdir, copies = sys.argv[1:3]
 del sys.argv[1:3]
@@ -501,9 +501,9 @@ def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, 
 
 
 def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
-    from bn_keras.dataset import read_dataset
     from bn_keras.errors import InputError
-    from bn_keras.input_pipeline import naming_damage, training_batches
+    from bn_keras.input.dataset import read_dataset
+    from bn_keras.input.pipeline import naming_damage, training_batches
 
     copy = shutil.copytree(data_dir, tmp_path / "copy")
     manifest = json.loads((copy / "dataset.json").read_text())

@@ -2,7 +2,7 @@
 
 import json
 
-from bn_keras.training_curve import TrainingCurve
+from bn_keras.runs.training_curve import TrainingCurve
 
 
 def validation(step, top1, batch_size=32):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bn_keras.batch_normalization import BatchNormalization
-from bn_keras.dropout import Dropout
-from bn_keras.inception import LocalResponseNormalization
-from bn_keras.learning_rate import learning_rate
-from bn_keras.optimizer import LossScale, MomentumSGD
-from bn_keras.preprocessing import photometric_distortion, random_colors, uniform_draws
-from bn_keras.run import RunConfig
-from bn_keras.training_state import make_replica_step
-from bn_keras.variants import VARIANTS
+from bn_keras.input.preprocessing import photometric_distortion, random_colors, uniform_draws
+from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.layers.dropout import Dropout
+from bn_keras.networks.inception import LocalResponseNormalization
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.runs.run_directory import RunConfig
+from bn_keras.training.learning_rate import learning_rate
+from bn_keras.training.optimizer import LossScale, MomentumSGD
+from bn_keras.training.training_state import make_replica_step
 
 RATE = tf.constant(0.5)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bn_keras.variants import VARIANTS
+from bn_keras.networks.variants import VARIANTS
 
 RESULTS = {"name", "title", "steps"}
 SEVEN_CHANGES = {

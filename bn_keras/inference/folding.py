@@ -15,8 +15,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from bn_keras.batch_normalization import BatchNormalization
-from bn_keras.convolution import Conv2D
 from bn_keras.inference.keras_graph import (
     call_arguments,
     from_own_config,
@@ -27,6 +25,8 @@ from bn_keras.inference.keras_graph import (
     new_inputs,
     outside_graphs,
 )
+from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.layers.convolution import Conv2D
 
 
 def fold_batch_normalization(model: keras.Model) -> keras.Model:

@@ -20,9 +20,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from bn_keras.batch_normalization import BatchNormalization
-from bn_keras.batch_statistics import Moments
 from bn_keras.inference.keras_graph import called_by_graphs, layers_within, runs_call_of, unrolled
+from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.layers.moments import Moments
 
 
 def population_statistics(

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from bn_keras import BatchNormalization, population_statistics
-from bn_keras.dropout import Dropout
+from bn_keras.layers.dropout import Dropout
 
 DATA = np.random.default_rng(0).normal(4, 3, (20, 5, 3)).astype("float32") * [1, 2, 3]
 UNEQUAL = [DATA[:8], DATA[8:16], DATA[16:]]

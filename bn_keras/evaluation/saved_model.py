@@ -1,0 +1,42 @@
+"""A network for use without this project and without Keras: a SavedModel that takes image files."""
+
+import keras
+import tensorflow as tf
+
+from bn_keras.input.preprocessing import to_network_range
+
+TOP = 5
+
+
+def export_saved_model(model: keras.Model, view, class_names: list[str], path: str):
+    """Writes a SavedModel that needs nothing but TensorFlow and takes the bytes of image files.
+
+    Its function `serve`, also the default signature of TensorFlow Serving, goes from `encoded`, strings `[N]`, each an
+    image file that `preprocessing.decode` reads, to
+
+        probabilities: float32 [N, classes]
+        top_classes, top_probabilities: names, string `[N, 5]`, and float32 `[N, 5]`, the most probable first
+
+    Args:
+      model: from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits.
+      view: from bytes to one such image in [0, 255]: the preprocessing.
+      class_names: by index.
+      path: of the folder to make.
+    """
+    image = tf.TensorSpec(model.input_shape[1:], tf.float32)
+    top = min(TOP, len(class_names))
+
+    def serve(encoded):
+        images = to_network_range(tf.map_fn(view, encoded, fn_output_signature=image))
+        probabilities = tf.nn.softmax(model(images, training=False))
+        best = tf.math.top_k(probabilities, top)
+        return {
+            "probabilities": probabilities,
+            "top_classes": tf.gather(tf.constant(class_names), best.indices),
+            "top_probabilities": best.values,
+        }
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", serve, [tf.TensorSpec([None], tf.string, "encoded")])
+    archive.write_out(path, verbose=False)

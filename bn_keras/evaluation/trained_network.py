@@ -1,0 +1,102 @@
+"""The trained network of a run, for inference: batch normalization by moving or population statistics, then folded."""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from bn_keras.errors import InputError, first_line
+from bn_keras.evaluation.accuracy import multicrop
+from bn_keras.inference.folding import fold_batch_normalization
+from bn_keras.inference.population_statistics import batch_normalizations, population_statistics
+from bn_keras.input import preprocessing
+from bn_keras.input.dataset import Dataset
+from bn_keras.input.pipeline import training_batches
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.runs.run_files import note
+from bn_keras.training.training_state import build_network
+
+
+def load_network(
+    directory: RunDirectory,
+    strategy: tf.distribute.Strategy | None = None,
+    *,
+    population_of: Dataset | None = None,
+    population_steps: int = 100,
+) -> keras.Model:
+    """Loads a run's network, of the newest step, with every batch normalization folded into its convolution.
+
+    Args:
+      directory: of a run.
+      strategy: under which the network's variables are made.
+      population_of: the data set that the run was trained on, to replace the moving averages by the population
+        statistics of Algorithm 2 over its training mini-batches, of the run's own size, crops and distortion, where
+        training would have gone on. None keeps the moving averages.
+      population_steps: mini-batches to take for that.
+
+    Returns:
+      A model from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits float32 `[N, classes]`.
+
+    Raises:
+      InputError: there is no run, or nothing of it is whole.
+    """
+    config = directory.read_trained()
+    model = _read_newest(directory, RunConfig.from_flat(config, directory.config_path))
+    if population_of and batch_normalizations(model):
+        _measure(model, config, population_of, population_steps)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        return fold_batch_normalization(model)
+
+
+def _read_newest(directory, config):
+    """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step."""
+    step = directory.newest_step()
+    if step is None or (directory.model_step() or 0) >= step:
+        try:
+            return keras.models.load_model(directory.model_path, compile=False)
+        except Exception as error:  # whatever zipfile, h5py and Keras make of damaged bytes
+            reason = first_line(error)
+            raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
+    if step < config.steps:
+        note(f"{directory.path} is at step {step} of {config.steps}")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        model = build_network(config)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    arrays = checkpoint.load_newest(directory.path)[1]
+    for weight in model.weights:
+        weight.assign(arrays[f"model/{weight.path}"])
+    return model
+
+
+def image_view(config: dict, crops: int = 1):
+    """What a run's network is shown of an image.
+
+    Args:
+      config: of `RunDirectory.read_config`.
+      crops: 1, the view that the run's own evaluation takes; or 144.
+
+    Returns:
+      A function from the bytes of an image file to one image, float32 `[image_size, image_size, channels]` in
+      [0, 255], or to the `multicrop.squares` that 144 crops are cut from.
+    """
+    view = preprocessing.evaluated_view(config["augmentation"]) if crops == 1 else multicrop.squares
+    return functools.partial(view, image_size=config["image_size"], channels=config["channels"])
+
+
+def _measure(model, config, dataset, steps):
+    batches = training_batches(
+        dataset,
+        batch_size=config["batch_size"],
+        image_size=config["image_size"],
+        seed=config["seed"],
+        start_step=config["steps"],
+        augmentation=config["augmentation"],
+        shuffling=config["shuffling"],
+        photometric_distortion=config["photometric_distortion"],
+        skipped=dataset.skipped,
+    )
+    population_statistics(model, batches, steps=steps)

@@ -1,0 +1,159 @@
+"""A prepared data set as its manifest `dataset.json` describes it; standard library only.
+
+`data_prep` writes the manifest beside the TFRecord shards; its fields are listed in BUILD.md.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import os
+
+from bn_keras.errors import InputError
+from bn_keras.input.bad_records import SkippedRecords
+from bn_keras.json_files import COUNT, FILE_NAME, TEXT, file_size, parse_json, read_bytes
+
+MANIFEST = "dataset.json"
+FORMAT = "bn_keras.dataset"
+VERSION = 1
+RECORD_FRAME = 16
+"""Bytes of length and checksums around a record of a TFRecord file."""
+
+_SHARD_SCHEMA = {
+    "type": "object",
+    "required": ["file", "examples", "bytes"],
+    "properties": {"file": FILE_NAME, "examples": COUNT, "bytes": COUNT},
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["format", "version", "name", "class_names", "label_base", "channels", "short_side", "splits"],
+    "properties": {
+        "format": {"const": FORMAT},
+        "version": {"const": VERSION},
+        "name": TEXT,
+        "class_names": {"type": "array", "items": {"type": "string"}, "minItems": 2},
+        "label_base": {"type": "integer", "enum": [0, 1]},
+        "channels": {"type": "integer", "enum": [1, 3]},
+        "short_side": {"type": "object", "required": ["median"], "properties": {"median": COUNT}},
+        "splits": {
+            "type": "object",
+            "required": ["train", "validation"],
+            "additionalProperties": {
+                "type": "object",
+                "required": ["shards"],
+                "properties": {"shards": {"type": "array", "items": _SHARD_SCHEMA}},
+            },
+        },
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One TFRecord file: its path, how many records it holds, and its size in bytes."""
+
+    path: str
+    examples: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What training and evaluation need to know before they read a record.
+
+    Attributes:
+      name: short name, for logs.
+      class_names: text per class index; `len(class_names)` is the number of classes.
+      label_base: what the records add to the class index: 1 where 0 is background, else 0.
+      channels: 1 where every image is gray, else 3.
+      median_short_side: of the images, in pixels.
+      splits: "train" and "validation", each a tuple of shards.
+      image_feature, label_feature: their names in a record.
+      skipped, data_service: how this process reads it, as in `input_pipeline.training_batches`.
+      fingerprint: sha256 of the manifest, hexadecimal; equal data sets have equal fingerprints.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    label_base: int
+    channels: int
+    median_short_side: int
+    splits: dict[str, tuple[Shard, ...]]
+    fingerprint: str
+    image_feature: str = "image/encoded"
+    label_feature: str = "image/class/label"
+    skipped: SkippedRecords | None = None
+    data_service: str | None = None
+
+    def examples(self, split: str) -> int:
+        return sum(shard.examples for shard in self.splits[split])
+
+
+def read_dataset(data_dir: str, label_base: int | None = None, classes: int | None = None) -> Dataset:
+    """Reads the manifest in `data_dir` and checks that every shard is there in its recorded size.
+
+    A folder of TensorFlow Datasets and one of TF-Slim's shards are read too.
+
+    Args:
+      label_base, classes: as in `dataset_formats.read_tf_slim`; only for a folder without any metadata.
+
+    Raises:
+      InputError: the folder, its manifest or a shard is missing or not what it should be.
+    """
+    path = os.path.join(data_dir, MANIFEST)
+    if not os.path.isdir(data_dir):
+        raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
+    if not os.path.exists(path):
+        from bn_keras.input import dataset_formats
+
+        if os.path.isdir(os.path.join(data_dir, ".data_prep")):
+            raise InputError(f"{data_dir} has no {MANIFEST} yet: finish preparing it by the same command of data_prep")
+        return dataset_formats.read_foreign(data_dir, label_base, classes)
+    again = "prepare the data again into an empty folder"
+    content = read_bytes(path, again)
+    manifest = parse_json(content, path, _SCHEMA, again)
+    dataset = Dataset(
+        name=manifest["name"],
+        # What no UTF-8 can say, such as a folder's name in Latin-1, is written as an escape sequence.
+        class_names=tuple(name.encode("utf-8", "backslashreplace").decode() for name in manifest["class_names"]),
+        label_base=manifest["label_base"],
+        channels=manifest["channels"],
+        median_short_side=manifest["short_side"]["median"],
+        splits={
+            split: tuple(Shard(os.path.join(data_dir, s["file"]), s["examples"], s["bytes"]) for s in part["shards"])
+            for split, part in manifest["splits"].items()
+        },
+        fingerprint=hashlib.sha256(content).hexdigest(),
+    )
+    check_shards(dataset.splits, path)
+    return dataset
+
+
+def check_shards(splits: dict[str, tuple[Shard, ...]], origin: str):
+    """Holds what was written about the shards of a data set against the files.
+
+    Args:
+      splits: as in `Dataset`.
+      origin: the file or folder that says so.
+
+    Raises:
+      InputError: a shard is missing, no regular file, of another size, too small for its examples or listed twice, or
+        there are no training or no validation examples.
+    """
+    seen = set()
+    for shard in itertools.chain(*splits.values()):
+        found = file_size(shard.path)
+        if shard.path in seen:
+            state = f"is listed twice by {origin}"
+        elif found is None:
+            state = "is missing"
+        elif found != shard.bytes:
+            state = f"has {found} bytes, the manifest says {shard.bytes}"
+        elif found < RECORD_FRAME * shard.examples:
+            state = f"has {found:,} bytes, too few for the {shard.examples:,} examples that {origin} says"
+        else:
+            seen.add(shard.path)
+            continue
+        raise InputError(f"shard {shard.path} {state}: prepare the data again into an empty folder")
+    for split in ("train", "validation"):
+        if not any(shard.examples for shard in splits[split]):
+            raise InputError(f"{origin} lists no {split} examples: prepare the data with both splits")

@@ -1,0 +1,294 @@
+"""Data sets that others prepared: TF-Slim's shards and the folders of TensorFlow Datasets, as a `Dataset`.
+
+Neither says all that training needs. What TF-Slim's shards do not say, the caller must; the sizes of the images are
+sampled from their records.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import statistics
+import struct
+
+import google_crc32c
+
+from bn_keras.errors import InputError
+from bn_keras.input.dataset import MANIFEST, RECORD_FRAME, Dataset, Shard, check_shards
+from bn_keras.input.image_header import read_header
+from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, file_size, read_bytes, read_json
+
+TFDS_INFO, TFDS_FEATURES = "dataset_info.json", "features.json"
+SAMPLED_RECORDS = 64
+MOST_CLASSES = 1_000_000
+"""That a number may ask for without a list of names: ImageNet-21k has 21,841."""
+
+_SHARD_NAME = re.compile(r"(train|validation)-(\d{1,9})-of-(\d{1,9})")
+_TEMPLATE_PARTS = ("DATASET", "SPLIT", "FILEFORMAT", "SHARD_INDEX", "NUM_SHARDS", "SHARD_X_OF_Y")
+_INFO_SCHEMA = {
+    "type": "object",
+    "required": ["name", "splits"],
+    "properties": {
+        "name": FILE_NAME,
+        "fileFormat": TEXT,
+        "splits": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": FILE_NAME,
+                    "shardLengths": {"type": "array", "items": COUNT_TEXT},
+                    "filepathTemplate": {
+                        "type": "string",
+                        "pattern": rf"\A([\w.-]|\{{({'|'.join(_TEMPLATE_PARTS)})\}})*\Z",
+                        "description": f"a file's name with {', '.join(_TEMPLATE_PARTS)} in braces",
+                    },
+                },
+            },
+        },
+    },
+}
+_FEATURES_SCHEMA = {
+    "type": "object",
+    "required": ["featuresDict"],
+    "properties": {
+        "featuresDict": {
+            "type": "object",
+            "required": ["features"],
+            "properties": {
+                "features": {
+                    "type": "object",
+                    "propertyNames": {"pattern": "\\A[^\x00-\x1f\ud800-\udfff]+\\Z", "description": "a feature's name"},
+                    "additionalProperties": {
+                        "type": "object",
+                        "required": ["pythonClassName"],
+                        "properties": {
+                            "pythonClassName": TEXT,
+                            "classLabel": {
+                                "type": "object",
+                                "required": ["numClasses"],
+                                "properties": {"numClasses": COUNT_TEXT},
+                            },
+                        },
+                    },
+                }
+            },
+        }
+    },
+}
+
+
+def read_foreign(data_dir: str, label_base: int | None, classes: int | None) -> Dataset:
+    """The data set of a folder without our manifest; arguments as in `read_tf_slim`.
+
+    Raises:
+      InputError: it holds neither kind, or one that cannot be read; says which folder below it may be meant.
+    """
+    if os.path.exists(os.path.join(data_dir, TFDS_INFO)):
+        return read_tfds(data_dir)
+    if _named_as_tf_slims(data_dir):
+        return read_tf_slim(data_dir, label_base, classes)
+    found = [
+        os.path.dirname(path)
+        for below in ("*", "*/*", "*/*/*")
+        for name in (MANIFEST, TFDS_INFO)
+        for path in sorted(glob.glob(os.path.join(glob.escape(data_dir), below, name)))
+    ]
+    if found:
+        raise InputError(f"{data_dir} is no data set but holds some: give --data_dir={' or '.join(found[:5])}")
+    raise InputError(
+        f"{data_dir} has no {MANIFEST}, no {TFDS_INFO} and no shards train-00000-of-...: prepare it, or finish "
+        f"preparing it, with `python -m data_prep --output_dir={data_dir} ...`"
+    )
+
+
+def read_tfds(data_dir: str) -> Dataset:
+    """The folder of one version of a TFDS image classification set, for example `imagenet2012/5.1.0`.
+
+    Raises:
+      InputError: it has no image or label, or no training or validation split, or a shard is missing or no TFRecord.
+    """
+    again = "prepare the data set again with `tfds build`"
+    info_path, features_path = (os.path.join(data_dir, name) for name in (TFDS_INFO, TFDS_FEATURES))
+    if not os.path.exists(features_path):
+        raise InputError(f"{data_dir} has {TFDS_INFO} but no {TFDS_FEATURES}, so no features are known: {again}")
+    info = read_json(info_path, _INFO_SCHEMA, again)
+    features = read_json(features_path, _FEATURES_SCHEMA, again)["featuresDict"]["features"]
+    if (found := info.get("fileFormat") or "tfrecord") != "tfrecord":
+        raise InputError(
+            f"{info_path}: the shards are {found} files, only TFRecord is read: prepare the data set again with "
+            "`tfds build --file_format=tfrecord`"
+        )
+    image, label = (_feature_named(features_path, features, kind) for kind in ("Image", "ClassLabel"))
+    splits = {split["name"]: split for split in info["splits"]}
+    test = "validation" if "validation" in splits else "test"
+    if missing := {"train", test} - splits.keys():
+        raise InputError(f"{info_path} has the splits {', '.join(splits)}, no {missing.pop()}: {again}")
+    read = {
+        "train": _tfds_shards(data_dir, info, splits["train"]),
+        "validation": _tfds_shards(data_dir, info, splits[test]),
+    }
+    check_shards(read, info_path)
+    read = {split: tuple(shard for shard in shards if shard.examples) for split, shards in read.items()}
+    class_names = _tfds_classes(data_dir, label, features[label], again)
+    return _dataset(info["name"], class_names, 0, read, image, label, fix=again)
+
+
+def read_tf_slim(data_dir: str, label_base: int | None, classes: int | None) -> Dataset:
+    """Shards `train-00000-of-01024` and `validation-00000-of-00128` in TF-Slim's schema, without a manifest.
+
+    They lie in the folder, or in folders `train` and `validation` of it, as tf-models' imagenet_to_gcs.py has it.
+
+    Args:
+      label_base: the label of the first class: 1 where 0 is background, as in TF-Slim's ImageNet, else 0.
+      classes: how many there are.
+
+    Raises:
+      InputError: one of those is not given, a shard is missing, empty or of another conversion, or a file is not made
+        of records.
+    """
+    if label_base is None or classes is None:
+        raise InputError(
+            f"{data_dir} has shards but no manifest, and they do not say their labels: give --label_base (1 where 0 "
+            "is background, as in TF-Slim's ImageNet, else 0) and --classes"
+        )
+    if not 2 <= classes <= MOST_CLASSES:
+        raise InputError(f"--classes={classes} must be from 2 to {MOST_CLASSES:,}")
+    splits = {split: _tf_slim_shards(data_dir, split) for split in ("train", "validation")}
+    check_shards(splits, data_dir)
+    name = os.path.basename(os.path.abspath(data_dir))
+    features = "image/encoded", "image/class/label"
+    fix = "give the --label_base and the --classes of these shards"
+    return _dataset(name, tuple(map(str, range(classes))), label_base, splits, *features, fix=fix)
+
+
+def count_records(path: str) -> int:
+    """Counts the records of a TFRecord file by their lengths, without reading them.
+
+    Raises:
+      InputError: it is empty or no regular file, ends inside a record, or has a length that its checksum denies.
+    """
+    size, offset, count = file_size(path), 0, 0
+    if not size:
+        raise InputError(f"{path} is empty: copy it again, or convert into fewer shards")
+    with open(path, "rb", buffering=0) as file:
+        while offset + 12 <= size:
+            length, checksum = struct.unpack("<8sI", os.pread(file.fileno(), 12, offset))
+            crc = google_crc32c.value(length)
+            if checksum != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:  # masked as TFRecord has it
+                raise InputError(f"{path} has no record at byte {offset:,}: it is damaged, or no TFRecord file")
+            offset += RECORD_FRAME + int.from_bytes(length, "little")
+            count += 1
+    if offset != size:
+        raise InputError(f"{path} ends inside record {max(count - 1, 0)}: it is cut off, or no TFRecord file")
+    return count
+
+
+def _named_as_tf_slims(data_dir):
+    """Path and match of every shard by its name, in the folder and in its folders `train` and `validation`."""
+    folders = [data_dir, *(os.path.join(data_dir, split) for split in ("train", "validation"))]
+    return [
+        (os.path.join(folder, name), match)
+        for folder in filter(os.path.isdir, folders)
+        for name in sorted(os.listdir(folder))
+        if (match := _SHARD_NAME.fullmatch(name))
+    ]
+
+
+def _tf_slim_shards(data_dir, split):
+    found = [(int(m[3]), int(m[2]), path) for path, m in _named_as_tf_slims(data_dir) if m[1] == split]
+    if not found:
+        raise InputError(f"{data_dir} has no shards {split}-00000-of-..., so no {split} examples")
+    found.sort()
+    count, _, first = found[0]
+    missing = set(range(min(count, len(found) + 1))) - {number for _, number, _ in found}
+    if found[-1][0] == count and missing:
+        path = os.path.join(os.path.dirname(first), f"{split}-{min(missing):05}-of-{count:05}")
+        raise InputError(f"shard {path} is missing: copy it again")
+    if len(found) > count:
+        other = next(path for k, (of, number, path) in enumerate(found) if k == count or (of, number) != (count, k))
+        raise InputError(f"{first} and {other} are of two conversions: leave the shards of one in {data_dir}")
+    return tuple(Shard(path, count_records(path), file_size(path)) for *_, path in found)
+
+
+def _tfds_shards(data_dir, info, split):
+    lengths = [int(length) for length in split.get("shardLengths", [])]
+    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    shards = []
+    for number, examples in enumerate(lengths):
+        index, count = f"{number:05}", f"{len(lengths):05}"
+        values = (info["name"], split["name"], "tfrecord", index, count, f"{index}-of-{count}")
+        path = os.path.join(data_dir, template.format(**dict(zip(_TEMPLATE_PARTS, values, strict=True))))
+        shards.append(Shard(path, examples, file_size(path)))
+    return tuple(shards)
+
+
+def _tfds_classes(data_dir, label, feature, fix):
+    """Names of the classes, by label; one a line in a file, or numbers where there is none."""
+    classes = int(feature.get("classLabel", {}).get("numClasses", 0))
+    path = os.path.join(data_dir, f"{label.replace('/', '.')}.labels.txt")
+    if not 2 <= classes <= MOST_CLASSES:
+        raise InputError(f"{data_dir} says that {label} has {classes:,} classes, not 2 to {MOST_CLASSES:,}: {fix}")
+    if not os.path.exists(path):
+        return tuple(map(str, range(classes)))
+    lines = read_bytes(path, fix).decode("utf-8", "backslashreplace").split("\n")  # a name may hold other line breaks
+    names = tuple(line.removesuffix("\r") for line in lines if line.strip())
+    if len(names) != classes:
+        raise InputError(f"{path} names {len(names):,} classes, {TFDS_FEATURES} says {classes:,}: {fix}")
+    return names
+
+
+def _feature_named(path, features, kind):
+    """The one feature of a kind."""
+    found = [name for name, value in features.items() if value["pythonClassName"].endswith(f".{kind}")]
+    if len(found) != 1:
+        raise InputError(f"{path} has {len(found)} features of kind {kind}, one is needed")
+    return found[0]
+
+
+def _dataset(name, class_names, label_base, splits, image_feature, label_feature, *, fix):
+    described = [class_names, label_base, image_feature, label_feature]
+    described += [[split, os.path.basename(s.path), s.examples, s.bytes] for split in splits for s in splits[split]]
+    labels = range(label_base, label_base + len(class_names))
+    sampled = {split: _sample(splits[split], image_feature, label_feature, labels, fix) for split in splits}
+    return Dataset(
+        name=name,
+        class_names=class_names,
+        label_base=label_base,
+        channels=1 if all(header.gray for header in sampled["train"]) else 3,
+        median_short_side=int(statistics.median(min(header.width, header.height) for header in sampled["train"])),
+        splits=splits,
+        fingerprint=hashlib.sha256(json.dumps(described).encode()).hexdigest(),
+        image_feature=image_feature,
+        label_feature=label_feature,
+    )
+
+
+def _sample(shards, image_feature, label_feature, labels, fix):
+    """Headers of the first images of up to `SAMPLED_RECORDS` shards, of those that can be read; checks their labels."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    per_shard = -(-SAMPLED_RECORDS // len(shards))
+    headers = []
+    for shard in shards[:SAMPLED_RECORDS]:
+        for record in tf.data.TFRecordDataset(shard.path).take(per_shard).ignore_errors().as_numpy_iterator():
+            try:
+                features = tf.train.Example.FromString(record).features.feature
+            except DecodeError:
+                continue
+            found = ", ".join(sorted(features))
+            image, label = features[image_feature].bytes_list.value, features[label_feature].int64_list.value
+            for feature, values in ((image_feature, image), (label_feature, label)):
+                if len(values) != 1:
+                    raise InputError(f"{shard.path} has a record without one {feature}, its features are {found}")
+            if label[0] not in labels:
+                legal = f"{labels[0]} to {labels[-1]}"
+                raise InputError(f"{shard.path} has a record with label {label[0]}, legal are {legal}: {fix}")
+            if header := read_header(image[0]):
+                headers.append(header)
+    if not headers:
+        raise InputError(f"{shards[0].path} has no image as {image_feature} that can be read")
+    return headers

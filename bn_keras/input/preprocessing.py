@@ -1,0 +1,392 @@
+"""One image from its encoded bytes to the network's input: the training crop, distortion, and the single crop.
+
+Pixels are uint8 or float32 in [0, 255] until `to_network_range` or `photometric_distortion` makes them [-1, 1]. Every
+random choice is a function of `DRAWS` numbers in [0, 1) that are given, so an example looks the same at any
+parallelism and after any resume. To preprocess one image as in training:
+
+    draws = uniform_draws(seed=(epoch, example))
+    image = training_crop(encoded, random_crop(draws), image_size=224, channels=3)
+    image = random_distortion(image, draws, "reduced")
+"""
+
+import math
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bn_keras.input.image_header import MOST_PIXELS
+
+# GoogLeNet (Szegedy et al. 2015, Section 6): "various sized patches of the image whose size is distributed evenly
+# between 8% and 100% of the image area with aspect ratio constrained to the interval [3/4, 4/3]".
+CROP_AREA = (0.08, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+
+# Not in the paper: TF-Slim's evaluation keeps the central 87.5%, which is 224 of 256.
+SINGLE_CROP_FRACTION = 0.875
+
+# Not in the paper: He et al. (2016), who move CIFAR's 32 pixels by up to 4.
+SHIFT = 1 / 8
+
+# Not in the paper: TF-Slim's. Brightness as a fraction of full scale, hue in radians of the YIQ plane (TF-Slim's
+# 0.2 of a turn in HSV), saturation and contrast as the half-width of a factor's range around 1.
+_FULL_DISTORTION = (32 / 255, 0.2 * 2 * math.pi, 0.5, 0.5)
+
+INTERPOLATIONS = ("bilinear", "bicubic", "area", "lanczos3")
+"""How a crop is resized. Not in the paper: bilinear is TF-Slim's, without filtering where it makes an image smaller."""
+
+_OVERSHOOTING = ("bicubic", "lanczos3")  # their weights are negative in part
+
+RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+# The parts of an example's draws.
+_AREA = 0
+_ASPECT = slice(1, 11)  # not in the paper: ten attempts, as in TF-Slim; when none fits, all of the image is taken
+_PLACE = slice(_ASPECT.stop, _ASPECT.stop + 2)
+MIRROR = _PLACE.stop
+_COLOR = slice(MIRROR + 1, MIRROR + 5)
+DRAWS = _COLOR.stop
+
+
+def uniform_draws(seed, examples: int | None = None):
+    """The random numbers of one example, float32 `[DRAWS]` in [0, 1), or of several, `[examples, DRAWS]`.
+
+    Args:
+      seed: int32 `[2]`.
+    """
+    return tf.random.stateless_uniform((DRAWS,) if examples is None else (examples, DRAWS), seed)
+
+
+def decode(encoded, channels: int):
+    """JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[height, width, channels]`, without alpha.
+
+    What TensorFlow gives in color alone becomes gray as it makes JPEG and PNG gray, by Rec. 601's luma.
+    """
+    encoded = tf.convert_to_tensor(encoded)
+    first = tf.strings.substr(encoded, 0, 1)
+    special = (first == b"R") | (first == b"B") if channels == 3 else first != b"\x89"  # WebP, BMP; all but PNG
+    image = tf.cond(special, lambda: _decode_special(encoded, channels), lambda: _decode_as_is(encoded, channels))
+    return tf.ensure_shape(image, (None, None, channels))
+
+
+def _decode_as_is(encoded, channels):
+    return tf.io.decode_image(encoded, channels, expand_animations=False)
+
+
+# One operation of the graph: the forty inside, though not run, would take as long as decoding an image of 8 x 8.
+@tf.function(experimental_attributes={"_noinline": True})
+def _decode_special(encoded, channels):
+    def color():
+        # Never with channels=0, by which TensorFlow 2.21 writes beyond its memory for an animated WebP.
+        alpha = _is_webp_with_alpha(encoded)
+        image = tf.cond(alpha, lambda: _decode_as_is(encoded, 4)[..., :3], lambda: _decode_as_is(encoded, 3))
+        return tf.cond(_is_palette_bmp(encoded), lambda: _palette_colors(encoded, image), lambda: image)
+
+    def gray():
+        return to_bytes(tf.tensordot(tf.cast(color(), tf.float32), tf.constant(RGB_TO_YIQ[0]), 1)[..., None])
+
+    return color() if channels == 3 else tf.cond(_is_jpeg(encoded, 1), lambda: _decode_as_is(encoded, 1), gray)
+
+
+def _is_jpeg(encoded, channels):
+    """Whether it is a JPEG that TensorFlow decodes to so many channels: it makes no gray of CMYK."""
+    jpeg = tf.io.is_jpeg(encoded)
+    if channels == 3:
+        return jpeg
+    return tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded)[2] < 4, lambda: False)
+
+
+def _is_palette_bmp(encoded):
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=29)
+    return tf.reduce_all(header[:2] == tuple(b"BM")) & (header[28] == 8)  # bits of a pixel
+
+
+def _palette_colors(encoded, image):
+    """The colors of a BMP of 8 bits a pixel, of which TensorFlow gives the places in the palette."""
+    content = tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int32)
+    begin = 14 + content[14] + 256 * content[15]  # behind the two headers, the second of which begins with its size
+    palette = tf.cast(tf.reshape(content[begin : begin + 4 * 256], (-1, 4)), tf.uint8)  # blue, green, red, nothing
+    return tf.gather(palette[:, 2::-1], tf.cast(image[..., 0], tf.int32))
+
+
+def _is_webp_with_alpha(encoded):
+    """Whether its header has the flag of alpha, and not that of an animation."""
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=25)
+    extended = tf.bitwise.bitwise_and(header[20], 0x12) == 0x10
+    lossless = tf.bitwise.bitwise_and(header[24], 0x10) == 0x10
+    flag = ((header[15] == ord("X")) & extended) | ((header[15] == ord("L")) & lossless)
+    return tf.reduce_all(header[:4] == tuple(b"RIFF")) & flag
+
+
+def resize(image, image_size: int, interpolation: str = "bilinear"):
+    """To float32 `[image_size, image_size, channels]` in [0, 255]; the aspect ratio is not kept."""
+    # Of floats, as TensorFlow resizes bytes 1.4 times slower.
+    image = tf.image.resize(tf.cast(image, tf.float32), (image_size, image_size), interpolation)
+    return tf.clip_by_value(image, 0.0, 255.0) if interpolation in _OVERSHOOTING else image
+
+
+class Crop(NamedTuple):
+    """A training crop before the image's shape is known, of one example or a batch.
+
+    Attributes:
+      sizes: float32 `[..., 10, 2]`, heights and widths to try, as fractions of the root of the image's area.
+      place: float32 `[..., 2]` in [0, 1), how far down and right it lies in the room that it has.
+      mirror: bool `[...]`.
+    """
+
+    sizes: tf.Tensor
+    place: tf.Tensor
+    mirror: tf.Tensor
+
+
+def random_crop(draws) -> Crop:
+    """GoogLeNet's crop: area and aspect ratio as in `CROP_AREA` and `CROP_ASPECT`, anywhere in the image.
+
+    The area is drawn once and the aspect ratio until the crop fits, so that areas are spread evenly, as GoogLeNet has
+    it; drawing both anew, or the height, as TensorFlow's op does, makes large crops rarer.
+
+    Args:
+      draws: float32 `[..., DRAWS]`, of `uniform_draws`. Of many examples at once it costs nothing; of one alone, its
+        small operations are some per cent of the time to decode an image.
+    """
+    side = tf.sqrt(CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[..., _AREA, None])
+    # Evenly in the logarithm, so that portrait is as likely as landscape (not in the paper: torchvision's).
+    log_aspect = math.log(CROP_ASPECT[0]) + math.log(CROP_ASPECT[1] / CROP_ASPECT[0]) * draws[..., _ASPECT]
+    stretch = tf.exp(log_aspect / 2.0)
+    return Crop(tf.stack([side / stretch, side * stretch], -1), draws[..., _PLACE], draws[..., MIRROR] < 0.5)
+
+
+def crop_window(shape, crop: Crop):
+    """Where a crop lies in an image: the first of its sizes that fits, or all of the image.
+
+    Args:
+      shape: int32 `[2]`, height and width.
+      crop: of one example.
+
+    Returns:
+      int32 `[4]`: top, left, height, width.
+    """
+    image = tf.cast(shape, tf.float32)
+    sizes = tf.maximum(1.0, tf.round(crop.sizes * tf.sqrt(image[0] * image[1])))
+    sizes = tf.concat([sizes, image[None]], 0)
+    size = sizes[tf.argmax(tf.reduce_all(sizes <= image, -1))]
+    begin = tf.floor(crop.place * (image - size + 1.0))
+    return tf.cast(tf.concat([begin, size], 0), tf.int32)
+
+
+def training_crop(encoded, crop: Crop, *, image_size: int, channels: int, interpolation: str = "bilinear"):
+    """The crop of an image, mirrored or not, resized.
+
+    Args:
+      encoded: the bytes of an image that `decode` reads.
+      crop: of `random_crop`, of one example.
+
+    Returns:
+      uint8 `[image_size, image_size, channels]`.
+    """
+    image = _decode_window(encoded, lambda shape: crop_window(shape, crop), channels)
+    # Mirrored when it is small: 5 us as bytes, 110 us as floats.
+    image = to_bytes(resize(image, image_size, interpolation))
+    image = tf.cond(crop.mirror, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.ensure_shape(image, (image_size, image_size, channels))
+
+
+def single_crop(encoded, *, image_size: int, channels: int, interpolation: str = "bilinear"):
+    """The central 87.5% of the short side as a square, resized.
+
+    Returns:
+      float32 `[image_size, image_size, channels]` in [0, 255].
+    """
+
+    def window(shape):
+        side = tf.cast(tf.round(SINGLE_CROP_FRACTION * tf.cast(tf.reduce_min(shape), tf.float32)), tf.int32)
+        return tf.concat([(shape - side) // 2, [side, side]], 0)
+
+    image = _decode_window(encoded, window, channels)
+    return tf.ensure_shape(resize(image, image_size, interpolation), (image_size, image_size, channels))
+
+
+def _decode_window(encoded, window, channels):
+    """Decodes the part of an image that `window` (top, left, height, width, as a function of its shape) says."""
+
+    def from_jpeg():
+        shape = tf.io.extract_jpeg_shape(encoded)[:2]
+        pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+        # Not tf.debugging.assert_less_equal, which has a branch.
+        check = tf.raw_ops.Assert(condition=pixels <= MOST_PIXELS, data=["an image has too many pixels:", pixels])
+        with tf.control_dependencies([check] if check else []):
+            # Decoding only the blocks under the crop: 663 against 550 images/s a core for decode, then crop.
+            return tf.image.decode_and_crop_jpeg(encoded, window(shape), channels)
+
+    def from_other():
+        image = decode(encoded, channels)
+        top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
+        return image[top : top + height, left : left + width]
+
+    return tf.cond(_is_jpeg(encoded, channels), from_jpeg, from_other)
+
+
+def whole_image(encoded, *, image_size: int, channels: int):
+    """All of the image, resized: for sets such as MNIST, where a crop or a mirror changes what is seen.
+
+    Returns:
+      float32 `[image_size, image_size, channels]` in [0, 255].
+    """
+    return tf.ensure_shape(resize(decode(encoded, channels), image_size), (image_size, image_size, channels))
+
+
+def evaluated_view(augmentation: str):
+    """What a network is shown of an image once it is trained: the function of this module that makes its view.
+
+    Args:
+      augmentation: that it was trained with. "imagenet" trains on crops and is shown the central one; the others train
+        on whole images and are shown these.
+    """
+    return single_crop if augmentation == "imagenet" else whole_image
+
+
+def shifted_image(encoded, draws, *, image_size: int, channels: int):
+    """All of a small color image, resized, mirrored half of the time and moved by up to `SHIFT` of its side.
+
+    What moves in at the border is the image reflected.
+
+    Returns:
+      float32 `[image_size, image_size, channels]` in [0, 255].
+    """
+    margin = round(SHIFT * image_size)
+    image = whole_image(encoded, image_size=image_size, channels=channels)
+    image = tf.pad(image, ((margin, margin), (margin, margin), (0, 0)), "REFLECT")
+    top, left = tf.unstack(tf.cast(tf.floor(draws[_PLACE] * (2 * margin + 1)), tf.int32))
+    image = image[top : top + image_size, left : left + image_size]
+    image = tf.cond(draws[MIRROR] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.ensure_shape(image, (image_size, image_size, channels))
+
+
+class Colors(NamedTuple):
+    """An affine map of colors, but for the mean over the pixels, of one example or a batch.
+
+    Attributes:
+      matrix: float32 `[..., C, C]`, by which a row of a pixel's channels is multiplied.
+      contrast: float32 `[...]`, a factor.
+      brightness: float32 `[...]`, as a fraction of full scale.
+    """
+
+    matrix: tf.Tensor
+    contrast: tf.Tensor
+    brightness: tf.Tensor
+
+
+def random_colors(draws, amount: str, channels: int) -> Colors:
+    """Random brightness, hue, saturation and contrast.
+
+    Args:
+      draws: float32 `[..., DRAWS]`, of `uniform_draws`.
+      amount: "full" (TF-Slim's ranges) or "reduced" (half of them; the seventh change of Section 4.2.1).
+      channels: with one, hue and saturation change nothing.
+    """
+    factor = {"full": 1.0, "reduced": 0.5}[amount]
+    moves = (2.0 * draws[..., _COLOR] - 1.0) * (factor * tf.constant(_FULL_DISTORTION))
+    brightness, hue, saturation, contrast = tf.unstack(moves, axis=-1)
+    if channels == 3:
+        matrix = tf.linalg.matrix_transpose(hue_saturation_matrix(hue, 1.0 + saturation))
+    else:
+        matrix = tf.ones_like(hue)[..., None, None]
+    return Colors(matrix, 1.0 + contrast, brightness)
+
+
+def photometric_distortion(images, colors: Colors):
+    """Changes brightness, hue, saturation and contrast by one affine map of each image's colors.
+
+    With `M` the color matrix of `hue_saturation_matrix`, `b` the brightness offset, `k` the contrast factor and `mean`
+    the mean over an image's pixels: `y = k * (M x - M mean) + M mean + b`, scaled to the network's range and clipped
+    to it. Compiled by XLA, it is one pass over the pixels.
+
+    Args:
+      images: uint8 or float32 `[H, W, C]` or `[N, H, W, C]` in [0, 255].
+      colors: of `random_colors`, for each image.
+
+    Returns:
+      float32, of the images' shape, in [-1, 1].
+    """
+    images = tf.cast(images, tf.float32)
+    k, brightness = (part[..., None, None, None] for part in (colors.contrast, colors.brightness))
+    rows = tf.unstack(colors.matrix[..., None, None, :, :], axis=-2)
+
+    def turned(pixels):
+        return tf.add_n([pixels[..., c, None] * row for c, row in enumerate(rows)])
+
+    offset = ((1.0 - k) * turned(_mean_color(images)) + 255.0 * brightness) / 127.5 - 1.0
+    return tf.clip_by_value((k / 127.5) * turned(images) + offset, -1.0, 1.0)
+
+
+def _mean_color(images):
+    """The mean over an image's pixels, `[..., 1, 1, C]`."""
+    *_, height, width, channels = images.shape
+    several, length = (-1,) * (len(images.shape) - 3), height * width * channels
+    sums = tf.reshape(images, (*several, length))
+    # XLA makes vector instructions of additions, not of reductions: 30 in place of 120 us for 224 x 224 pixels.
+    while length % (4 * channels) == 0:
+        length //= 4
+        sums = tf.add_n([sums[..., k * length : (k + 1) * length] for k in range(4)])
+    sums = tf.reshape(sums, (*several, length // channels, 1, channels))
+    return tf.reduce_sum(sums, -3, keepdims=True) / (height * width)
+
+
+def random_distortion(images, draws, amount: str):
+    """`photometric_distortion` by the `random_colors` of each image's draws; arguments and result are theirs."""
+    return photometric_distortion(images, random_colors(draws, amount, images.shape[-1]))
+
+
+@keras.saving.register_keras_serializable("bn_keras")
+class PhotometricDistortion(keras.layers.Layer):
+    """`random_distortion` inside the model, so that the accelerator does it and the host sends bytes.
+
+    Takes `(images, draws)`, uint8 `[N, H, W, C]` and float32 `[N, DRAWS]`, as `training_batches(distort_on="device")`
+    yields them, and returns float32 in [-1, 1], at any precision policy. Nothing is random in it: what it does is in
+    `draws`.
+
+    Args:
+      amount: "full" or "reduced".
+    """
+
+    def __init__(self, amount: str, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # which would round the draws
+        self.amount = amount
+
+    def call(self, inputs):
+        return random_distortion(*inputs, self.amount)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return super().get_config() | {"amount": self.amount}
+
+
+def hue_saturation_matrix(delta_hue, scale_saturation):
+    """Color matrices that turn the IQ plane by `delta_hue` radians and scale it: TensorFlow Addons' `hsv_in_yiq`.
+
+    Args:
+      delta_hue: float32 `[...]`, radians.
+      scale_saturation: float32 `[...]`, a factor.
+
+    Returns:
+      float32 `[..., 3, 3]`; it times a column of RGB values is the distorted color.
+    """
+    yiq = np.array(RGB_TO_YIQ)
+    cosine, sine = scale_saturation * tf.cos(delta_hue), scale_saturation * tf.sin(delta_hue)
+    one, zero = tf.ones_like(cosine), tf.zeros_like(cosine)
+    turn = tf.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], -1)
+    turn = tf.reshape(turn, (*(-1,) * len(turn.shape[:-1]), 3, 3))
+    return tf.constant(np.linalg.inv(yiq), tf.float32) @ turn @ tf.constant(yiq, tf.float32)
+
+
+def to_network_range(images):
+    """[0, 255] to float32 in [-1, 1]."""
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
+def to_bytes(images):
+    """float32 in [0, 255] to the nearest uint8."""
+    return tf.cast(tf.round(images), tf.uint8)

@@ -1,0 +1,38 @@
+"""Figure 5: the network as it is built, a line for each row of the figure."""
+
+import math
+
+from bn_keras.networks.inception import FIGURE_5, build_model
+
+_ROWS = ("conv1_7x7", "pool1", "conv2_3x3", "pool2", *(f"inception_{row.name}" for row in FIGURE_5), "logits")
+_BRANCHES = ("1x1", "3x3_reduce", "3x3", "double_3x3_reduce", "double_3x3_2", "projection")
+
+
+def figure_5() -> str:
+    """Markdown: output size, feature maps, parameters and multiply-adds, read off the layers of BN-x5 at 224x224."""
+    model = build_model("bn_x5")
+    layers = {layer.name: layer for layer in model.layers}
+    lines = [
+        "| Row | Output | 1x1 | 3x3 reduce | 3x3 | Double 3x3 reduce | Double 3x3 | Pool + projection | Parameters "
+        "| Multiply-adds |",
+        "|---|---|" + 8 * "---:|",
+    ]
+    for row in _ROWS:
+        own = [layer for name, layer in layers.items() if name == row or name.startswith(f"{row}_")]
+        branches = [layers.get(f"{row}_{branch}_conv") for branch in _BRANCHES]
+        maps = [str(layer.filters) if layer else "" for layer in branches]
+        if pool := layers.get(f"{row}_pool"):
+            kind = type(pool).__name__.removesuffix("Pooling2D").lower()
+            maps[-1] = f"{kind} {maps[-1] or 'pass through'}"
+        size = "x".join(map(str, layers[row].output.shape[1:]))
+        parameters, products = (sum(map(count, own)) for count in (lambda layer: layer.count_params(), _multiply_adds))
+        lines.append(f"| {row} | {size} | {' | '.join(maps)} | {parameters:,} | {products / 1e6:,.1f}e6 |")
+    products = sum(map(_multiply_adds, model.layers))
+    lines.append(f"| in all | {7 * '| '}{model.count_params():,} | {products / 1e6:,.1f}e6 |")
+    return "\n".join(lines)
+
+
+def _multiply_adds(layer) -> int:
+    """Products of one image with the layer's kernels; what normalization and pooling cost is not counted."""
+    kernels = [weight for weight in layer.weights if "kernel" in weight.name]
+    return sum(math.prod(kernel.shape) for kernel in kernels) * math.prod(layer.output.shape[1:-1])

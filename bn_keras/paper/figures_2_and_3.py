@@ -1,0 +1,217 @@
+"""Figure 2 and Figure 3 of the paper, from the curves of runs; nothing in them is typed by hand."""
+
+import dataclasses
+import json
+import os
+import statistics
+
+from bn_keras.networks.variants import NAMING, VARIANTS
+from bn_keras.paper.plots import pyplot
+from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
+from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.run_files import replacing, write_text
+
+FIGURE_2 = "figure2.png"
+FIGURE_3 = "figure3.md"
+
+REFERENCE = "inception"
+"""Figure 3 counts the steps of every network to the best accuracy of this one."""
+
+
+class MeasuredRun:
+    """One run as the report sees it: its configuration and its curve."""
+
+    def __init__(self, directory: RunDirectory):
+        self.config = directory.read_config()
+        self.curve = directory.curve
+        self.path = directory.path
+        self.seed = self.config["seed"]
+
+
+class Row:
+    """Runs of one variant that differ in nothing but the seed: one line of Figure 2 and one row of Figure 3.
+
+    Args:
+      name: of the variant.
+      runs: none where it was not run, which leaves the row blank.
+    """
+
+    def __init__(self, name: str, runs: list[MeasuredRun]):
+        self.runs = sorted(runs, key=lambda run: run.seed)
+        self.variant = VARIANTS[name]
+        self.rank = list(VARIANTS).index(name)
+        self.path = self.runs[0].path if runs else ""
+        # A run whose training was changed is not the paper's network, whatever its name.
+        trained = {key: value for key, value in dataclasses.asdict(self.variant).items() if key not in NAMING}
+        changed = any(run.config.get(key, value) != value for run in runs for key, value in trained.items())
+        self.published = None if changed else PUBLISHED.get(name)
+
+    def band(self) -> list[tuple[float, float, float, float]]:
+        """Points (step, mean, lowest, highest validation accuracy) where every seed has been evaluated."""
+        curves = zip(*(run.curve.validation() for run in self.runs), strict=False)
+        return [(at[0][0], statistics.mean(a), min(a), max(a)) for at in curves for a in [[y for _, y in at]]]
+
+    def max_accuracies(self) -> list[float]:
+        return [most for run in self.runs if (most := run.curve.max_accuracy()) is not None]
+
+    def diverged(self) -> list[dict]:
+        return [row for run in self.runs if (row := run.curve.diverged())]
+
+
+def rows_of(runs: list[RunDirectory]) -> list[Row]:
+    """The rows of a report, in the order of the variants table."""
+    groups = {}
+    for run in map(MeasuredRun, runs):
+        conditions = {name: value for name, value in run.config.items() if name != "seed"}
+        groups.setdefault(json.dumps(conditions, sort_keys=True), []).append(run)
+    rows = [Row(group[0].config["variant"], group) for group in groups.values()]
+    return sorted(rows, key=lambda row: (row.rank, row.path))
+
+
+def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
+    """Writes Figure 2 as a PNG and Figure 3 as a Markdown table.
+
+    Args:
+      runs: of `find_runs`; runs that differ in the seed alone become one line and one row, mean and range.
+      output_dir: where; files of an earlier report are replaced.
+
+    Returns:
+      The paths written.
+    """
+    rows = rows_of(runs)
+    os.makedirs(output_dir, exist_ok=True)
+    paths = [os.path.join(output_dir, name) for name in (FIGURE_2, FIGURE_3)]
+    draw_figure_2(rows, paths[0])
+    write_text(paths[1], figure_3(rows))
+    return paths
+
+
+def mean_and_range(values, form) -> str:
+    """`form` of the mean, and of the lowest and highest where there is more than one value; "" of none."""
+    values = list(values)
+    if not values:
+        return ""
+    mean = form(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ({form(min(values))} to {form(max(values))})"
+
+
+def figure_3(rows: list[Row]) -> str:
+    """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's.
+
+    A run is compared with the run of Inception that has its seed: steps to that one's best, and the ratio of both
+    counts of steps.
+    """
+    reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
+    best = mean_and_range(reference.max_accuracies(), _percent) or "Inception's best"
+    lines = [
+        f"| Model | Steps to {best} | Speed-up | Max accuracy | Paper: steps to 72.2% | Speed-up | Max accuracy |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        steps, max_accuracy = row.published or (None, None)
+        cells = (
+            _label(row, rows) + _divergence(row),
+            *steps_and_speed_up(row, reference),
+            mean_and_range(row.max_accuracies(), _percent),
+            f"{steps / 1e6:.1f}e6" if steps else "-",
+            f"{PUBLISHED[REFERENCE].steps / steps:.1f}x" if steps else "",
+            f"{max_accuracy:.1%}" if max_accuracy else "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n" + _caption(rows, bool(reference.max_accuracies()))
+
+
+def _percent(value):
+    return f"{value:.1%}"
+
+
+def _divergence(row):
+    diverged = row.diverged()
+    if not diverged:
+        return ""
+    of = "" if len(row.runs) == 1 else f" in {len(diverged)} of {len(row.runs)}"
+    return f" (diverged{of} at step {mean_and_range([found['step'] for found in diverged], '{:,.0f}'.format)})"
+
+
+def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float]]:
+    """(steps to the best accuracy of the reference's run of that seed, how many times sooner) of runs that reach it."""
+    curves = {run.seed: run.curve for run in reference.runs if run.curve.max_accuracy() is not None}
+    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves and comparable(row, reference)]
+    steps = [[curve.steps_to(other.max_accuracy()) for curve in (own, other)] for own, other in targets]
+    return [(own, other / own) for own, other in steps if own is not None]
+
+
+def steps_and_speed_up(row: Row, reference: Row) -> tuple[str, str]:
+    """Two cells: steps to the reference's best accuracy, with the runs that reach it if not all do, and the ratio."""
+    reached = compared_with_reference(row, reference)
+    missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
+    none = "-" if comparable(row, reference) else ""
+    return (
+        mean_and_range([steps for steps, _ in reached], "{:,.0f}".format) + missed or none,
+        mean_and_range([ratio for _, ratio in reached], "{:.1f}x".format),
+    )
+
+
+def comparable(row: Row, reference: Row) -> bool:
+    """Whether both were run on the same data set, and the reference was evaluated."""
+    both = row.runs and reference.max_accuracies()
+    return bool(both and row.runs[0].config["dataset"] == reference.runs[0].config["dataset"])
+
+
+def _caption(rows, has_reference):
+    """What the numbers were measured on, for every distinct set of conditions among the rows."""
+    conditions = sorted(
+        {
+            f"{c['dataset']} ({c['train_examples']:,} training, {c['validation_examples']:,} validation images), "
+            f"{c['image_size']}x{c['image_size']} pixels, width {c['width']:g}, batch {c['batch_size']}, "
+            f"{c['steps']:,} steps, {_seeds(row)}"
+            for row in rows
+            if row.runs
+            for c in [row.runs[0].config]
+        }
+    )
+    note = "" if has_reference else f"No finished run of {REFERENCE}, so no steps to its best accuracy. "
+    several = " Several seeds: mean (lowest to highest), each compared with Inception's run of its seed."
+    return (
+        f"{note}Ours: {'; '.join(conditions)}; validation accuracy of one view an image, steps of 32 images, "
+        f"read at every evaluation.{several if any(len(row.runs) > 1 for row in rows) else ''} "
+        "Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; blank: not run.\n"
+    )
+
+
+def _seeds(row):
+    return f"seed{'s' if len(row.runs) > 1 else ''} {', '.join(str(run.seed) for run in row.runs)}"
+
+
+def draw_figure_2(rows: list[Row], path: str):
+    """Figure 2: validation accuracy by steps of 32 images, one line a row: the mean over seeds in the band of all."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
+    for row in rows:
+        if not (points := row.band()):
+            continue
+        steps, means, lows, highs = zip(*points, strict=True)
+        # The same variant has the same color in every report; networks without BN are dashed.
+        color = f"C{row.rank}"
+        line = "-" if row.variant.batch_normalization else "--"
+        axes.plot(steps, means, label=_label(row, rows), color=color, linestyle=line, marker=".")
+        if len(row.runs) > 1:
+            axes.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
+        if row.diverged():
+            axes.plot(steps[-1], means[-1], marker="x", markersize=9, color=color)
+    if best := [most for row in rows if row.variant.name == REFERENCE for most in row.max_accuracies()]:
+        best = statistics.mean(best)
+        axes.axhline(best, color="0.7", linewidth=0.8, zorder=0)
+        axes.annotate("Inception's best", (0, best), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
+    axes.set(xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None))
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper")
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)
+
+
+def _label(row, rows):
+    alike = sum(other.variant.name == row.variant.name for other in rows)
+    folder = os.fsencode(os.path.basename(row.path)).decode(errors="backslashreplace")  # a plot needs text
+    return row.variant.title if alike == 1 else f"{row.variant.title} ({folder})"

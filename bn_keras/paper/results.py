@@ -1,0 +1,291 @@
+"""docs/results.md, from the files of runs alone: what was not run stays blank, what does not hold is said.
+
+Standard library only, but for the plots and Figure 5, which is read off the network itself.
+"""
+
+import json
+import os
+import statistics
+from collections.abc import Callable
+
+from bn_keras.networks.variants import VARIANTS
+from bn_keras.paper import figure_1, figures_2_and_3
+from bn_keras.paper.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
+from bn_keras.paper.figures_2_and_3 import REFERENCE, MeasuredRun, Row, mean_and_range
+from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
+from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunDirectory
+from bn_keras.runs.run_files import write_text
+
+LOG = "log.jsonl"
+"""In the working directory: a line for every run that was started, with its command, commit and machine."""
+
+DOCUMENT = "results.md"
+
+FIGURE_4 = "figure4.md"
+
+HOLDS, FAILS = "holds", "does not hold"
+
+
+def write_results(workdir: str, ensemble_dir: str, output_dir: str) -> str:
+    """Writes the document and its plots.
+
+    Args:
+      workdir: where `launch/results` keeps its runs.
+      ensemble_dir: where `make ensemble` left Figure 4.
+      output_dir: of the document; plots go to `results` beside it.
+
+    Returns:
+      The document's path.
+    """
+    plots = os.path.join(output_dir, "results")
+    os.makedirs(plots, exist_ok=True)
+    figure_2 = _rows(workdir, "figure2")
+    rows = [next((row for row in figure_2 if row.variant.name == name), Row(name, [])) for name in FIGURE_2_VARIANTS]
+    parts = [
+        "# Results\n",
+        "Written by `make results` from the files of the runs; no number in it is typed. Blank: not run.\n",
+        _made_on(workdir),
+        "## Figure 1: Section 4.1\n",
+        *_figure_1(workdir, plots),
+        "## Figures 2 and 3: Section 4.2.2\n",
+        *_figures_2_and_3(rows, plots),
+        "## The seven changes of Section 4.2.1, one by one on BN-Baseline\n",
+        _changes(workdir, rows),
+        "## Where training diverges\n",
+        _divergence(workdir),
+        "## Batch size and what the statistics are over\n",
+        _batch_sizes(workdir),
+        "## Moving averages against population statistics early in training\n",
+        _early(workdir),
+        "## Figure 4: Section 4.2.3\n",
+        _figure_4(ensemble_dir),
+        "## Figure 5: the network\n",
+        _figure_5(),
+    ]
+    path = os.path.join(output_dir, DOCUMENT)
+    write_text(path, "\n".join(parts))
+    return path
+
+
+def _measured(workdir, section):
+    """The runs of a section by the name of their folder."""
+    folder = os.path.join(workdir, section)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    runs = {name: RunDirectory(os.path.join(folder, name)) for name in names}
+    return {name: MeasuredRun(run) for name, run in runs.items() if run.read_config() is not None}
+
+
+def _rows(workdir, section):
+    return figures_2_and_3.rows_of([RunDirectory(run.path) for run in _measured(workdir, section).values()])
+
+
+def _made_on(workdir):
+    path = os.path.join(workdir, LOG)
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        log = [json.loads(line) for line in file]
+    machines = sorted({f"{run['cpu']}, {run['cores']} cores, TensorFlow {run['tensorflow']}" for run in log})
+    commits = sorted({run["commit"] for run in log})
+    return f"Runs made on {'; '.join(machines)}; at commit {', '.join(commits)}.\n"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _claims(claims: list[tuple[str, str, str, bool | None]]) -> str:
+    """Table of (claim, in the paper, here, whether it holds; None: not run)."""
+    verdict = {None: "", True: HOLDS, False: FAILS}
+    return _table(
+        ["Claim of the paper", "Paper", "Here", "At this scale"],
+        [[claim, paper, here, verdict[holds]] for claim, paper, here, holds in claims],
+    )
+
+
+def _figure_1(workdir, plots):
+    directory = RunDirectory(os.path.join(workdir, "figure1"), MNIST_CONFIG_FILE)
+    if not directory.curve.rows:
+        return ["Not run: `launch/mnist`.\n"]
+    figure_1.draw(directory, os.path.join(plots, figure_1.FIGURE_1))
+    return [
+        f"![Test accuracy, and the input of a typical sigmoid](results/{figure_1.FIGURE_1})\n",
+        figure_1.table(directory),
+        _claims(figure_1.claims(directory)),
+    ]
+
+
+def _figures_2_and_3(rows, plots):
+    if not any(row.runs for row in rows):
+        return ["Not run: `launch/results --only=figure2`.\n"]
+    figures_2_and_3.draw_figure_2(rows, os.path.join(plots, figures_2_and_3.FIGURE_2))
+    return [
+        f"![Validation accuracy by step of the seven networks](results/{figures_2_and_3.FIGURE_2})\n",
+        figures_2_and_3.figure_3(rows),
+        _claims(_claims_of_4_2_2({row.variant.name: row for row in rows})),
+    ]
+
+
+def _claims_of_4_2_2(rows):
+    """Section 4.2.2's claims, each judged on the means over the seeds that were run.
+
+    Faster than Inception is only what reaches the best accuracy of Inception's run with every seed.
+    """
+
+    def best(name):
+        accuracies = rows[name].max_accuracies()
+        return statistics.mean(accuracies) if accuracies else None
+
+    def faster(claim, paper, name, test: Callable):
+        row, reference = rows[name], rows[figures_2_and_3.REFERENCE]
+        ratios = [ratio for _, ratio in figures_2_and_3.compared_with_reference(row, reference)]
+        if not figures_2_and_3.comparable(row, reference):
+            return (claim, paper, "", None)
+        if len(ratios) < len(row.runs):
+            return (claim, paper, f"reached in {len(ratios)} of {len(row.runs)} runs", False)
+        speed_up = statistics.mean(ratios)
+        return (claim, paper, f"{speed_up:.1f}x", test(speed_up))
+
+    def judged(claim, paper, value, form: Callable, test: Callable):
+        return (claim, paper, "" if value is None else form(value), None if value is None else test(value))
+
+    def percent(value):
+        return f"{value:.1%}"
+
+    def more(name, other):
+        one, two = best(name), best(other)
+        return None if one is None or two is None else one - two
+
+    def points(value):
+        return f"{100 * value:+.1f} points"
+
+    claims = [
+        faster(
+            f"{VARIANTS[name].title} matches Inception in fewer steps",
+            f"{PUBLISHED[REFERENCE].steps / PUBLISHED[name].steps:.1f}x",
+            name,
+            lambda ratio: ratio > 1,
+        )
+        for name in ("bn_baseline", "bn_x5", "bn_x30")
+    ]
+    claims += [
+        faster("BN-x5 is at least 14 times faster than Inception", "14.8x", "bn_x5", lambda ratio: ratio >= 14),
+        judged(
+            "BN-x30 starts more slowly than BN-x5 and ends higher",
+            points(PUBLISHED["bn_x30"].max_accuracy - PUBLISHED["bn_x5"].max_accuracy),
+            more("bn_x30", "bn_x5"),
+            points,
+            lambda difference: difference > 0,
+        ),
+        judged(
+            "BN-x5-Sigmoid learns, below the networks with ReLU",
+            points(PUBLISHED["bn_x5_sigmoid"].max_accuracy - PUBLISHED["bn_x5"].max_accuracy),
+            more("bn_x5_sigmoid", "bn_x5"),
+            points,
+            lambda difference: difference < 0 and best("bn_x5_sigmoid") > 0.5,
+        ),
+    ]
+    sigmoid = rows["inception_sigmoid"]
+    classes = sigmoid.runs[0].config["classes"] if sigmoid.runs else 1
+    claims.append(
+        judged(
+            "Inception with sigmoid stays at chance",
+            "1/1000",
+            best("inception_sigmoid"),
+            lambda value: f"{percent(value)} of 1/{classes}",
+            lambda value: value < 1.5 / classes,
+        )
+    )
+    fast = rows["inception_x5"]
+    diverged = f"{len(fast.diverged())} of {len(fast.runs)} runs diverged" if fast.runs else ""
+    holds = len(fast.diverged()) == len(fast.runs) if fast.runs else None
+    claims.append(("Inception at 5x the rate diverges", "machine infinity", diverged, holds))
+    return claims
+
+
+def _changes(workdir, figure_2):
+    """Mean maximum accuracy and steps to Inception's best with one change each, beside none and all seven."""
+    by_name = {row.variant.name: row for row in figure_2}
+    groups = {}
+    for name, run in _measured(workdir, "changes").items():
+        groups.setdefault(name.rpartition("-")[0], []).append(run)
+    table = [_change_row("BN-Baseline: none", by_name["bn_baseline"], by_name["inception"])]
+    for field, title in CHANGES.items():
+        table.append(_change_row(title, Row("bn_baseline", groups.get(field, [])), by_name["inception"]))
+    table.append(_change_row("BN-x5: all seven", by_name["bn_x5"], by_name["inception"]))
+    return _table(["Change", "Steps to Inception's best", "Speed-up", "Max accuracy", "Last accuracy"], table) + (
+        "\nThe embedded digits are neither cropped nor distorted, so change 7 acts only on sets with the ImageNet "
+        "augmentation; shuffling within shards needs several shards to differ from the order of shards.\n"
+    )
+
+
+def _change_row(title, row, reference):
+    return [
+        title,
+        *figures_2_and_3.steps_and_speed_up(row, reference),
+        mean_and_range(row.max_accuracies(), "{:.1%}".format),
+        mean_and_range([run.curve.validation()[-1][1] for run in row.runs if run.curve.validation()], "{:.1%}".format),
+    ]
+
+
+def _outcome(run):
+    """What a run came to, in a cell: its best accuracy, or where it diverged; "" if it was not run."""
+    if run is None:
+        return ""
+    if diverged := run.curve.diverged():
+        return f"diverged at step {diverged['step']:,}"
+    most = run.curve.max_accuracy()
+    return "" if most is None else f"{most:.1%}"
+
+
+def _divergence(workdir):
+    runs = _measured(workdir, "divergence")
+    names = ("inception", "bn_baseline")
+    rows = [[f"x{factor}", *(_outcome(runs.get(f"{name}-x{factor}")) for name in names)] for factor in RATE_FACTORS]
+    return _table(["Factor on the rate of 0.0015", *(VARIANTS[name].title for name in names)], rows) + (
+        "\nBest validation accuracy of a short run, or the step at which loss or weights stopped being finite.\n"
+    )
+
+
+def _batch_sizes(workdir):
+    runs = _measured(workdir, "batch_size")
+    rows = [[str(batch), *(_outcome(runs.get(f"{kind}-{batch}")) for kind in STATISTICS)] for batch in BATCH_SIZES]
+    return _table(["Batch", *(title for title, _ in STATISTICS.values())], rows) + (
+        "\nBN-x5, best validation accuracy after the same number of images at every batch size; the rate grows "
+        "linearly with the batch. Groups of 32 are the batch itself up to 32.\n"
+    )
+
+
+def _early(workdir):
+    rows = []
+    for run in _measured(workdir, "early").values():
+        at = {}
+        for row in run.curve.rows:
+            if row["kind"] in ("validation", "population"):
+                at.setdefault(row["step"], {})[row["kind"]] = row["top1"] / row["of"]
+        rows += [
+            [f"{step:,}", *(f"{found[kind]:.1%}" if kind in found else "" for kind in ("validation", "population"))]
+            for step, found in sorted(at.items())
+        ]
+    return _table(["Step of BN-x5", "Moving averages", "Population statistics"], rows) + (
+        "\nThe same weights, evaluated with the moving averages and with Algorithm 2 over training mini-batches.\n"
+    )
+
+
+def _figure_4(ensemble_dir):
+    path = os.path.join(ensemble_dir, FIGURE_4)
+    if not os.path.exists(path):
+        return "Not run: `make ensemble`.\n"
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _figure_5():
+    from bn_keras.paper.figure_5 import figure_5  # loads Keras
+
+    return figure_5() + (
+        "\n\nBN-x5 for 1,000 classes, as `build_model` makes it; multiply-adds of one image in its convolutions "
+        "and its classifier. Section 4.2 says 13.6 million parameters, which no reading of the paper's figure adds up "
+        "to: [paper.md](paper.md).\n"
+    )

@@ -1,0 +1,215 @@
+"""Section 4.1: three fully connected layers of 100 sigmoids on binary MNIST, with and without Batch Normalization.
+
+Both networks start from the same weights and see the same mini-batches, all images in memory. As in `trainer`, all that
+a run does is a function of (seed, step), so an interrupted one continues bit for bit.
+"""
+
+import dataclasses
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bn_keras.errors import InputError
+from bn_keras.evaluation.accuracy.accuracy import count_correct
+from bn_keras.input.dataset import Dataset
+from bn_keras.input.pipeline import validation_batches
+from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.paper.figure_1 import NETWORKS, PERCENTILES
+from bn_keras.progress import Progress
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunDirectory
+
+IMAGE_SIZE = 28
+HIDDEN_LAYERS = 3
+UNITS = 100
+
+_CHECKPOINT_EVERY = 1_000  # steps; a second of work
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MnistConfig:
+    """Everything that the two networks are a function of.
+
+    Attributes:
+      dataset, dataset_fingerprint, train_examples, test_examples: of the data set; its validation split is the test.
+      steps: mini-batches, 50,000 in the paper.
+      batch_size: 60 in the paper.
+      learning_rate: of plain SGD. Not in the paper: ours, a rate at which both networks learn.
+      weight_deviation: of the Gaussian of the initial weights, "small"; its value is not in the paper: ours.
+      seed: of the weights and the order of examples.
+      eval_every: steps between points of the curve.
+    """
+
+    dataset: str
+    dataset_fingerprint: str
+    train_examples: int
+    test_examples: int
+    steps: int = 50_000
+    batch_size: int = 60
+    learning_rate: float = 0.1
+    weight_deviation: float = 0.1
+    seed: int = 0
+    eval_every: int = 250
+
+    def flat(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def read_binary_images(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """A whole split as (images float32 `[N, 784]` of 0 and 1, labels int32 `[N]`).
+
+    The paper's images are binary; the threshold, half of full scale, is not in the paper: ours.
+
+    Raises:
+      InputError: the images are not gray.
+    """
+    if dataset.channels != 1:
+        raise InputError(f"{dataset.name} has color images; Section 4.1 takes gray digits, such as MNIST")
+    once = dataclasses.replace(dataset, splits={"validation": dataset.splits[split]})
+    batches = validation_batches(once, batch_size=500, image_size=IMAGE_SIZE, augmentation="none")
+    images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+    real = labels >= 0
+    return (images[real].reshape(-1, IMAGE_SIZE**2) > 0).astype("float32"), labels[real]
+
+
+def build_network(batch_normalization: bool, *, classes: int, weight_deviation: float, seed: int) -> keras.Model:
+    """The network of Section 4.1; its outputs are the logits and the inputs of the last hidden layer's sigmoids.
+
+    A layer is `z = sigmoid(Wu + b)`, or with BN `z = sigmoid(BN(Wu))` (Section 3.2).
+    """
+    seeds = np.random.default_rng(seed).integers(2**31, size=HIDDEN_LAYERS + 1)
+    gaussian = [keras.initializers.RandomNormal(0.0, weight_deviation, seed=int(each)) for each in seeds]
+    x = inputs = keras.Input((IMAGE_SIZE**2,))
+    for layer in range(HIDDEN_LAYERS):
+        x = keras.layers.Dense(UNITS, use_bias=not batch_normalization, kernel_initializer=gaussian[layer])(x)
+        if batch_normalization:
+            x = BatchNormalization(debias=True)(x)
+        before_sigmoid = x
+        x = keras.layers.Activation("sigmoid")(x)
+    logits = keras.layers.Dense(classes, kernel_initializer=gaussian[HIDDEN_LAYERS])(x)
+    return keras.Model(inputs, [logits, before_sigmoid], name=list(NETWORKS)[batch_normalization])
+
+
+class _Network:
+    """One of the two networks, its optimizer and the loss since the last point of the curve."""
+
+    def __init__(self, batch_normalization: bool, classes: int, config: MnistConfig):
+        self.model = build_network(
+            batch_normalization, classes=classes, weight_deviation=config.weight_deviation, seed=config.seed
+        )
+        self.optimizer = keras.optimizers.SGD(config.learning_rate)
+        self.optimizer.build(self.model.trainable_variables)
+        self.loss_sum = tf.Variable(0.0, trainable=False)
+
+    def step(self, images, labels):
+        with tf.GradientTape() as tape:
+            logits, _ = self.model(images, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        variables = self.model.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.loss_sum.assign_add(loss)
+
+    def variables(self):
+        keras_variables = [*self.model.variables, *self.optimizer.variables]
+        named = {f"{self.model.name}/{k}/{variable.path}": variable.value for k, variable in enumerate(keras_variables)}
+        return {**named, f"{self.model.name}/loss_sum": self.loss_sum}
+
+
+def batch_indices(examples: int, batch_size: int, seed: int, start: int, count: int) -> np.ndarray:
+    """The examples that `count` steps from `start` see, int32 `[count, batch_size]`: shuffled epochs without end."""
+    positions = np.arange(start * batch_size, (start + count) * batch_size)
+    epochs = positions // examples
+    indices = np.empty(len(positions), np.int32)
+    for epoch in np.unique(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(examples)
+        indices[epochs == epoch] = order[positions[epochs == epoch] % examples]
+    return indices.reshape(count, batch_size)
+
+
+def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory):
+    """Trains both networks in `directory`, from where it stands to `config.steps`.
+
+    A row of the curve is one network at one step, over all test images: `top1` of `of`, the mean `loss` of the
+    mini-batches since the row before, and `percentiles`, 15, 50 and 85 of the input of each of the 100 sigmoids of the
+    last hidden layer.
+
+    Raises:
+      InputError: the directory holds another run, another process trains in it, or the loss is not finite.
+    """
+    directory.check(config, dataset.class_names)
+    train_images, train_labels = map(tf.constant, read_binary_images(dataset, "train"))
+    test_images, test_labels = map(tf.constant, read_binary_images(dataset, "validation"))
+    networks = [_Network(bool(k), len(dataset.class_names), config) for k in range(len(NETWORKS))]
+    row_step = tf.Variable(0, dtype=tf.int64, trainable=False)  # of the last rows, which the sums of loss are since
+    variables = {name: variable for network in networks for name, variable in network.variables().items()}
+    variables["row_step"] = row_step
+
+    @tf.function
+    def train_steps(indices):
+        for batch in indices:
+            for network in networks:
+                network.step(tf.gather(train_images, batch), tf.gather(train_labels, batch))
+
+    @tf.function
+    def test(network):
+        logits, before_sigmoid = networks[network].model(test_images, training=False)
+        return count_correct(logits, test_labels), before_sigmoid
+
+    def restore():
+        if not (saved := checkpoint.load_newest(directory.path)):
+            return 0
+        step, arrays = saved
+        rows = [row["step"] for row in directory.curve.rows if row["step"] <= step]
+        arrays = {"row_step": max(rows, default=0)} | arrays  # which earlier versions lack
+        for name, variable in variables.items():
+            if name not in arrays:
+                raise InputError(f"the checkpoint of step {step} lacks {name}: give another --workdir")
+            variable.assign(arrays[name])
+        return step
+
+    restore()  # before anything is written; again when no other process can train there
+    directory.open(config, dataset.class_names)
+    step = restore()
+    curve = directory.curve
+    curve.truncate(step)
+
+    def add_rows():
+        for k, network in enumerate(networks):
+            counts, before_sigmoid = test(k)
+            loss = float(network.loss_sum.numpy()) / max(1, step - int(row_step.numpy()))
+            if not np.isfinite(loss):
+                raise InputError(
+                    f"the loss {network.model.name} is not finite before step {step}: give a lower learning rate"
+                )
+            network.loss_sum.assign(0.0)
+            curve.append(
+                {
+                    "kind": "test",
+                    "network": network.model.name,
+                    "step": step,
+                    "examples": step * config.batch_size,
+                    "top1": int(counts[0]),
+                    "of": int(counts[2]),
+                    "loss": loss,
+                    "percentiles": np.percentile(before_sigmoid, PERCENTILES, axis=0).round(4).tolist(),
+                    "wall_time": time.time(),
+                }
+            )
+        row_step.assign(step)
+
+    progress = Progress("mnist", config.steps)
+    while step < config.steps:
+        stop = min(config.steps, *(step // every * every + every for every in (config.eval_every, _CHECKPOINT_EVERY)))
+        indices = batch_indices(config.train_examples, config.batch_size, config.seed, step, stop - step)
+        train_steps(tf.constant(indices))
+        step = stop
+        progress.update(step)
+        if step % config.eval_every == 0 or step == config.steps:
+            add_rows()
+            progress.evaluated(step, curve.rows[-1]["top1"] / curve.rows[-1]["of"])
+        if step % _CHECKPOINT_EVERY == 0 or step == config.steps:
+            curve.sync()
+            checkpoint.save(directory.path, step, {name: value.numpy() for name, value in variables.items()})
+    progress.close("finished")

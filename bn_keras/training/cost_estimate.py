@@ -1,0 +1,69 @@
+"""What a run would cost, before it starts: its network, memory, and the time measured on a few of its own steps."""
+
+import functools
+import math
+
+import tensorflow as tf
+
+from bn_keras.input.dataset import Dataset
+from bn_keras.runs.run_directory import RunConfig
+from bn_keras.training.distribution import distribute
+from bn_keras.training.step_statistics import StepStatistics
+from bn_keras.training.trainer import run_training_batches
+from bn_keras.training.training_state import TrainingState, make_train_steps
+
+STEPS = 3
+"""Steps that are timed."""
+
+WARM_UP = 6
+"""Steps before those: the first compiles, and while it does, the input pipeline gets ahead by up to five batches."""
+
+
+def describe_cost(config: RunConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> str:
+    """Builds the network and takes a few steps in memory; writes nothing."""
+    state = TrainingState(config, strategy)
+    trainable = sum(math.prod(weight.shape) for weight in state.model.trainable_variables)
+    train_steps = make_train_steps(state, config, strategy)
+    batches = iter(distribute(strategy, functools.partial(run_training_batches, config, dataset, 0)))
+    train_steps(batches, tf.constant(WARM_UP))
+    statistics = StepStatistics(config.replicas)
+    statistics.add(train_steps(batches, tf.constant(STEPS)).numpy(), config.batch_size)
+    measured = statistics.take()
+    seconds = config.batch_size / measured["images_per_second"]
+    peak = "".join(
+        f", measured at most {_gigabytes(measured[name])} {what}"
+        for name, what in (("peak_host_bytes", "by this process"), ("peak_gpu_bytes", "on a GPU"))
+        if name in measured
+    )
+    return "\n".join(
+        (
+            f"{state.model.count_params():,} parameters, {trainable:,} of them trainable",
+            f"memory of a device: about {_gigabytes(_bytes_of_device(state.model, config, trainable))}{peak}",
+            f"a step takes {seconds:.3g} s, {measured['images_per_second']:.3g} images a second, "
+            f"{measured['input_wait']:.0%} of it waiting for input",
+            f"{config.steps:,} steps take about {_duration(config.steps * seconds)}, evaluations not counted",
+        )
+    )
+
+
+def _bytes_of_device(model, config, trainable):
+    """Weights, velocities, gradients and averages, and what the gradient needs of every layer's output."""
+    copies = 4 if config.ema else 3
+    weights = model.count_params() + (copies - 1) * trainable
+    size = 4 if config.precision == "float32" else 2
+    outputs = sum(math.prod(layer.output.shape[1:]) for layer in model.layers)
+    return 4 * weights + size * outputs * config.batch_size // config.replicas
+
+
+def _gigabytes(count):
+    return f"{count / 1e9:.2f} GB"
+
+
+def _duration(seconds):
+    return (
+        f"{seconds / 86400:.1f} days"
+        if seconds > 86400
+        else f"{seconds / 3600:.1f} hours"
+        if seconds > 3600
+        else f"{seconds / 60:.1f} minutes"
+    )

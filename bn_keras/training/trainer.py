@@ -1,0 +1,354 @@
+"""Trains one run: steps, evaluation, checkpoints, exact resume, divergence.
+
+All that a run does is a function of (seed, step, replica). A checkpoint is the values of the variables at a step, and
+resuming is: restore them, forget the curve after that step, start the input at it. The result is bit for bit that of a
+run that was never interrupted.
+
+With several worker processes every one runs this program on its share of each mini-batch and restores from the run's
+directory, which all of them see; the chief writes it.
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+import signal
+
+import tensorflow as tf
+
+from bn_keras import population_statistics
+from bn_keras.errors import InputError, first_line
+from bn_keras.evaluation.accuracy.accuracy import Evaluator
+from bn_keras.input.dataset import Dataset
+from bn_keras.input.pipeline import naming_damage, training_batches, validation_batches
+from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.training.activation_monitor import PERCENTILES, Monitor
+from bn_keras.training.distribution import Agreement, distribute, is_chief
+from bn_keras.training.learning_rate import learning_rate
+from bn_keras.training.run_writer import RunRecord
+from bn_keras.training.step_statistics import StepStatistics
+from bn_keras.training.training_state import TrainingState, make_train_steps
+
+
+class Outcome(enum.Enum):
+    """How `train` ended."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+    PREEMPTED = "preempted"
+
+
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    directory: RunDirectory,
+    strategy: tf.distribute.Strategy,
+    profiled_steps: range = range(0),
+) -> Outcome:
+    """Trains `config` in `directory`, from where it stands to `config.steps`.
+
+    Returns when all steps are done or when the run has diverged, which is then the last row of the curve.
+
+    Args:
+      config: of the run; `directory.check` has accepted it.
+      dataset: of `read_dataset`.
+      directory: of the run.
+      strategy: of `make_strategy`.
+      profiled_steps: those that TensorFlow's profiler records; the first step of a run is 1.
+
+    Raises:
+      InputError: another process trains in the directory; its checkpoint is of another network; a record is damaged;
+        another worker is gone; nothing more can be written, and the last checkpoint is whole.
+    """
+    try:
+        return Trainer(config, dataset, directory, strategy, profiled_steps).run()
+    except OSError as error:
+        newest = directory.newest_step()
+        whole = "no checkpoint was written" if newest is None else f"the checkpoint of step {newest} is whole"
+        raise InputError(
+            f"cannot write to {directory.path} ({error.strerror or error}): {whole}, the same command continues there"
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise InputError(
+            f"lost another worker ({first_line(error)}): start all of them again, the same command continues"
+        ) from error
+
+
+class Trainer:
+    """One run in one process. `run` is the loop; each of its methods is one thing that the loop does."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        directory: RunDirectory,
+        strategy: tf.distribute.Strategy,
+        profiled_steps: range,
+    ):
+        self.config = config
+        self.dataset = dataset
+        self.strategy = strategy
+        self.state = TrainingState(config, strategy)
+        self.agreement = Agreement(strategy)
+        # Twice: what does not fit is to fail before anything is written, and another process may train until `open`.
+        self.step = self._restore(directory)
+        self.monitor = self._make_monitor() if config.monitor else None
+        if is_chief(strategy):
+            directory.open(config, dataset.class_names)
+        self.step = self._restore(directory)
+        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=dataset.skipped)
+        self.statistics = StepStatistics(config.replicas)
+        self.train_steps = make_train_steps(self.state, config, strategy)
+        self.evaluator = Evaluator(self.state.model, strategy)
+        self.batches = iter(distribute(strategy, self._training_batches()))
+        self.validation = distribute(strategy, functools.partial(run_validation_batches, config, dataset))
+        self.interruption = Interruption()
+        self.profiler = Profiler(directory.path, profiled_steps)
+        self.profiler.at(self.step)
+        self.steps_per_second = 0.0
+        self.stopping = False
+
+    def run(self) -> Outcome:
+        """Takes the steps that are left, and does after each what is due."""
+        try:
+            self._evaluate_if_due()  # where an interruption had cut an evaluation short
+            while self.step < self.config.steps:
+                self._advance()
+                self.interruption.take_over()  # only now is there something to save
+                if problem := self._problem():
+                    return self._diverge(*problem)
+                if self._due(self.config.log_every):
+                    self._log()
+                self._evaluate_if_due()
+                if self._due(self.config.checkpoint_every):
+                    self._save()
+                if self.stopping and self.step < self.config.steps:
+                    raise _Stopped
+        except _Stopped:
+            self._save()
+            self.record.close(f"interrupted at step {self.step}; the same command continues")
+            return self.interruption.outcome or Outcome.PREEMPTED
+        finally:
+            self.interruption.give_back()
+            self.profiler.stop()
+        self.record.save_model(self.step, self.state.model, self._best_step())
+        self.record.close("finished")
+        return Outcome.FINISHED
+
+    def _restore(self, directory):
+        if saved := checkpoint.load_newest(directory.path):
+            self.state.restore(saved[1])
+        step = int(self.state.step.numpy())
+        if best := directory.curve.best(step):  # a kill after an evaluation leaves its row, but not the state after it
+            self.state.note_accuracy(*best)
+        if (mean := self.agreement.mean(step)[0]) != step:
+            raise InputError(
+                f"this worker goes on at step {step}, the mean of all is {mean:g}: give all of them one --workdir, "
+                "in a folder that they share"
+            )
+        return step
+
+    def _advance(self):
+        """Takes the steps until something is due, but about one second of them, so that a signal is seen soon."""
+        cadences = [self.config.log_every, self.config.eval_every, self.config.checkpoint_every]
+        if self.monitor:
+            cadences.append(self.config.monitor_every)
+        due = min(self.config.steps, *(self.step // every * every + every for every in cadences))
+        due = min(due, self.profiler.next_change(self.step))
+        count = min(due - self.step, max(1, int(self.steps_per_second)))
+        with naming_damage(self.dataset, "train"):
+            times = self.train_steps(self.batches, tf.constant(count)).numpy()
+        self.step = int(self.state.step.numpy())
+        self.profiler.at(self.step)
+        self.statistics.add(times, self.config.batch_size)
+        seconds, stopping = self.agreement.mean(times[:, 1].sum(), self.interruption.outcome is not None)
+        self.steps_per_second = count / seconds
+        self.stopping = stopping > 0
+        self.record.progressed(self.step)
+
+    def _problem(self):
+        """(step, reason) where the run has diverged; weights are looked at whenever something is about to be kept."""
+        if step := int(self.state.first_bad_step.numpy()):
+            return step, "the loss is not finite"
+        kept = self._due(self.config.log_every) or self._due(self.config.checkpoint_every) or self.stopping
+        if (kept or self._due(self.config.eval_every)) and not self.state.finite():
+            return self.step, "a weight is not finite"
+        return None
+
+    def _diverge(self, step, reason):
+        examples = int(self.state.examples.numpy()) - (self.step - step) * self.config.batch_size
+        self.record.add("diverged", step, examples, reason=reason)
+        self.record.close(f"diverged at step {step}: {reason}")
+        return Outcome.DIVERGED
+
+    def _log(self):
+        """The row of the steps since the last one."""
+        examples = int(self.state.row_examples.numpy())
+        before = self.state.examples - self.config.batch_size
+        self._add_row(
+            "training",
+            learning_rate=float(learning_rate(self.config, before)),  # of the row's last step
+            loss=float(self.state.loss_sum.numpy()) / examples,
+            accuracy=int(self.state.correct.numpy()) / examples,
+            **self.statistics.take(),
+        )
+        for counted in (self.state.row_examples, self.state.loss_sum, self.state.correct):
+            counted.assign(tf.zeros_like(counted))
+
+    def _evaluate_if_due(self):
+        """Adds the rows on the held-out examples that this step should have and has not."""
+        if self._lacks("validation", self.config.eval_every):
+            counts = self._count()
+            accuracy = counts.top1 / counts.of
+            if self.state.note_accuracy(self.step, accuracy):
+                self.record.save_best(self.step, self.state.arrays())
+            self._add_row("validation", **counts._asdict())  # after the best: it says that the evaluation is done
+            self.record.evaluated(self.step, accuracy)
+        if self.config.ema and self._lacks("ema", self.config.eval_every):
+            with self.state.optimizer.averages_applied():
+                self._add_row("ema", **self._count()._asdict())
+        if self.config.population_statistics and self._lacks("population", self.config.eval_every):
+            with self._measured_statistics().applied():
+                self._add_row("population", **self._count()._asdict())
+        if self.monitor and self._lacks("monitor", self.config.monitor_every):
+            self._add_row("monitor", percentiles=PERCENTILES, layers=self.monitor.look())
+
+    def _count(self):
+        """The `Counts` of the held-out examples."""
+        with naming_damage(self.dataset, "validation"):
+            return self.evaluator(self._until_interrupted(self.validation))
+
+    def _measured_statistics(self):
+        """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
+        batches = self._training_batches(distort_on="host")(hosts=1, host=0)
+        steps = self.config.population_statistics
+        return population_statistics(self.state.model, self._until_interrupted(batches), steps=steps, write=False)
+
+    def _until_interrupted(self, batches):
+        """The batches of one evaluation or measurement, which takes minutes, while a preemption leaves seconds.
+
+        Several workers do not stop inside of one: all have to take part in every batch.
+        """
+        for batch in batches:
+            if self.agreement.workers == 1 and self.interruption.outcome:
+                raise _Stopped
+            yield batch
+
+    def _save(self):
+        self.record.save(self.step, self.state.arrays(), self._best_step())
+
+    def _best_step(self):
+        return int(self.state.best_step.numpy())
+
+    def _due(self, every):
+        return self.step % every == 0 or self.step >= self.config.steps
+
+    def _lacks(self, kind, every):
+        return self.step > 0 and self._due(every) and self.step not in self.record.steps_of(kind)
+
+    def _add_row(self, kind, **fields):
+        self.record.add(kind, self.step, int(self.state.examples.numpy()), **fields)
+
+    def _training_batches(self, **changes):
+        config = dataclasses.replace(self.config, **changes)
+        return functools.partial(run_training_batches, config, self.dataset, int(self.state.examples.numpy()))
+
+    def _make_monitor(self):
+        images, _ = next(iter(run_validation_batches(self.config, self.dataset, hosts=1, host=0)))
+        return Monitor(self.state.model, self.config.monitor, images)
+
+
+def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, hosts: int, host: int):
+    """A host's share of a run's mini-batches, from where `examples` examples were seen.
+
+    If the batch was changed on the way, from its next multiple.
+    """
+    return training_batches(
+        dataset,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        seed=config.seed,
+        start_step=-(-examples // config.batch_size),
+        augmentation=config.augmentation,
+        shuffling=config.variant.shuffling,
+        photometric_distortion=config.variant.photometric_distortion,
+        distort_on=config.distort_on,
+        skipped=dataset.skipped,
+        data_service=dataset.data_service,
+        hosts=hosts,
+        host=host,
+    )
+
+
+def run_validation_batches(config: RunConfig, dataset: Dataset, *, hosts: int, host: int):
+    """A host's share of a run's evaluation."""
+    return validation_batches(
+        dataset,
+        batch_size=config.eval_batch_size,
+        image_size=config.image_size,
+        augmentation=config.augmentation,
+        skipped=dataset.skipped,
+        hosts=hosts,
+        host=host,
+    )
+
+
+class _Stopped(Exception):  # noqa: N818 (not an error)
+    """A signal asks the run to save and stop."""
+
+
+class Interruption:
+    """Notes the first SIGINT or SIGTERM, for the loop to save and stop; a second one is handled as before."""
+
+    def __init__(self):
+        self.outcome = None
+        self._before = {}
+
+    def take_over(self):
+        """Has the signals noted, until there is one."""
+        if not self._before and self.outcome is None:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def give_back(self):
+        """Has signals handled as before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _note(self, number, frame):
+        self.outcome = Outcome.INTERRUPTED if number == signal.SIGINT else Outcome.PREEMPTED
+        self.give_back()
+
+
+class Profiler:
+    """TensorFlow's profiler over some steps; its trace lies in the run's directory, for TensorBoard's PROFILE page.
+
+    Args:
+      directory: of the run.
+      steps: that are recorded; of a run that ends earlier, those that it takes.
+    """
+
+    def __init__(self, directory: str, steps: range):
+        self._directory = directory
+        self._steps = steps
+        self._running = False
+
+    def next_change(self, step: int) -> float:
+        """The step after which the profiler starts or stops next; infinity where it does neither."""
+        ends = (self._steps.start - 1, self._steps.stop - 1) if self._steps else ()
+        return min((end for end in ends if end > step), default=math.inf)
+
+    def at(self, step: int):
+        """Starts or stops, between the steps `step` and `step` + 1."""
+        if step + 1 in self._steps and not self._running:
+            tf.profiler.experimental.start(self._directory)
+            self._running = True
+        elif step + 1 not in self._steps:
+            self.stop()
+
+    def stop(self):
+        """Writes what was recorded, if anything is."""
+        if self._running:
+            tf.profiler.experimental.stop()
+            self._running = False

@@ -1,0 +1,223 @@
+"""The variables of a run, and the step that moves them."""
+
+import functools
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bn_keras.errors import InputError
+from bn_keras.evaluation.accuracy.accuracy import count_correct
+from bn_keras.input.preprocessing import PhotometricDistortion
+from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.networks.inception import build_model
+from bn_keras.runs.run_directory import RunConfig
+from bn_keras.training.distribution import uses_gpus
+from bn_keras.training.learning_rate import learning_rate
+from bn_keras.training.optimizer import LossScale, MomentumSGD
+
+
+def build_network(config: RunConfig) -> keras.Model:
+    """The untrained network of a run, of Keras's dtype policy and under the strategy that are set."""
+    return build_model(
+        config.variant,
+        image_size=config.image_size,
+        channels=config.channels,
+        classes=config.classes,
+        width=config.width,
+        batch_normalization=functools.partial(
+            BatchNormalization, momentum=config.bn_momentum, **_statistics_over(config)
+        ),
+    )
+
+
+class TrainingState:
+    """Model, optimizer and running sums of one run: every variable that a checkpoint holds.
+
+    What the next row of the curve is made of, its examples with the sums of their losses and right answers, lives here
+    too, so that a checkpoint may be made between two rows. `step` counts steps and `examples` their images, which are
+    `batch_size` a step unless the batch was changed on the way.
+    """
+
+    _OWN = ("step", "examples", "row_examples", "loss_sum", "correct", "best_step", "best_accuracy")
+
+    def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
+        keras.utils.set_random_seed(config.seed)
+        if _enforces_determinism(config, strategy):  # of the whole process; needs the seed above
+            tf.config.experimental.enable_op_determinism()
+        keras.config.set_dtype_policy(config.precision)
+        with strategy.scope():
+            self.model = build_network(config)
+            self.optimizer = MomentumSGD(self.model.trainable_variables, config.clip_norm, config.ema)
+            self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
+            self.step = _counter(tf.int64, 0)
+            self.examples = _counter(tf.int64, 0)
+            self.first_bad_step = _counter(tf.int64, 0)
+            self.row_examples = _counter(tf.int64, 0)
+            self.loss_sum = _counter(tf.float32, 0.0)
+            self.correct = _counter(tf.int64, 0)
+            self.best_step = _counter(tf.int64, 0)
+            self.best_accuracy = _counter(tf.float32, 0.0)
+
+    def note_accuracy(self, step: int, accuracy: float) -> bool:
+        """Takes note of an evaluation, and says whether it is the best so far."""
+        if better := bool(accuracy > self.best_accuracy):
+            self.best_step.assign(step)
+            self.best_accuracy.assign(accuracy)
+        return better
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The value of every variable by its name."""
+        return {name: np.asarray(variable.numpy()) for name, variable in self._variables().items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]):
+        """Sets every variable.
+
+        Raises:
+          InputError: the arrays are those of another network.
+        """
+        arrays = {"best_step": np.int64(0), "best_accuracy": np.float32(0)} | arrays  # which earlier versions lack
+        if "row_examples" not in arrays:  # nor did they count the examples of these sums
+            arrays |= {"row_examples": np.int64(0), "loss_sum": np.float32(0), "correct": np.int64(0)}
+        for name, variable in self._variables().items():
+            if name not in arrays or arrays[name].shape != variable.shape:
+                found = f"of shape {arrays[name].shape}" if name in arrays else "missing"
+                raise InputError(
+                    f"the checkpoint cannot go on as this run: {name} {tuple(variable.shape)} is {found} there; "
+                    "give another --workdir"
+                )
+            variable.assign(arrays[name])
+
+    def finite(self) -> bool:
+        return bool(self._finite())
+
+    @tf.function
+    def _finite(self):
+        variables = [tf.convert_to_tensor(variable.value) for variable in self.model.weights]
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in variables])
+
+    def _variables(self):
+        own = {name: getattr(self, name) for name in self._OWN}
+        model = {f"model/{variable.path}": variable.value for variable in self.model.variables}
+        optimizer = self.optimizer.variables() | (self.loss_scale.variables() if self.loss_scale else {})
+        return own | model | {f"optimizer/{name}": variable for name, variable in optimizer.items()}
+
+
+def _enforces_determinism(config, strategy):
+    return config.deterministic and uses_gpus(strategy)  # a CPU's operations are deterministic without being told
+
+
+def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy):
+    """The training loop as one graph.
+
+    Returns:
+      `train_steps(iterator, count)`, which takes `count` (int32 scalar) steps and returns float64 `[count, 2]`: for
+      every step the seconds that it waited for its input, from the end of the step before, and those that it took in
+      all.
+    """
+    replica_step = make_replica_step(state, config)
+
+    def now():
+        if _enforces_determinism(config, strategy):  # where TensorFlow refuses its own clock
+            return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
+        return tf.timestamp()
+
+    @tf.function
+    def train_step(images, labels):
+        rate = learning_rate(config, state.examples)
+        results = strategy.run(replica_step, args=(images, labels, rate, tf.identity(state.step)))
+        loss, correct, usable = (strategy.experimental_local_results(result)[0] for result in results)
+        state.step.assign_add(1)
+        state.examples.assign_add(config.batch_size)
+        state.row_examples.assign_add(config.batch_size)
+        state.loss_sum.assign_add(loss * config.batch_size)
+        state.correct.assign_add(tf.cast(correct, tf.int64))
+        bad = (state.first_bad_step == 0) & ~tf.math.is_finite(loss)
+        state.first_bad_step.assign(tf.where(bad, state.step, state.first_bad_step))
+        if state.loss_scale:
+            state.loss_scale.update(usable)
+        return loss
+
+    def end_of(step):
+        """The time at which a step's last variable is assigned: its loss is there before its backward pass."""
+        # `step` is an output of a function's call, and what waits for a call waits for all that the function assigns.
+        with tf.control_dependencies([step]):
+            # An accelerator assigns later than it is told to, in order: read from it, a value is here after that.
+            here = [copy.read_value() for copy in strategy.experimental_local_results(state.loss_sum)]
+        with tf.device("CPU:0"), tf.control_dependencies([tf.identity(value) for value in here]):
+            return now()
+
+    def after(time, values):
+        """The values, from that time on; else a clock would be read when a processor is free, deep in the step."""
+
+        def hold(value):
+            with tf.device(value.device), tf.control_dependencies([time]):
+                return tf.identity(value)
+
+        return tf.nest.map_structure(hold, values, expand_composites=True)
+
+    @tf.function
+    def train_steps(iterator, count):
+        times = tf.TensorArray(tf.float64, count)
+        ended = now()
+        for k in tf.range(count):
+            begun = ended
+            with tf.control_dependencies([begun]):
+                images, labels = next(iterator)
+            with tf.control_dependencies(strategy.experimental_local_results(labels)):
+                arrived = now()
+            ended = end_of(train_step(*after(arrived, (images, labels))))
+            times = times.write(k, tf.stack([arrived - begun, ended - begun]))
+        return times.stack()
+
+    return train_steps
+
+
+def make_replica_step(state: TrainingState, config: RunConfig):
+    """One replica's part of a step.
+
+    Returns:
+      `replica_step(images, labels, rate, step)`, the first two as `training_batches` yields them; it returns float32
+      scalars, the same on every replica: the mean loss of the whole mini-batch, without L2; how many answers were
+      right; and bool, whether the gradients were finite.
+    """
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+    weights = state.model.trainable_variables
+    distort = PhotometricDistortion(config.variant.photometric_distortion) if config.distort_on == "device" else None
+
+    def replica_step(images, labels, rate, step):
+        if distort:
+            images = distort(images)
+        with tf.GradientTape() as tape:
+            logits = state.model(images, training=True)
+            loss = tf.reduce_sum(cross_entropy(labels, logits)) / config.batch_size
+            scaled = loss * state.loss_scale.scale if state.loss_scale else loss
+        gradients = tape.gradient(scaled, [weight.value for weight in weights])
+        sums = tf.stack([loss, tf.cast(count_correct(logits, labels)[0], tf.float32)])
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+        usable = tf.constant(True)
+        if state.loss_scale:
+            gradients = [gradient / state.loss_scale.scale for gradient in gradients]
+            usable = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        state.optimizer.apply(gradients, rate, step, usable if state.loss_scale else None)
+        return sums[0], sums[1], usable
+
+    return tf.function(replica_step, jit_compile=True) if config.jit_compile else replica_step
+
+
+def _statistics_over(config):
+    """BatchNormalization's arguments for `normalization_batch`."""
+    if config.normalization_batch == "global":
+        return {"synchronized": True}
+    if config.normalization_batch == "replica":
+        return {}
+    group = int(config.normalization_batch)
+    # One group is the whole batch, which the layer does without groups faster, with the same bits.
+    return {"virtual_batch_size": group} if group < config.batch_size // config.replicas else {}
+
+
+def _counter(dtype, value):
+    return tf.Variable(value, dtype=dtype, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)

@@ -1,0 +1,188 @@
+"""An image-folder data set: one folder a class, the class index being the position in the sorted folder names."""
+
+import hashlib
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from data_prep import storage
+from data_prep.errors import InputError
+from data_prep.formats import image
+from data_prep.sources.dataset import SPLITS, Contents, Dataset, Found, Image, by_kind, check_classes
+
+# Endings that people keep pictures under. Those that cannot be decoded are bad images, named, and not left out.
+_PICTURES = {
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff", "avif", "avifs", "jxl"),
+    *("heic", "heics", "heif", "hif", "ppm", "pgm", "pbm", "pnm", "pfm", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c"),
+    *(
+        "ico",
+        "cur",
+        "icns",
+        "tga",
+        "icb",
+        "vda",
+        "vst",
+        "pcx",
+        "sgi",
+        "rgb",
+        "bw",
+        "mpo",
+        "psd",
+        "qoi",
+        "dds",
+        "exr",
+        "hdr",
+    ),
+    *("svg", "eps", "dng", "cr2", "cr3", "nef", "arw", "orf", "raf", "rw2", "raw"),
+}
+# What lies beside them and is left out unopened; every other ending is opened, and its first bytes decide.
+_OTHERS = {
+    *("txt", "md", "rst", "html", "htm", "pdf", "doc", "docx", "csv", "tsv", "xml", "json", "jsonl", "yaml", "yml"),
+    *("ini", "cfg", "log", "db", "sqlite", "mat", "npy", "npz", "pkl", "py", "sh", "md5", "sha1", "sha256", "url"),
+    *("lnk", "mp4", "mov", "avi"),
+}
+_ARCHIVES = {"tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip", "7z", "rar"}  # in place of a class folder
+
+
+def list_files(folder: str) -> list[tuple[str, int, object]]:
+    """(path relative to `folder`, size in bytes, version) of every file below it, in sorted order.
+
+    Hidden files and folders are left out. Links to files are followed, links to folders only directly in `folder`.
+    The size of what can be no image, such as a link to nothing or a pipe, is -1. Local folders directly in `folder` are
+    listed too, with a slash at the end, as an empty one is a class without an image.
+
+    Raises:
+      InputError: no such folder.
+    """
+    if not storage.is_folder(folder):
+        what = "is no folder" if storage.exists(folder) else "no such folder"
+        raise InputError(f"{folder}: {what}; give a folder that holds one folder a class, or a tar of it")
+    if storage.is_remote(folder):
+        return storage.find(folder)
+    files, pending = [], [""]
+    while pending:
+        relative = pending.pop()
+        with os.scandir(os.path.join(folder, relative)) as entries:
+            for entry in entries:
+                path = posixpath.join(relative, entry.name)
+                if storage.is_clutter(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=not relative):
+                    pending.append(path)
+                    if not relative:
+                        files.append((f"{path}/", -1, None))
+                elif entry.is_file():
+                    status = entry.stat()
+                    files.append((path, status.st_size, status.st_mtime_ns))
+                else:
+                    files.append((path, -1, None))
+    return sorted(files)
+
+
+def digest(files: list[tuple[str, int, object]]) -> str:
+    """Changes when any file's name, size or version does."""
+    return hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def images(source: str, files: list[tuple[str, int, object]], found: Found) -> list[Image]:
+    """The images of a folder, of class "" if they are in no class folder; `found` gets what else there is."""
+    candidates = (Image(path.partition("/")[0] if "/" in path else "", path, size, -1, v) for path, size, v in files)
+    listed, left_out = pictures(source, candidates, found)
+    for file in listed:
+        if file.size < 0:
+            found.rejected.append((storage.join(source, file.path), "is a link to nothing or a folder, or no file"))
+            left_out.setdefault(file.synset, Counter())[_ending(file.path)] += 1
+    found.left_out[source] = by_class(left_out, lambda folder: folder.partition("/")[0])
+    return [file for file in listed if file.size >= 0]
+
+
+def pictures(source: str, files: Iterable[Image], found: Found) -> tuple[list[Image], dict[str, Counter]]:
+    """Tells pictures from other files, by the ending or, where that does not say, by the first bytes.
+
+    Args:
+      source: the folder or archive.
+      files: every file in it, and the folders (path with a slash at the end), with the folder it is in for a class.
+      found: gets a note that counts all by kind.
+    Returns:
+      The pictures, and folder -> how many other files it holds, by kind; an archive counts as a folder.
+    """
+    kept, kinds, unknown, others = [], Counter(), [], []
+    for file in files:
+        kind = _ending(file.path)
+        if kind in _PICTURES:
+            kept.append(file)
+            kinds[kind] += 1
+        elif kind in _OTHERS or kind in _ARCHIVES or file.size <= 0:
+            others.append(file)
+        else:
+            unknown.append(file)
+    places = []
+    for file in unknown:
+        path, start = (source, file.offset) if file.offset >= 0 else (storage.join(source, file.path), 0)
+        places.append((path, start, start + min(file.size, image.SIGNATURE_BYTES)))
+    for file, head in zip(unknown, storage.heads(places), strict=True):
+        if head is None or image.is_picture(head):
+            kept.append(file)
+            kinds[_ending(file.path)] += 1
+        else:
+            others.append(file)
+    left_out, example = {}, ""
+    for file in others:
+        kind = _ending(file.path)
+        folder = left_out.setdefault(file.path if kind in _ARCHIVES else file.synset, Counter())
+        if not file.path.endswith("/"):
+            folder[kind] += 1
+            example = example or file.path
+    found.notes.append(f"{source}: {by_kind(kinds) or 'no images'}")
+    if example:
+        left = by_kind(sum(left_out.values(), Counter()))
+        found.notes[-1] += f"; left out what is no image: {left}, such as {example}"
+    return kept, left_out
+
+
+def by_class(left_out: dict[str, Counter], class_of: Callable[[str], str]) -> dict[str, Counter]:
+    """Adds up what folders hold by their class."""
+    grouped = {}
+    for folder, kinds in left_out.items():
+        grouped.setdefault(class_of(folder), Counter()).update(kinds)
+    return grouped
+
+
+def _ending(path: str) -> str:
+    """What follows the last dot of a file's name, in lower case."""
+    ending = path.rpartition(".")[2]
+    return "" if "/" in ending or len(ending) == len(path) else ending.lower()
+
+
+def name_after(train: str) -> str:
+    """What a data set is called unless a person names it: after its archive, or else the folder above."""
+    stem = os.path.splitext(os.path.basename(train))[0]
+    if not storage.is_folder(train) and not stem.lower().startswith("train"):
+        return stem
+    return os.path.basename(os.path.dirname(os.path.abspath(train))) or "images"
+
+
+def dataset(train: str, validation: str, name: str = "") -> Dataset:
+    """The data set of two folders that each hold one folder a class.
+
+    Raises:
+      InputError: see `list_files`; `scan` raises those of `check_classes`.
+    """
+    sources = {"train": train, "validation": validation}
+    files = {split: list_files(source) for split, source in sources.items()}
+
+    def scan() -> Contents:
+        found = Found()
+        listed = {split: images(sources[split], files[split], found) for split in SPLITS}
+        synsets = check_classes(listed, sources, found)
+        return Contents(listed, synsets, synsets, notes=found.notes, rejected=found.rejected)
+
+    base = [os.path.basename(source.rstrip("/")) or source for source in sources.values()]
+    return Dataset(
+        name=name or name_after(train),
+        origin=f"image folders {base[0]} and {base[1]}",
+        sources=sources,
+        stamp=[digest(listed) for listed in files.values()],
+        scan=scan,
+    )
