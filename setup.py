@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 TENSORFLOW = ">=2.20,<2.22"
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=["bn_keras", "bn_keras.inference", "data_prep", "launch"],
+    packages=find_packages(include=["bn_keras*", "data_prep*", "launch"]),
     package_data={"bn_keras": ["py.typed", "*.pyi"]},
     install_requires=[
         "absl-py>=2.1",

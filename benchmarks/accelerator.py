@@ -99,9 +99,9 @@ def network_step(batch_normalization, images, labels):
     """A function of no arguments: one step of Keras's own training loop."""
     import keras
 
-    from bn_keras.networks.inception import build_model
+    from bn_keras.networks.inception import build_network
 
-    model = build_model("bn_x5", image_size=224, classes=1000, batch_normalization=batch_normalization)
+    model = build_network("bn_x5", image_size=224, classes=1000, batch_normalization=batch_normalization)
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -216,13 +216,13 @@ def network_section():
     import keras
     import tensorflow as tf
 
-    from bn_keras import BatchNormalization, build_model
+    from bn_keras import BatchNormalization, build_network
 
     images = tf.random.normal((FLAGS.batch, 224, 224, 3))
     labels = tf.random.uniform((FLAGS.batch,), maxval=1000, dtype=tf.int32)
 
     def peer(name, layer):
-        model = build_model(variant(name), batch_normalization=layer)
+        model = build_network(variant(name), batch_normalization=layer)
         optimizer = keras.optimizers.SGD(0.001, momentum=0.9)
         optimizer.build(model.trainable_variables)
 
@@ -250,19 +250,19 @@ def folded_section():
     import keras
     import tensorflow as tf
 
-    from bn_keras import BatchNormalization, build_model, fold_batch_normalization
+    from bn_keras import BatchNormalization, build_network, fold_batch_normalization
 
     images = tf.random.normal((FLAGS.batch, 224, 224, 3))
 
     def peer(model):
         return tf.function(lambda: model(images, training=False))
 
-    unfolded = build_model(variant("bn_x5"), batch_normalization=BatchNormalization)
+    unfolded = build_network(variant("bn_x5"), batch_normalization=BatchNormalization)
     ways = {
         "folded": peer(fold_batch_normalization(unfolded)),
         "unfolded, bn_keras": peer(unfolded),
         "unfolded, Keras's layer": peer(
-            build_model(variant("bn_x5"), batch_normalization=keras.layers.BatchNormalization)
+            build_network(variant("bn_x5"), batch_normalization=keras.layers.BatchNormalization)
         ),
     }
     times = alternate(ways, 2 * FLAGS.network_rounds, warm_up=1)

@@ -63,7 +63,8 @@ def write_inputs(folder, pool):
 # In a process of its own, as a person runs it: in this one TensorFlow's threads would forbid workers by fork.
 CONVERSION = """
 import sys, time
-from data_prep import convert, ilsvrc2012, plan
+from data_prep import convert, plan
+from data_prep.sources import ilsvrc2012
 train, validation, output, workers = sys.argv[1:]
 started = time.perf_counter()
 data = ilsvrc2012.dataset(ilsvrc2012.find("", {"train": train, "validation": validation}))

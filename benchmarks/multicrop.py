@@ -36,7 +36,7 @@ def direct_crop(encoded, number):
     """Crop `number` of 144 by itself, as a program that knows one crop at a time cuts it."""
     import tensorflow as tf
 
-    from bn_keras.evaluation.accuracy import multicrop
+    from bn_keras.evaluation import multicrop
     from bn_keras.input import preprocessing
 
     size = FLAGS.image_size
@@ -90,9 +90,9 @@ def make_ours(model, jpegs):
     """This project's way, to the same result."""
     import numpy as np
     import tensorflow as tf
-    from bn_keras.evaluation.accuracy.accuracy import class_probabilities
 
-    from bn_keras.evaluation.accuracy import multicrop
+    from bn_keras.evaluation import multicrop
+    from bn_keras.evaluation.accuracy import class_probabilities
     from bn_keras.inference.folding import fold_batch_normalization
     from bn_keras.input.preprocessing import to_network_range
 
@@ -116,9 +116,9 @@ def make_ours(model, jpegs):
 def make_model():
     import numpy as np
 
-    from bn_keras import build_model
+    from bn_keras import build_network
 
-    model = build_model("bn_x30", image_size=FLAGS.image_size, width=FLAGS.width)
+    model = build_network("bn_x30", image_size=FLAGS.image_size, width=FLAGS.width)
     draw = np.random.default_rng(0)
     for layer in model.layers:
         if layer.name.endswith("_bn"):
@@ -130,7 +130,7 @@ def main(_):
     import numpy as np
     import tensorflow as tf
 
-    from bn_keras.evaluation.accuracy import multicrop
+    from bn_keras.evaluation import multicrop
 
     jpegs = tf.constant(list(make_jpegs(DISTINCT)))
     model = make_model()

@@ -102,10 +102,10 @@ def keras_steps(config, images, labels, convolution):
     import keras
     import tensorflow as tf
 
-    from bn_keras.networks.inception import build_model
+    from bn_keras.networks.inception import build_network
     from bn_keras.networks.variants import MOMENTUM
 
-    model = build_model(
+    model = build_network(
         config.variant,
         image_size=config.image_size,
         classes=CLASSES,

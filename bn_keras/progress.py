@@ -2,8 +2,7 @@
 
 import sys
 import time
-
-from bn_keras.input.bad_records import SkippedRecords
+from collections.abc import Sized
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
 _BAR = 24  # characters
@@ -18,7 +17,7 @@ class Progress:
       skipped: records left out, whose count is shown once there is one.
     """
 
-    def __init__(self, name: str, steps: int, skipped: SkippedRecords | None = None):
+    def __init__(self, name: str, steps: int, skipped: Sized | None = None):
         self._name, self._steps, self._skipped = name, steps, skipped
         self._accuracy = ""
         self._first = None  # (step, time) after the first update, which holds the compilation

@@ -4,6 +4,7 @@ The workers need this package, and the inputs and the output folder under the sa
 """
 
 import importlib.util
+from collections.abc import Callable
 
 from data_prep.errors import InputError
 
@@ -14,11 +15,12 @@ def require() -> None:
         raise InputError("--runner=beam: Apache Beam is not installed; fix: pip install 'bn_keras[beam]'")
 
 
-def run(tasks: list[dict], options: list[str]) -> None:
-    """Runs `write_shard` for every task and waits for the end.
+def run(write: Callable[[dict], None], tasks: list[dict], options: list[str]) -> None:
+    """Calls `write` for every task and waits for the end.
 
     Args:
-      tasks: see `data_prep.convert`.
+      write: `convert.write_shard`.
+      tasks: its arguments.
       options: Beam's own flags; without --runner its DirectRunner.
     Raises:
       InputError: what a worker raised.
@@ -26,12 +28,10 @@ def run(tasks: list[dict], options: list[str]) -> None:
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from data_prep.convert import write_shard
-
     try:
         with apache_beam.Pipeline(options=PipelineOptions(options)) as pipeline:
             shards = pipeline | apache_beam.Create(tasks) | apache_beam.Reshuffle()
-            shards | apache_beam.Map(write_shard)
+            shards | apache_beam.Map(write)
     except Exception as error:  # a runner's own kind, around a worker's traceback as text
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"--runner=beam: {lines[-1].partition(' [while running')[0]}") from error

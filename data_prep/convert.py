@@ -328,7 +328,7 @@ def convert(
                 _run(tasks, pool, progress)
                 progress.tick(final=True)
             else:
-                beam_runner.run(tasks, beam_options)
+                beam_runner.run(write_shard, tasks, beam_options)
             entries |= {shard.file: _read_journal(output_dir, shard) for shard in missing}
         return _finish(output_dir, planned, list(entries.values()), on_bad, bool(missing), log)
 

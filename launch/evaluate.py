@@ -55,9 +55,8 @@ def main():
     check_fit(directories, configs, dataset)
 
     with program.loading_tensorflow():
-        from bn_keras.evaluation.accuracy.accuracy import evaluate
-        from bn_keras.evaluation.accuracy.trained_network import image_view, load_network
-
+        from bn_keras.evaluation.accuracy import evaluate
+        from bn_keras.evaluation.trained_network import image_view, load_network
         from bn_keras.input.pipeline import naming_damage, validation_batches
         from bn_keras.training.distribution import make_strategy
 

@@ -48,8 +48,9 @@ def main():
     with program.loading_tensorflow():
         import numpy as np
         import tensorflow as tf
-        from bn_keras.evaluation.accuracy.saved_model import export_saved_model
-        from bn_keras.evaluation.accuracy.trained_network import image_view, load_network
+
+        from bn_keras.evaluation.saved_model import export_saved_model
+        from bn_keras.evaluation.trained_network import image_view, load_network
 
     model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
     with written_aside(os.path.normpath(FLAGS.output)) as output:

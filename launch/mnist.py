@@ -16,7 +16,7 @@ import os
 
 from absl import flags
 
-from bn_keras.input.dataset import read_dataset
+from bn_keras.input.dataset_formats import read_dataset
 from bn_keras.paper.figure_1 import write_figure_1
 from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunDirectory
 from launch import program

@@ -38,9 +38,9 @@ def main(paths):
 
     with program.loading_tensorflow():
         import tensorflow as tf
-        from bn_keras.evaluation.accuracy.accuracy import class_probabilities
-        from bn_keras.evaluation.accuracy.trained_network import image_view, load_network
 
+        from bn_keras.evaluation.accuracy import class_probabilities
+        from bn_keras.evaluation.trained_network import image_view, load_network
         from bn_keras.input.image_header import why_unreadable
         from bn_keras.input.preprocessing import to_network_range
 

@@ -5,7 +5,8 @@ import dataclasses
 from absl import flags
 
 from bn_keras.input.bad_records import SkippedRecords
-from bn_keras.input.dataset import Dataset, read_dataset
+from bn_keras.input.dataset import Dataset
+from bn_keras.input.dataset_formats import read_dataset
 from launch.embedded import embedded_data
 
 FLAGS = flags.FLAGS

@@ -60,7 +60,7 @@ def trained_runs(data_dir, tmp_path_factory):
     its time, an ensemble_5 that is random but for its place among the runs."""
     import keras
 
-    from bn_keras import build_model
+    from bn_keras import build_network
 
     trained, random = (tmp_path_factory.mktemp("trained") / name for name in ("ensemble_2", "ensemble_5"))
     done = run_program(
@@ -84,7 +84,7 @@ def trained_runs(data_dir, tmp_path_factory):
     (random / "run.json").write_text(json.dumps(config))
     (random / "classes.txt").write_bytes((trained / "classes.txt").read_bytes())
     keras.utils.set_random_seed(0)
-    model = build_model("ensemble_5", image_size=32, width=0.1, channels=1, classes=len(CLASSES))
+    model = build_network("ensemble_5", image_size=32, width=0.1, channels=1, classes=len(CLASSES))
     draws = np.random.default_rng(0)
     for layer in model.layers:
         if layer.name.endswith("_bn"):

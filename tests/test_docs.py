@@ -40,10 +40,10 @@ def test_every_command_is_one_that_its_program_accepts(page):
 
 
 def test_the_multiply_adds_of_the_tutorial_are_those_of_figure_5():
-    from bn_keras import build_model
+    from bn_keras import build_network
 
     total = 0
-    for layer in build_model("bn_x5", image_size=224, classes=1000).layers:
+    for layer in build_network("bn_x5", image_size=224, classes=1000).layers:
         for kernel in (weight for weight in layer.weights if "kernel" in weight.path):
             positions = np.prod(layer.output.shape[1:3]) if len(kernel.shape) == 4 else 1
             total += int(positions * np.prod(kernel.shape))

@@ -1,55 +1,110 @@
-"""Who may import whom: launch -> bn_keras and data_prep, which never import each other."""
+"""Who may import whom: the wings of the house, from the upper floor to the lower; docs/architecture.md draws them."""
 
 import ast
 
 import pytest
 from conftest import ROOT
 
+_INPUT = {"errors", "json_files", "runs", "networks", "input"}
+_EVALUATION = _INPUT | {"inference", "layers", "evaluation"}
+MAY_IMPORT = {
+    "bn_keras": {
+        "errors": set(),
+        "progress": set(),
+        "json_files": {"errors"},
+        "layers": {"errors", "layers"},
+        "inference": {"errors", "layers", "inference"},
+        "networks": {"errors", "layers", "networks"},
+        "runs": {"errors", "json_files", "networks", "runs"},
+        "input": _INPUT,
+        "evaluation": _EVALUATION,
+        "training": _EVALUATION | {"progress", "training"},
+        "paper": _EVALUATION | {"progress", "paper"},
+    },
+    "data_prep": {
+        "errors": set(),
+        "progress": set(),
+        "signals": {"errors", "progress"},
+        "program": {"errors", "signals"},
+        "storage": {"errors", "signals"},
+        "json_files": {"errors", "storage"},
+        "formats": {"errors", "formats", "program", "storage"},
+        "sources": {"errors", "formats", "json_files", "program", "progress", "sources", "storage"},
+    },
+}
+"""What the modules of a wing may import of their package. The rooms of data_prep that are not named are the upper
+floor, and import each other and everything below."""
+
 STANDARD_LIBRARY_ONLY = (
-    "variants",
-    "training_curve",
-    "run",
-    "dataset",
-    "recipes",
     "errors",
-    "report",
     "progress",
-    "provenance",
-    "skipped_records",
-    "figure_1",
-    "figure_4",
+    "networks.variants",
+    "runs.run_directory",
+    "runs.run_files",
+    "runs.training_curve",
+    "input.bad_records",
+    "input.dataset",
+    "input.dataset_formats",
+    "training.recipes",
+    "paper.figure_1",
+    "paper.figure_4",
+    "paper.figures_2_and_3",
+    "paper.provenance",
 )
 HEAVY = {"tensorflow", "keras", "numpy", "matplotlib", "tensorboard", "jax", "torch"}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("bn_keras", "data_prep", "launch")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
 
 
 def imports(path, top_level=False):
-    """The first names of all that a file imports, or of what it imports when it is loaded."""
+    """The full names of all that a file imports, or of what it imports when it is loaded."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level else ast.walk(tree)
     found = set()
-    for node in nodes:
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[0] for name in node.names}
+            found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
     return found
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("bn_keras/**/*.py")), ids=lambda path: path.stem)
-def test_bn_keras_imports_neither_data_prep_nor_launch(path):
-    assert not imports(path) & {"data_prep", "launch"}
+def packages(path, top_level=False):
+    return {name.split(".")[0] for name in imports(path, top_level)}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("data_prep/*.py")), ids=lambda path: path.stem)
-def test_data_prep_imports_neither_bn_keras_nor_tensorflow(path):
-    assert not imports(path) & {"bn_keras", "launch", "tensorflow", "keras"}
+@pytest.mark.parametrize("module", [name for name in MODULES if name.count(".") and not name.startswith("launch")])
+def test_a_module_imports_downwards_only(module):
+    package, wing = module.split(".")[:2]
+    allowed = MAY_IMPORT[package].get(wing)
+    found = {name.split(".")[1] for name in imports(MODULES[module]) if name.startswith(f"{package}.")}
+    if allowed is not None:
+        assert found <= allowed
+    other = {"bn_keras": "data_prep", "data_prep": "bn_keras"}[package]
+    assert not packages(MODULES[module]) & {other, "launch"}
+
+
+def test_no_two_modules_import_each_other_on_any_way():
+    graph = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    while free := [module for module, needs in graph.items() if not needs & graph.keys()]:
+        for module in free:
+            del graph[module]
+    assert not graph
+
+
+def test_data_prep_needs_no_tensorflow():
+    for module, path in MODULES.items():
+        assert not module.startswith("data_prep") or not packages(path) & {"tensorflow", "keras"}, module
 
 
 @pytest.mark.parametrize("module", STANDARD_LIBRARY_ONLY)
 def test_what_answers_at_once_loads_only_the_standard_library(module):
-    assert not imports(ROOT / "bn_keras" / f"{module}.py", top_level=True) & (HEAVY | {"absl"})
+    assert not packages(MODULES[f"bn_keras.{module}"], top_level=True) & (HEAVY | {"absl"})
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("launch/*.py")), ids=lambda path: path.stem)
-def test_launchers_load_tensorflow_only_after_the_flags(path):
-    assert not imports(path, top_level=True) & HEAVY
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("launch")])
+def test_launchers_load_tensorflow_only_after_the_flags(module):
+    assert not packages(MODULES[module], top_level=True) & HEAVY

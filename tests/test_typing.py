@@ -40,7 +40,7 @@ def test_pyright_accepts_right_use_and_refuses_every_mistake():
 
 def test_every_public_name_is_there_when_it_is_asked_for():
     assert set(bn_keras.__all__) == {
-        "BatchNormalization", "InputError", "VARIANTS", "Variant", "build_model", "fold_batch_normalization",
+        "BatchNormalization", "InputError", "VARIANTS", "Variant", "build_network", "fold_batch_normalization",
         "population_statistics", "read_dataset",
     }  # fmt: skip
     for name in bn_keras.__all__:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bn_keras.evaluation.accuracy import multicrop
+from bn_keras.evaluation import multicrop
 
 CALIBRATION_BINS = 15
 """Of equal width over the confidence in (0, 1], as Guo et al. (2017) take for the expected calibration error."""

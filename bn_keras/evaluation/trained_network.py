@@ -6,16 +6,16 @@ import keras
 import tensorflow as tf
 
 from bn_keras.errors import InputError, first_line
-from bn_keras.evaluation.accuracy import multicrop
+from bn_keras.evaluation import multicrop
 from bn_keras.inference.folding import fold_batch_normalization
 from bn_keras.inference.population_statistics import batch_normalizations, population_statistics
 from bn_keras.input import preprocessing
 from bn_keras.input.dataset import Dataset
 from bn_keras.input.pipeline import training_batches
+from bn_keras.networks.inception import build_network
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_directory import RunConfig, RunDirectory
 from bn_keras.runs.run_files import note
-from bn_keras.training.training_state import build_network
 
 
 def load_network(
@@ -63,7 +63,7 @@ def _read_newest(directory, config):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
-        model = build_network(config)
+        model = build_network(config.variant, **config.network_arguments())
     finally:
         keras.config.set_dtype_policy(policy)
     arrays = checkpoint.load_newest(directory.path)[1]

@@ -88,26 +88,13 @@ class Dataset:
         return sum(shard.examples for shard in self.splits[split])
 
 
-def read_dataset(data_dir: str, label_base: int | None = None, classes: int | None = None) -> Dataset:
+def read_manifest(data_dir: str) -> Dataset:
     """Reads the manifest in `data_dir` and checks that every shard is there in its recorded size.
 
-    A folder of TensorFlow Datasets and one of TF-Slim's shards are read too.
-
-    Args:
-      label_base, classes: as in `dataset_formats.read_tf_slim`; only for a folder without any metadata.
-
     Raises:
-      InputError: the folder, its manifest or a shard is missing or not what it should be.
+      InputError: the manifest or a shard is missing or not what it should be.
     """
     path = os.path.join(data_dir, MANIFEST)
-    if not os.path.isdir(data_dir):
-        raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
-    if not os.path.exists(path):
-        from bn_keras.input import dataset_formats
-
-        if os.path.isdir(os.path.join(data_dir, ".data_prep")):
-            raise InputError(f"{data_dir} has no {MANIFEST} yet: finish preparing it by the same command of data_prep")
-        return dataset_formats.read_foreign(data_dir, label_base, classes)
     again = "prepare the data again into an empty folder"
     content = read_bytes(path, again)
     manifest = parse_json(content, path, _SCHEMA, again)

@@ -1,7 +1,7 @@
-"""Data sets that others prepared: TF-Slim's shards and the folders of TensorFlow Datasets, as a `Dataset`.
+"""Every kind of prepared folder as a `Dataset`: of `data_prep`, of TensorFlow Datasets, and of TF-Slim.
 
-Neither says all that training needs. What TF-Slim's shards do not say, the caller must; the sizes of the images are
-sampled from their records.
+The latter two do not say all that training needs. The caller must say what TF-Slim's shards do not; the sizes of the
+images are sampled from their records.
 """
 
 import glob
@@ -15,7 +15,7 @@ import struct
 import google_crc32c
 
 from bn_keras.errors import InputError
-from bn_keras.input.dataset import MANIFEST, RECORD_FRAME, Dataset, Shard, check_shards
+from bn_keras.input.dataset import MANIFEST, RECORD_FRAME, Dataset, Shard, check_shards, read_manifest
 from bn_keras.input.image_header import read_header
 from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, file_size, read_bytes, read_json
 
@@ -80,12 +80,24 @@ _FEATURES_SCHEMA = {
 }
 
 
-def read_foreign(data_dir: str, label_base: int | None, classes: int | None) -> Dataset:
-    """The data set of a folder without our manifest; arguments as in `read_tf_slim`.
+def read_dataset(data_dir: str, label_base: int | None = None, classes: int | None = None) -> Dataset:
+    """Reads what a folder says of its data set and checks that every shard is there in its recorded size.
+
+    The folder is one of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards.
+
+    Args:
+      label_base, classes: as in `read_tf_slim`; only for a folder without any metadata.
 
     Raises:
-      InputError: it holds neither kind, or one that cannot be read; says which folder below it may be meant.
+      InputError: the folder, its metadata or a shard is missing or not what it should be; it names the folders below
+        that may be meant.
     """
+    if not os.path.isdir(data_dir):
+        raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
+    if os.path.exists(os.path.join(data_dir, MANIFEST)):
+        return read_manifest(data_dir)
+    if os.path.isdir(os.path.join(data_dir, ".data_prep")):
+        raise InputError(f"{data_dir} has no {MANIFEST} yet: finish preparing it by the same command of data_prep")
     if os.path.exists(os.path.join(data_dir, TFDS_INFO)):
         return read_tfds(data_dir)
     if _named_as_tf_slims(data_dir):

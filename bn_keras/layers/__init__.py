@@ -6,10 +6,10 @@
 Keras looks layers up by their registered names, and imports no package but its own for them.
 """
 
-from bn_keras.inference.folding import ScaleAndShift
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.convolution import Conv2D
 from bn_keras.layers.dropout import Dropout
-from bn_keras.networks.inception import LocalResponseNormalization
+from bn_keras.layers.local_response_normalization import LocalResponseNormalization
+from bn_keras.layers.scale_and_shift import ScaleAndShift
 
 __all__ = ["BatchNormalization", "Conv2D", "Dropout", "LocalResponseNormalization", "ScaleAndShift"]

@@ -1,14 +1,14 @@
 """The Inception network of Figure 5 as a table, and the functional Keras model built from it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.convolution import Conv2D
 from bn_keras.layers.dropout import Dropout
+from bn_keras.layers.local_response_normalization import LocalResponseNormalization
 from bn_keras.networks.variants import VARIANTS, Variant
 
 
@@ -28,7 +28,7 @@ class Module(NamedTuple):
 
 
 # The projections of 4c and 4d are 128 in the figure, which makes 608 maps where its output column says 576; 96 makes
-# 576, as in TF-Slim. `build_model(projection_4c_4d=128)` is the other reading (Caffe, CNTK).
+# 576, as in TF-Slim. `build_network(projection_4c_4d=128)` is the other reading (Caffe, CNTK).
 FIGURE_5 = (
     Module("3a", 1, 256, 64, 64, 64, 64, 96, "average", 32),
     Module("3b", 1, 320, 64, 64, 96, 64, 96, "average", 64),
@@ -45,43 +45,7 @@ FIGURE_5 = (
 STEM_DEPTH_MULTIPLIER = 8
 
 
-@keras.saving.register_keras_serializable(package="bn_keras")
-class LocalResponseNormalization(keras.layers.Layer):
-    """`y = x / (1 + alpha * mean(x^2 over `size` neighbouring channels))^0.75`, channels last.
-
-    Not in the paper: the constants are GoogLeNet's in Caffe (size 5, alpha 1e-4, beta 0.75, k 1). Channels beyond the
-    ends count as 0 and are part of the mean's 5, as there.
-
-    Args:
-      size: width of the window over channels, an odd number.
-      alpha: weight of the mean square.
-    """
-
-    def __init__(self, size=5, alpha=1e-4, **kwargs):
-        super().__init__(**kwargs)
-        if size < 1 or size % 2 == 0:
-            raise ValueError(f"size must be odd and positive, so that the window has a centre. Received: size={size}")
-        self.size = size
-        self.alpha = alpha
-
-    def build(self, input_shape):
-        channels = np.arange(input_shape[-1])
-        window = np.abs(channels[:, None] - channels[None, :]) <= self.size // 2
-        self.window = window[None, None].astype("float32")
-
-    def call(self, inputs):
-        # The sum over neighbouring channels is a 1x1 convolution with a band matrix, and s^-0.75 is two square roots:
-        # five shifted sums cost six times as much in training on a CPU, pow costs five times as much as the roots.
-        window = keras.ops.cast(self.window, inputs.dtype)
-        total = keras.ops.conv(keras.ops.square(inputs), window, padding="same", data_format="channels_last")
-        inverse_root = keras.ops.rsqrt(1.0 + (self.alpha / self.size) * total)
-        return inputs * inverse_root * keras.ops.sqrt(inverse_root)
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size, "alpha": self.alpha}
-
-
-def build_model(
+def build_network(
     variant: str | Variant,
     *,
     image_size: int = 224,
@@ -92,6 +56,7 @@ def build_model(
     convolution: Callable[..., keras.layers.Layer] = Conv2D,
     separable_stem: bool = True,
     projection_4c_4d: int = 96,
+    **normalization: Any,
 ) -> keras.Model:
     """Builds the network of Figure 5 for one row of `VARIANTS`.
 
@@ -106,12 +71,13 @@ def build_model(
       classes: outputs of the classifier.
       width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
       batch_normalization: called with `name=`, and `per_activation=True` where the variant says so, for every
-        normalization; another layer class, or a `functools.partial(BatchNormalization, ...)`, changes them all.
+        normalization; another layer class changes them all.
       convolution: class of every convolution but the separable one.
       separable_stem: the first 7x7 convolution is depthwise with multiplier 8, then 1x1 (Figure 5); False makes it a
         plain convolution.
       projection_4c_4d: maps of the pool projections of 4c and 4d, 96 (the figure's output column) or 128 (its
         projection column, which makes 608 maps there and 1056 after 4e).
+      normalization: more arguments of every normalization, such as `momentum=0.99`.
 
     Returns:
       A functional model from `images` float32 `[N, image_size, image_size, channels]` in [-1, 1] to `logits` float32
@@ -169,7 +135,7 @@ def build_model(
         )(x)
         if variant.batch_normalization:
             own = {"per_activation": True} if name.startswith(per_activation) else {}
-            x = batch_normalization(name=f"{name}_bn", **own)(x)
+            x = batch_normalization(name=f"{name}_bn", **normalization, **own)(x)
         return keras.layers.Activation(variant.activation, name=name)(x)
 
     def pool(x, kind, stride, name):

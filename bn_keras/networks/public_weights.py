@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from bn_keras.errors import InputError
-from bn_keras.networks.inception import FIGURE_5, build_model
+from bn_keras.networks.inception import FIGURE_5, build_network
 from bn_keras.networks.variants import VARIANTS
 
 SCOPE = "InceptionV2"
@@ -76,7 +76,7 @@ def read_slim_checkpoint(path: str, *, image_size: int = 224) -> keras.Model:
     stem = scopes["conv1_7x7"]
     classifier = read(f"{SCOPE}/{_CLASSIFIER}/weights")[0, 0]
     channels, classes = read(f"{stem}/depthwise_weights").shape[2], classifier.shape[1] - 1
-    model = build_model(VARIANT, image_size=image_size, channels=channels, classes=classes)
+    model = build_network(VARIANT, image_size=image_size, channels=channels, classes=classes)
 
     def assign(layer_name, values):
         layer = model.get_layer(layer_name)

@@ -1,4 +1,4 @@
-"""Figure 1 of the paper, Section 4.1, from the curve that `bn_keras.paper.section_4_1` wrote; nothing is typed by hand."""
+"""Figure 1 of the paper, Section 4.1, from the curve that `paper.section_4_1` wrote; nothing in it is typed by hand."""
 
 import os
 import statistics

@@ -2,7 +2,7 @@
 
 import math
 
-from bn_keras.networks.inception import FIGURE_5, build_model
+from bn_keras.networks.inception import FIGURE_5, build_network
 
 _ROWS = ("conv1_7x7", "pool1", "conv2_3x3", "pool2", *(f"inception_{row.name}" for row in FIGURE_5), "logits")
 _BRANCHES = ("1x1", "3x3_reduce", "3x3", "double_3x3_reduce", "double_3x3_2", "projection")
@@ -10,7 +10,7 @@ _BRANCHES = ("1x1", "3x3_reduce", "3x3", "double_3x3_reduce", "double_3x3_2", "p
 
 def figure_5() -> str:
     """Markdown: output size, feature maps, parameters and multiply-adds, read off the layers of BN-x5 at 224x224."""
-    model = build_model("bn_x5")
+    model = build_network("bn_x5")
     layers = {layer.name: layer for layer in model.layers}
     lines = [
         "| Row | Output | 1x1 | 3x3 reduce | 3x3 | Double 3x3 reduce | Double 3x3 | Pool + projection | Parameters "

@@ -285,7 +285,7 @@ def _figure_5():
     from bn_keras.paper.figure_5 import figure_5  # loads Keras
 
     return figure_5() + (
-        "\n\nBN-x5 for 1,000 classes, as `build_model` makes it; multiply-adds of one image in its convolutions "
+        "\n\nBN-x5 for 1,000 classes, as `build_network` makes it; multiply-adds of one image in its convolutions "
         "and its classifier. Section 4.2 says 13.6 million parameters, which no reading of the paper's figure adds up "
         "to: [paper.md](paper.md).\n"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from bn_keras.errors import InputError
-from bn_keras.evaluation.accuracy.accuracy import count_correct
+from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.input.dataset import Dataset
 from bn_keras.input.pipeline import validation_batches
 from bn_keras.layers.batch_normalization import BatchNormalization

@@ -154,6 +154,17 @@ class RunConfig:
         """Images between two decays of the learning rate."""
         return min(max(1, round(self.variant.decay_epochs * self.train_examples)), 2**62)  # within int64
 
+    def network_arguments(self) -> dict:
+        """What `build_network` needs beside the variant."""
+        arguments = {name: getattr(self, name) for name in ("image_size", "channels", "classes", "width")}
+        arguments["momentum"] = self.bn_momentum
+        if self.normalization_batch == "global":
+            return arguments | {"synchronized": True}
+        # One group is the whole batch, which the layer does without groups faster, with the same bits.
+        if self.normalization_batch != "replica" and int(self.normalization_batch) < self.batch_size // self.replicas:
+            return arguments | {"virtual_batch_size": int(self.normalization_batch)}
+        return arguments
+
     def flat(self) -> dict:
         """All fields as one flat dictionary of numbers, strings and truth values."""
         fields = dataclasses.asdict(self)

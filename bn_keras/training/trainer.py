@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from bn_keras import population_statistics
 from bn_keras.errors import InputError, first_line
-from bn_keras.evaluation.accuracy.accuracy import Evaluator
+from bn_keras.evaluation.accuracy import Evaluator
 from bn_keras.input.dataset import Dataset
 from bn_keras.input.pipeline import naming_damage, training_batches, validation_batches
 from bn_keras.runs import checkpoint

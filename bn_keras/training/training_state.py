@@ -1,6 +1,5 @@
 """The variables of a run, and the step that moves them."""
 
-import functools
 import time
 
 import keras
@@ -8,28 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from bn_keras.errors import InputError
-from bn_keras.evaluation.accuracy.accuracy import count_correct
+from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.input.preprocessing import PhotometricDistortion
-from bn_keras.layers.batch_normalization import BatchNormalization
-from bn_keras.networks.inception import build_model
+from bn_keras.networks.inception import build_network
 from bn_keras.runs.run_directory import RunConfig
 from bn_keras.training.distribution import uses_gpus
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
-
-
-def build_network(config: RunConfig) -> keras.Model:
-    """The untrained network of a run, of Keras's dtype policy and under the strategy that are set."""
-    return build_model(
-        config.variant,
-        image_size=config.image_size,
-        channels=config.channels,
-        classes=config.classes,
-        width=config.width,
-        batch_normalization=functools.partial(
-            BatchNormalization, momentum=config.bn_momentum, **_statistics_over(config)
-        ),
-    )
 
 
 class TrainingState:
@@ -48,7 +32,7 @@ class TrainingState:
             tf.config.experimental.enable_op_determinism()
         keras.config.set_dtype_policy(config.precision)
         with strategy.scope():
-            self.model = build_network(config)
+            self.model = build_network(config.variant, **config.network_arguments())
             self.optimizer = MomentumSGD(self.model.trainable_variables, config.clip_norm, config.ema)
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
             self.step = _counter(tf.int64, 0)
@@ -206,17 +190,6 @@ def make_replica_step(state: TrainingState, config: RunConfig):
         return sums[0], sums[1], usable
 
     return tf.function(replica_step, jit_compile=True) if config.jit_compile else replica_step
-
-
-def _statistics_over(config):
-    """BatchNormalization's arguments for `normalization_batch`."""
-    if config.normalization_batch == "global":
-        return {"synchronized": True}
-    if config.normalization_batch == "replica":
-        return {}
-    group = int(config.normalization_batch)
-    # One group is the whole batch, which the layer does without groups faster, with the same bits.
-    return {"virtual_batch_size": group} if group < config.batch_size // config.replicas else {}
 
 
 def _counter(dtype, value):

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from bn_keras import VARIANTS, BatchNormalization, build_model, population_statistics
-from bn_keras.inference.folding import ScaleAndShift, fold_batch_normalization
+from bn_keras import VARIANTS, BatchNormalization, build_network, population_statistics
+from bn_keras.inference.folding import fold_batch_normalization
+from bn_keras.layers.scale_and_shift import ScaleAndShift
 
 NORMALIZATIONS = (BatchNormalization, layers.BatchNormalization)
 
@@ -61,7 +62,7 @@ DIFFERENT = ("bn_baseline", "ensemble_5")  # LRN and Dropout; per-activation sta
     "name", [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.slow) for name in WITH_BN]
 )
 def test_a_folded_network_has_no_normalization_and_the_same_logits(name):
-    model = build_model(name, image_size=32, width=0.1, classes=5)
+    model = build_network(name, image_size=32, width=0.1, classes=5)
     assert_folds(model, replaced=sum(getattr(layer, "per_activation", False) for layer in model.layers))
 
 

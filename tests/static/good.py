@@ -6,7 +6,7 @@ from bn_keras import (
     BatchNormalization,
     InputError,
     Variant,
-    build_model,
+    build_network,
     fold_batch_normalization,
     population_statistics,
     read_dataset,
@@ -16,7 +16,7 @@ row: Variant = VARIANTS["bn_x5"]
 rate: float = row.learning_rate
 layer = BatchNormalization(momentum=0.9, virtual_batch_size=32, name="bn", dtype="float32", trainable=False)
 other = BatchNormalization(-1, 1, gamma_initializer=lambda shape, dtype: 1, beta_regularizer={"class_name": "L2"})
-model = build_model(row, classes=10, batch_normalization=BatchNormalization)
+model = build_network(row, classes=10, batch_normalization=BatchNormalization)
 statistics = population_statistics(model, [1, 2], steps=2, estimator="pooled", layers=[layer, other])
 folded = fold_batch_normalization(model)
 try:

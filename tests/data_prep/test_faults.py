@@ -15,16 +15,13 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import google_crc32c
+import miniature_release
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniature_release
 from conftest import ROOT, run_program
+from PIL import Image
 
 from data_prep import convert, plan, storage, verify
 from data_prep.errors import BadImageError, InputError
@@ -333,7 +330,7 @@ def test_tensorflow_datasets_reads_every_record_back_equal(converted):
 def test_the_tfrecord_package_reads_every_record_back_equal(converted):
     code = (
         "import glob, hashlib, sys\n"
-        "from data_prep import tfrecord as ours\n"
+        "from data_prep.formats import tfrecord as ours\n"
         "from tfrecord.reader import tfrecord_loader\n"
         "for shard in glob.glob(sys.argv[1] + '/*-of-*'):\n"
         "    with open(shard, 'rb') as file:\n"

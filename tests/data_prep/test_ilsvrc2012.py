@@ -4,19 +4,16 @@ import gzip
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
 
+import miniature_release
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniature_release
 from conftest import run_program, start_program
 from miniature_release import WNIDS, WORDS
+from PIL import Image
 
 from data_prep.errors import InputError
 from data_prep.formats import tfrecord

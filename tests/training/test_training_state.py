@@ -12,7 +12,7 @@ import tensorflow as tf
 from bn_keras.input.preprocessing import photometric_distortion, random_colors, uniform_draws
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.dropout import Dropout
-from bn_keras.networks.inception import LocalResponseNormalization
+from bn_keras.layers.local_response_normalization import LocalResponseNormalization
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.runs.run_directory import RunConfig
 from bn_keras.training.learning_rate import learning_rate

@@ -75,8 +75,7 @@ def test_keras(run, trained, images, tmp_path):
 
 
 def test_a_saved_model_takes_image_files_in_a_process_that_has_only_tensorflow(run, trained, tmp_path):
-    from bn_keras.evaluation.accuracy.trained_network import image_view
-
+    from bn_keras.evaluation.trained_network import image_view
     from bn_keras.input.preprocessing import to_network_range
 
     done = export(run, tmp_path / "model")

@@ -11,7 +11,7 @@ COMMON = """
 import sys
 import numpy as np, keras
 from keras import ops
-from bn_keras import BatchNormalization, build_model, fold_batch_normalization, population_statistics
+from bn_keras import BatchNormalization, build_network, fold_batch_normalization, population_statistics
 
 draw = np.random.default_rng(0)
 x = draw.normal(3, 2, (6, 4, 4, 3)).astype("float32")
@@ -81,7 +81,7 @@ np.savez(sys.argv[1], **results)
 OF_THE_NETWORK = (
     COMMON
     + """
-model = build_model("bn_baseline", image_size=32, width=0.1, classes=5)
+model = build_network("bn_baseline", image_size=32, width=0.1, classes=5)
 model.set_weights([weights(w.shape) for w in model.get_weights()])
 images = draw.uniform(-1, 1, (2, 4, 32, 32, 3)).astype("float32")
 keep("logits", model(images[0], training=False))

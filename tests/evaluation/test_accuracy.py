@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bn_keras.evaluation.accuracy.accuracy import Evaluator, count_correct, evaluate
 from conftest import run_program
+
+from bn_keras.evaluation.accuracy import Evaluator, count_correct, evaluate
 
 
 def test_counts_against_a_sort():
@@ -87,8 +88,8 @@ def test_no_confusions_of_many_classes():
 COUNTS = """
 import functools, json, sys
 import keras, tensorflow as tf
-from bn_keras import multicrop
-from bn_keras.input.dataset import read_dataset
+from bn_keras.evaluation import multicrop
+from bn_keras.input.dataset_formats import read_dataset
 from bn_keras.training.distribution import make_strategy
 from bn_keras.evaluation.accuracy import Evaluator, evaluate
 from bn_keras.input.pipeline import validation_batches

@@ -74,10 +74,10 @@ def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
 
 def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
     import keras
-    from bn_keras.evaluation.accuracy.trained_network import load_network
 
     from bn_keras import population_statistics
-    from bn_keras.input.dataset import read_dataset
+    from bn_keras.evaluation.trained_network import load_network
+    from bn_keras.input.dataset_formats import read_dataset
     from bn_keras.input.pipeline import training_batches
 
     run, dataset = RunDirectory(str(trained_runs[0])), read_dataset(str(data_dir))
@@ -104,7 +104,7 @@ def flip(path):
     ids=["missing", "cut", "flipped"],
 )
 def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, damage):
-    from bn_keras.evaluation.accuracy.trained_network import load_network
+    from bn_keras.evaluation.trained_network import load_network
 
     copy = shutil.copytree(trained_runs[0], tmp_path / "run")
     damage(copy / "model.keras")

@@ -9,7 +9,8 @@ from conftest import run_program
 MEASURE = """
 import dataclasses, json, sys, time
 import keras, numpy as np, tensorflow as tf
-from bn_keras import training_state
+from bn_keras import BatchNormalization
+from bn_keras.training import training_state
 from bn_keras.training.distribution import distribute, make_strategy
 from bn_keras.training.optimizer import MomentumSGD
 from bn_keras.runs.run_directory import RunConfig
@@ -19,8 +20,8 @@ from bn_keras.networks.variants import VARIANTS
 SECONDS, BATCH = 0.2, 8
 devices, deterministic = map(int, sys.argv[1:])
 
-def build_model(*_, batch_normalization, **__):
-    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), batch_normalization(), keras.layers.Dense(3)]
+def build_network(*_, **__):
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), BatchNormalization(), keras.layers.Dense(3)]
     return keras.Sequential(layers)
 
 apply = MomentumSGD.apply
@@ -31,7 +32,7 @@ def apply_slowly(self, gradients, *others):
     with tf.control_dependencies([slept]):
         apply(self, gradients, *others)
 
-training_state.build_model, MomentumSGD.apply = build_model, apply_slowly
+training_state.build_network, MomentumSGD.apply = build_network, apply_slowly
 training_state.uses_gpus = lambda strategy: bool(deterministic)  # which have another clock
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
 config = dict.fromkeys((field.name for field in dataclasses.fields(RunConfig)), 0) | {

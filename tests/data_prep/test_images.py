@@ -4,16 +4,13 @@ import collections
 import io
 import itertools
 import struct
-import sys
 import zlib
 from pathlib import Path
 
+import miniature_release
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniature_release
 
 from data_prep import convert, plan, verify
 from data_prep.errors import BadImageError, InputError

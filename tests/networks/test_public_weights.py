@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from bn_keras.evaluation.accuracy.trained_network import load_network
 from conftest import run_program
 
 from bn_keras.errors import InputError
+from bn_keras.evaluation.trained_network import load_network
 from bn_keras.networks.public_weights import read_slim_checkpoint
 from bn_keras.runs.run_directory import RunDirectory
 

@@ -365,7 +365,9 @@ def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_
 
 def as_on_gpus(command):
     """The command in a program that takes this machine's CPUs for GPUs."""
-    program = "from bn_keras import distribution; distribution.uses_gpus = bool; from launch.train import run; run()"
+    program = (
+        "from bn_keras.training import distribution; distribution.uses_gpus = bool; from launch.train import run; run()"
+    )
     return ["-c", program, *command[2:]]
 
 
@@ -502,7 +504,7 @@ def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, 
 
 def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
     from bn_keras.errors import InputError
-    from bn_keras.input.dataset import read_dataset
+    from bn_keras.input.dataset_formats import read_dataset
     from bn_keras.input.pipeline import naming_damage, training_batches
 
     copy = shutil.copytree(data_dir, tmp_path / "copy")

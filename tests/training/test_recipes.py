@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from bn_keras.evaluation.accuracy.trained_network import image_view
 from conftest import run_program
 from PIL import Image
 
 from bn_keras import read_dataset
+from bn_keras.evaluation.trained_network import image_view
 from bn_keras.input import preprocessing
 from bn_keras.input.dataset import Shard
 from bn_keras.input.pipeline import training_batches, validation_batches

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bn_keras import VARIANTS, build_model
-from bn_keras.networks.inception import FIGURE_5, LocalResponseNormalization
+from bn_keras import VARIANTS, build_network
+from bn_keras.layers.local_response_normalization import LocalResponseNormalization
+from bn_keras.networks.inception import FIGURE_5
 from bn_keras.paper.figure_5 import figure_5
 
 
 @pytest.fixture(scope="module")
 def full():
-    return {name: build_model(name) for name in ("bn_x5", "inception")}
+    return {name: build_network(name) for name in ("bn_x5", "inception")}
 
 
 def layer_types(model):
@@ -28,7 +29,7 @@ def test_parameters_with_and_without_batch_normalization(full):
 
 
 def test_a_plain_stem_has_a_7x7_kernel_over_colors():
-    assert build_model("bn_x5", separable_stem=False).count_params() == 11_214_888
+    assert build_network("bn_x5", separable_stem=False).count_params() == 11_214_888
 
 
 @pytest.mark.parametrize(
@@ -82,20 +83,20 @@ def test_the_output_column_is_the_sum_of_the_branches():
 
 
 def test_the_other_reading_of_4c_and_4d_has_608_maps():
-    model = build_model("bn_x5", projection_4c_4d=128, image_size=32)
+    model = build_network("bn_x5", projection_4c_4d=128, image_size=32)
     assert [model.get_layer(f"inception_{name}").output.shape[-1] for name in ("4c", "4d", "4e")] == [608, 608, 1056]
 
 
 def test_a_network_has_the_layers_that_its_row_says():
     for name, variant in VARIANTS.items():
-        types = layer_types(build_model(name, image_size=32, width=0.1, classes=3))
+        types = layer_types(build_network(name, image_size=32, width=0.1, classes=3))
         assert ("Dropout" in types) == (variant.dropout > 0)
         assert ("LocalResponseNormalization" in types) == variant.local_response_normalization
         assert ("BatchNormalization" in types) == variant.batch_normalization
 
 
 def test_batch_normalization_stands_between_every_convolution_and_its_nonlinearity():
-    model = build_model("bn_x5_sigmoid", image_size=32, width=0.1)
+    model = build_network("bn_x5_sigmoid", image_size=32, width=0.1)
     activations = [layer for layer in model.layers if isinstance(layer, keras.layers.Activation)]
     assert len(activations) == 69
     for layer in activations:
@@ -107,7 +108,7 @@ def test_batch_normalization_stands_between_every_convolution_and_its_nonlineari
 
 
 def test_the_penalty_is_half_lambda_times_the_squared_weights():
-    model = build_model("inception", image_size=32, width=0.1, classes=3)
+    model = build_network("inception", image_size=32, width=0.1, classes=3)
     kernels = [w.numpy() for w in model.trainable_weights if w.name not in ("bias", "gamma", "beta")]
     assert len(kernels) == 69 + 1 + 1  # a convolution each, a second kernel in the separable stem, the classifier
     expected = 2e-4 / 2 * sum(np.square(k, dtype=np.float64).sum() for k in kernels)
@@ -115,14 +116,14 @@ def test_the_penalty_is_half_lambda_times_the_squared_weights():
 
 
 def test_width_scales_the_maps_in_multiples_of_8():
-    model = build_model("bn_x5", width=0.3, image_size=32)
+    model = build_network("bn_x5", width=0.3, image_size=32)
     assert model.get_layer("conv2_3x3").output.shape[-1] == 56  # 192 * 0.3 = 57.6
 
 
 def test_initial_weights_of_convolutions_are_scaled():
     def weights(name):
         keras.utils.set_random_seed(0)
-        return build_model(name, image_size=32, width=0.1).get_weights()
+        return build_network(name, image_size=32, width=0.1).get_weights()
 
     once, twice = weights("bn_x30"), weights("ensemble_1")
     for one, two in zip(once[:-2], twice[:-2], strict=True):
@@ -131,7 +132,7 @@ def test_initial_weights_of_convolutions_are_scaled():
 
 
 def test_the_last_modules_normalize_each_activation_by_itself():
-    model = build_model("ensemble_5", image_size=64, width=0.1)
+    model = build_network("ensemble_5", image_size=64, width=0.1)
     own = {layer.name for layer in model.layers if getattr(layer, "per_activation", False)}
     assert own == {layer.name for layer in model.layers if layer.name.startswith(("inception_5a", "inception_5b"))} & {
         layer.name for layer in model.layers if layer.name.endswith("_bn")
@@ -139,11 +140,11 @@ def test_the_last_modules_normalize_each_activation_by_itself():
     assert model.get_layer("inception_5b_1x1_bn").gamma.shape == (2, 2, 32)
     row = dataclasses.replace(VARIANTS["bn_x30"], per_activation_modules=11)
     with pytest.raises(ValueError, match=r"per_activation_modules must be 0 to 10\. Received: 11"):
-        build_model(row)
+        build_network(row)
 
 
 def test_another_normalization_layer_takes_every_place():
-    model = build_model("bn_x5", image_size=32, width=0.1, batch_normalization=keras.layers.BatchNormalization)
+    model = build_network("bn_x5", image_size=32, width=0.1, batch_normalization=keras.layers.BatchNormalization)
     normalizations = [layer for layer in model.layers if layer.name.endswith("_bn")]
     assert len(normalizations) == 69
     assert all(type(layer) is keras.layers.BatchNormalization for layer in normalizations)
@@ -153,7 +154,7 @@ def test_logits_are_float32_under_a_half_precision_policy():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = build_model("bn_x5", image_size=32, width=0.1)
+        model = build_network("bn_x5", image_size=32, width=0.1)
     finally:
         keras.config.set_dtype_policy(before)
     assert model.output.dtype == "float32"
@@ -161,7 +162,7 @@ def test_logits_are_float32_under_a_half_precision_policy():
 
 
 def test_the_model_survives_saving(tmp_path):
-    model = build_model("bn_baseline", image_size=32, width=0.1, classes=3, channels=1)
+    model = build_network("bn_baseline", image_size=32, width=0.1, classes=3, channels=1)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
@@ -180,7 +181,7 @@ def test_the_model_survives_saving(tmp_path):
 )
 def test_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        build_model(**{"variant": "bn_x5", **arguments})
+        build_network(**{"variant": "bn_x5", **arguments})
 
 
 def test_lrn_is_tensorflows_with_alpha_over_the_window():
@@ -198,7 +199,7 @@ def test_a_global_channels_first_is_refused_and_its_advice_works():
     keras.config.set_image_data_format("channels_first")
     try:
         with pytest.raises(ValueError, match=r"set_image_data_format\('channels_last'\)"):
-            build_model("bn_x5", image_size=32, width=0.1)
+            build_network("bn_x5", image_size=32, width=0.1)
     finally:
         keras.config.set_image_data_format("channels_last")
-    assert build_model("bn_x5", image_size=32, width=0.1).output_shape == (None, 1000)
+    assert build_network("bn_x5", image_size=32, width=0.1).output_shape == (None, 1000)

@@ -6,15 +6,12 @@ A result is right if it equals, to the byte, that of a conversion from scratch.
 import json
 import os
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
+import miniature_release
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniature_release
 
 from data_prep import convert, json_files, plan, verify
 from data_prep.errors import InputError

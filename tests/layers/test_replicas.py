@@ -16,9 +16,9 @@ def run_on_two_devices(code):
 
 def test_moving_averages_are_identical_on_all_replicas():
     run_on_two_devices("""
-from bn_keras import build_model
+from bn_keras import build_network
 with strategy.scope():
-    model = build_model("bn_x5", image_size=32, width=0.1, classes=3)
+    model = build_network("bn_x5", image_size=32, width=0.1, classes=3)
 images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
 images[4:] += 3  # the second replica sees brighter images
 data = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(images).unbatch().batch(8).repeat(3))

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bn_keras.evaluation.accuracy.accuracy import class_probabilities
 from PIL import Image
 
-from bn_keras.evaluation.accuracy import multicrop
+from bn_keras.evaluation import multicrop
+from bn_keras.evaluation.accuracy import class_probabilities
 from bn_keras.input import preprocessing
 
 SIZE = 56  # a quarter of the paper's, so the short sides are 64, 72, 80, 88
