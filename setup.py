@@ -1,33 +1,75 @@
+"""The package, its extras and its programs; BUILD.md says which extras are for what."""
+
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.*)"', (HERE / "bn_keras" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+# Where a description is read alone, the files that it links to are not there: their links become plain words.
+README = re.sub(r"!?\[([^]]*)\]\((?!https?://)[^)]*\)", r"\1", (HERE / "README.md").read_text(encoding="utf-8"))
+
 TENSORFLOW = ">=2.20,<2.22"
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHER = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+PREP = ["absl-py>=2.1", "google-crc32c>=1.7", "jsonschema>=4.23", "pillow>=11.3"]
+PROGRAMS = [
+    "benchmark_input",
+    "data_service",
+    "evaluate",
+    "export",
+    "import_slim",
+    "mnist",
+    "predict",
+    "report",
+    "results",
+    "show_input",
+    "train",
+]
 
 setup(
     name="bn-keras",
-    version="0.1.0",
-    description="Ioffe & Szegedy (2015), Batch Normalization, reproduced on TensorFlow and Keras",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    version=VERSION,
+    description="Batch Normalization (Ioffe & Szegedy, 2015) on Keras 3: the layer, the networks, and a trainer",
+    long_description=README,
     long_description_content_type="text/markdown",
+    author="The bn_keras authors",
     license="Apache-2.0",
+    keywords=[
+        "batch normalization",
+        "convolutional neural network",
+        "deep learning",
+        "image classification",
+        "ImageNet",
+        "Inception",
+        "Keras",
+        "reproducibility",
+        "TensorFlow",
+        "TFRecord",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bn_keras*", "data_prep*", "launch"]),
     package_data={"bn_keras": ["py.typed", "*.pyi"]},
-    install_requires=[
-        "absl-py>=2.1",
-        "google-crc32c>=1.7",
-        "jsonschema>=4.23",
-        "keras>=3.13,<3.16",
-        "lazy-loader>=0.4",
-        "numpy>=2.0",
-        "pillow>=11.3",
-        "protobuf>=5.28",
-        "tensorboard>=2.20,<2.22",
-    ],
+    install_requires=["keras>=3.13,<3.16", "numpy>=2.0"],  # the layer's; whoever has Keras has one of its backends
     extras_require={
+        "prep": PREP,
+        "train": [*PREP, "protobuf>=5.28", "tensorboard>=2.20,<2.22"],
         # No TensorFlow is a hard requirement: its distributions exclude each other, and the TPU's stops at 2.20.
         "cpu": [f"tensorflow-cpu{TENSORFLOW}; {LINUX_X86}", f"tensorflow{TENSORFLOW}; {OTHER}"],
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
@@ -44,17 +86,7 @@ setup(
     entry_points={
         "console_scripts": [
             "bn-data-prep = data_prep.__main__:run",
-            "bn-train = launch.train:run",
-            "bn-benchmark-input = launch.benchmark_input:run",
-            "bn-data-service = launch.data_service:run",
-            "bn-show-input = launch.show_input:run",
-            "bn-report = launch.report:run",
-            "bn-evaluate = launch.evaluate:run",
-            "bn-predict = launch.predict:run",
-            "bn-export = launch.export:run",
-            "bn-import-slim = launch.import_slim:run",
-            "bn-mnist = launch.mnist:run",
-            "bn-results = launch.results:run",
+            *(f"bn-{name.replace('_', '-')} = launch.{name}:run" for name in PROGRAMS),
         ]
     },
 )

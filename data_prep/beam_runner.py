@@ -3,16 +3,9 @@
 The workers need this package, and the inputs and the output folder under the same paths (a shared disk, or gs://...).
 """
 
-import importlib.util
 from collections.abc import Callable
 
 from data_prep.errors import InputError
-
-
-def require() -> None:
-    """Raises InputError unless Beam is installed."""
-    if not importlib.util.find_spec("apache_beam"):
-        raise InputError("--runner=beam: Apache Beam is not installed; fix: pip install 'bn_keras[beam]'")
 
 
 def run(write: Callable[[dict], None], tasks: list[dict], options: list[str]) -> None:

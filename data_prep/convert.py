@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 
-from data_prep import beam_runner, json_files, plan, signals, storage
+from data_prep import beam_runner, json_files, plan, program, signals, storage
 from data_prep.errors import BadImageError, InputError
 from data_prep.formats import image as images
 from data_prep.formats import tfds_metadata, tfrecord
@@ -278,7 +278,7 @@ def convert(
       OSError: the disk is full, the folder not writable, ...
     """
     if beam_options is not None:
-        beam_runner.require()
+        program.require("apache_beam")
     request = {"name": dataset.name, "origin": dataset.origin, **asdict(options), "stamp": dataset.stamp}
     request = json.loads(json.dumps(request))  # tuples become lists, as in the plan
     work_folder = storage.join(output_dir, WORK_FOLDER)

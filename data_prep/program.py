@@ -1,11 +1,15 @@
 """How every program starts, speaks, fails and ends: flags first, one clear line for what cannot work, a status."""
 
+import importlib.util
 import io
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 from absl import flags
 
@@ -15,11 +19,25 @@ from data_prep.errors import InputError
 BAD_FLAGS = 2
 BAD_INPUT = 1
 
+_PACKAGES = "bn_keras", "data_prep", "launch"
+_EXTRAS = {
+    "apache_beam": "beam",
+    "fsspec": "remote",
+    "matplotlib": "demo",
+    "mlxtend": "demo",
+    "onnx": "onnx",
+    "scipy": "imagenet",
+    "tensorflow": "cpu",
+    "tf2onnx": "onnx",
+}
+"""The extra of setup.py that installs a package; each program names the extra of all others."""
+
 
 def run(
     main,
     doc: str,
     *,
+    extra: str = "prep",
     bad_input: tuple[type[Exception], ...] = (InputError, OSError),
     least_arguments: int | None = None,
     continues: bool = False,
@@ -27,12 +45,13 @@ def run(
     """Parses the flags, calls `main` and exits with what it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
-    parsed exits with 2; bad input and failures of files and disks exit with 1, a signal as in `data_prep.signals`; each
-    with one line on stderr. What is printed from here on goes through `escaped`.
+    parsed exits with 2; bad input, a package that is not installed, and failures of files and disks exit with 1, a
+    signal as in `data_prep.signals`; each with one line on stderr. What is printed from here on goes through `escaped`.
 
     Args:
       main: the program; returns an exit status, or None for 0.
       doc: what `--help` says before the flags.
+      extra: the extra of setup.py that the program needs.
       bad_input: the exceptions whose message is that line.
       least_arguments: `main` is called with a list of what stands beside the flags, at least so many; None: there must
         be nothing, and it is called without.
@@ -50,6 +69,11 @@ def run(
         _fail(name, f"{one_line} (--help lists the flags)", BAD_FLAGS)
     except bad_input as error:
         _fail(name, error, BAD_INPUT)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *_PACKAGES):
+            raise
+        _fail(name, f"{package} is not installed; fix: {_installation(_EXTRAS.get(package, extra))}", BAD_INPUT)
     finally:
         signals.uninstall()
     sys.exit(status)
@@ -60,10 +84,10 @@ def _parse(main, doc, name, least_arguments):
     module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
     if asked & {"help", "helpshort", "h"}:
-        print(f"{doc.strip()}\n\nFlags of {name}:\n{flags.FLAGS.module_help(module)}")
+        print(as_started(f"{doc.strip()}\n\nFlags of {name}:\n{flags.FLAGS.module_help(module)}"))
         sys.exit(0)
     if "helpfull" in asked:
-        print(f"{doc.strip()}\n{flags.FLAGS.get_help()}")
+        print(as_started(f"{doc.strip()}\n{flags.FLAGS.get_help()}"))
         sys.exit(0)
     flags.FLAGS.set_gnu_getopt()  # flags may stand behind arguments
     arguments = flags.FLAGS(sys.argv)[1:]
@@ -72,6 +96,38 @@ def _parse(main, doc, name, least_arguments):
     if len(arguments) < (least_arguments or 0):
         raise flags.Error("nothing is named that it should work on")
     return arguments
+
+
+def require(*modules: str) -> None:
+    """Raises ModuleNotFoundError, which `run` turns into advice, for the first of `modules` that is not installed."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(name=module)
+
+
+def _installation(extra: str) -> str:
+    """The command that installs an extra of this project, which no package index has.
+
+    pip takes the extras of an installed package from that package.
+    """
+    checkout = Path(__file__).parents[1]
+    if (checkout / "setup.py").exists():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return f"pip install 'bn-keras[{extra}]'"
+
+
+def as_started(text: str) -> str:
+    """`text` with our programs named as this one was started.
+
+    Our texts name the programs of a checkout, `launch/train` and `python -m data_prep`. An installed package has
+    `bn-train` and `bn-data-prep` in their place.
+    """
+    if not os.path.basename(sys.argv[0]).startswith("bn-"):
+        return text
+    return _PROGRAM.sub(lambda match: "bn-" + (match[1] or "data-prep").replace("_", "-"), text)
+
+
+_PROGRAM = re.compile(r"(?<![\w./=-])(?:launch/(\w+)|python -m data_prep\b)")
 
 
 def run_another(*arguments: str, stdout: int | None = None) -> int:
@@ -171,5 +227,5 @@ def _name(path: str) -> str:
 
 
 def _fail(name, message, status):
-    print(f"{name}: {escaped(str(message), line=True)}", file=sys.stderr)
+    print(f"{name}: {escaped(as_started(str(message)), line=True)}", file=sys.stderr)
     sys.exit(status)

@@ -14,8 +14,6 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 
-import google_crc32c
-
 from data_prep.errors import InputError
 
 # Hidden files and folders, and what macOS, Synology and old tar programs put beside files. Not "." and "..".
@@ -39,10 +37,8 @@ def is_remote(path: str) -> bool:
 
 def _filesystem(url: str):
     """The fsspec file system of a URL."""
-    try:
-        import fsspec
-    except ImportError:
-        raise InputError(f"{url}: remote paths need fsspec; fix: pip install 'bn_keras[remote]'") from None
+    import fsspec
+
     try:
         return fsspec.core.url_to_fs(url)[0]
     except (ImportError, ValueError) as error:
@@ -196,6 +192,8 @@ def close_files() -> None:
 
 def crc32c(path: str) -> int:
     """CRC-32C of a whole file."""
+    import google_crc32c  # here, so that a program that lacks it can say so
+
     crc = 0
     with open_read(path) as file:
         while block := file.read(1 << 18):  # what a core's cache holds: 1 MiB takes 15% longer

@@ -14,6 +14,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 
 from absl import flags
 
+from data_prep.program import as_started
 from launch import program
 
 FLAGS = flags.FLAGS
@@ -33,7 +34,8 @@ def main():
     worker = service.WorkerServer(
         service.WorkerConfig(dispatcher_address=f"localhost:{port}", worker_address=f"{FLAGS.host}:%port%")
     )
-    print(f"ready: launch/train ... --data_service={FLAGS.host}:{port}", flush=True)
+    command = as_started("launch/train")
+    print(f"ready: {command} ... --data_service={FLAGS.host}:{port}", flush=True)
     worker.join()
 
 

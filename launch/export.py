@@ -11,7 +11,6 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import contextlib
-import importlib.util
 import os
 import shutil
 
@@ -19,6 +18,7 @@ from absl import flags
 
 from bn_keras.errors import InputError, first_line
 from bn_keras.runs.run_directory import RunDirectory
+from data_prep.program import require
 from launch import program, records
 
 FLAGS = flags.FLAGS
@@ -89,9 +89,8 @@ def check_output():
         raise InputError(f"{FLAGS.output} exists: give another --output, or remove it")
     if FLAGS.format == "keras" and not FLAGS.output.endswith(".keras"):
         raise InputError(f"--output={FLAGS.output} must end in .keras, by which Keras knows its format")
-    missing = [name for name in ("onnx", "tf2onnx") if importlib.util.find_spec(name) is None]
-    if FLAGS.format == "onnx" and missing:
-        raise InputError(f"ONNX needs {' and '.join(missing)}: pip install onnx tf2onnx")
+    if FLAGS.format == "onnx":
+        require("onnx", "tf2onnx")
     os.makedirs(os.path.dirname(FLAGS.output) or ".", exist_ok=True)
 
 

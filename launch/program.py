@@ -28,7 +28,7 @@ def run(main, doc: str, *, takes_arguments: bool = False, continues: bool = Fals
             flags.register_validator(name, functools.partial(_fits, kind), message=f"must be {wanted}")
     bad_input = InputError, DataInputError, OSError
     least_arguments = 1 if takes_arguments else None
-    program.run(main, doc, bad_input=bad_input, least_arguments=least_arguments, continues=continues)
+    program.run(main, doc, extra="train", bad_input=bad_input, least_arguments=least_arguments, continues=continues)
 
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127

@@ -25,7 +25,7 @@ from bn_keras.paper.experiments import plan
 from bn_keras.paper.provenance import commit, cpu_name
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
-from data_prep.program import run_another
+from data_prep.program import as_started, run_another
 from launch import program
 from launch.embedded import embedded_data
 
@@ -56,7 +56,8 @@ def main():
     if FLAGS.dry_run:
         for run in chosen:
             state = "done" if run.done(FLAGS.workdir) else "to do"
-            print(f"{state:5}  launch/{run.program} {' '.join(run.arguments(FLAGS.workdir))}")
+            command = as_started(f"launch/{run.program}")
+            print(f"{state:5}  {command} {' '.join(run.arguments(FLAGS.workdir))}")
         return 0
     if chosen and not FLAGS.data_dir:
         embedded_data()

@@ -12,8 +12,6 @@ import re
 import statistics
 import struct
 
-import google_crc32c
-
 from bn_keras.errors import InputError
 from bn_keras.input.dataset import MANIFEST, RECORD_FRAME, Dataset, Shard, check_shards, read_manifest
 from bn_keras.input.image_header import read_header
@@ -182,6 +180,8 @@ def count_records(path: str) -> int:
     Raises:
       InputError: it is empty or no regular file, ends inside a record, or has a length that its checksum denies.
     """
+    import google_crc32c  # here, so that a program that lacks it can say so
+
     size, offset, count = file_size(path), 0, 0
     if not size:
         raise InputError(f"{path} is empty: copy it again, or convert into fewer shards")

@@ -4,8 +4,6 @@ import io
 import warnings
 from typing import NamedTuple
 
-from PIL import Image
-
 READABLE = "JPEG, PNG, GIF, BMP or WebP"
 MOST_PIXELS = 1 << 28
 """Of one image; ILSVRC2012's largest has 61 million."""
@@ -31,6 +29,8 @@ class Header(NamedTuple):
 
 def read_header(encoded: bytes) -> Header | None:
     """None where Pillow knows no such image."""
+    from PIL import Image  # here, so that a program that lacks it can say so
+
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
             return Header(image.format, *image.size, Image.getmodebase(image.mode) == "L")

