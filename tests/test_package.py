@@ -10,6 +10,7 @@ import tarfile
 import pytest
 from conftest import ROOT, run_program
 
+import bn_keras
 from data_prep import program
 
 BLOCKED = {"PIL", "google_crc32c", "jsonschema", "matplotlib", "mlxtend", "scipy", "tensorboard"}
@@ -40,6 +41,10 @@ def without(tmp_path):
         return dict(os.environ) | {"PYTHONPATH": f"{tmp_path}:{ROOT}"} | variables
 
     return environment
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {bn_keras.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the list of files that git keeps")
