@@ -1,5 +1,6 @@
 """The documentation: its links lead somewhere, its commands exist, its arithmetic is right."""
 
+import importlib.util
 import pickle
 import re
 import shlex
@@ -39,6 +40,28 @@ def test_every_command_is_one_that_its_program_accepts(page):
         assert "Unknown command line flag 'nonsense'" in done.stdout + done.stderr, (words, done.stderr)
 
 
+def python_blocks(page):
+    """The code blocks in Python of a page, in order."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_what_the_page_for_users_of_keras_says_is_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *blocks, onnx = python_blocks("from_keras.md")
+    names = {}
+    for block in [*blocks, *([onnx] if importlib.util.find_spec("tf2onnx") else [])]:
+        exec(block, names)  # each asserts what it says
+    assert b"TFL3" in names["lite"][:8]
+
+
+def test_the_speeds_of_the_page_for_users_of_keras_are_measured():
+    page, measured = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("from_keras.md", "benchmarks.md"))
+    rows = re.findall(r"^\| (TensorFlow|JAX) \| .* \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    assert all(re.search(rf"^\|.*\| {re.escape(ratio)} \|", measured, re.MULTILINE) for _, ratio in rows)
+
+
 def test_the_multiply_adds_of_the_tutorial_are_those_of_figure_5():
     from bn_keras import build_network
 
@@ -73,9 +96,7 @@ def test_the_cifar_page_turns_the_published_files_into_records(tmp_path):
         pixels = random.integers(0, 256, (3, 3072), "uint8")
         files = [f"{name}_{part}.png" for name in names]
         (folder / part).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1, 2], "filenames": files}))
-    text = (ROOT / "docs" / "cifar10.md").read_text(encoding="utf-8")
-    script = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE).group(1)
-    done = run_program("-c", script, cwd=tmp_path)
+    done = run_program("-c", python_blocks("cifar10.md")[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = np.asarray(Image.open(tmp_path / "cifar10" / "validation" / "airplane" / "airplane_test_batch.png"))
     np.testing.assert_array_equal(first.transpose(2, 0, 1).reshape(-1), pixels[0])
