@@ -1,9 +1,10 @@
 # make demo: Figures 2 and 3 of the paper on this machine. make test: the whole test suite. Both set up .venv first.
 # make ensemble: Figure 4, six networks by one crop and by 144.
-# make results: every experiment, docs/results.md. make benchmark: docs/benchmarks.md. make docs: the API reference.
+# make results: every experiment, docs/results.md; make results DATA=cifar10 on records of your own. make benchmark: docs/benchmarks.md. make docs: the API reference.
 
 VARIANTS ?= inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid inception_x5 inception_sigmoid
-DATA ?= data/mnist
+EMBEDDED := data/mnist
+DATA ?= $(EMBEDDED)
 RUNS ?= runs
 ENSEMBLE ?= ensemble
 MEMBERS ?= 1 2 3 4 5 6
@@ -26,16 +27,21 @@ demo: $(VENV)/installed
 	done
 	@echo; launch/report --workdir=$(RUNS)
 
+# Records of DATA, a folder or one in data: make results DATA=cifar10. The default's are made from the embedded digits.
+RECORDS = $(firstword $(patsubst %/dataset.json,%,$(wildcard $(DATA)/dataset.json data/$(DATA)/dataset.json)) $(DATA))
+NAME = $(if $(filter $(EMBEDDED),$(DATA)),digits,$(notdir $(RECORDS)))
+prepare = $(if $(filter $(EMBEDDED),$(DATA)),$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA))
+
 # 10 to 20 minutes on two cores; interrupt it at any time, the same command continues. To try it in some minutes:
 # make ensemble MEMBERS="1 2" STEPS=40 ENSEMBLE=/tmp/ensemble
 ensemble: $(VENV)/installed
-	@$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
+	@$(prepare)
 	@for n in $(MEMBERS); do \
 		echo; echo "ensemble_$$n of $(MEMBERS)"; \
-		launch/train --variant=ensemble_$$n --seed=$$n --data_dir=$(DATA) --workdir=$(ENSEMBLE)/ensemble_$$n \
+		launch/train --variant=ensemble_$$n --seed=$$n --data_dir=$(RECORDS) --workdir=$(ENSEMBLE)/ensemble_$$n \
 			$(if $(STEPS),--steps=$(STEPS)) || exit; \
 	done
-	@echo; launch/evaluate --data_dir=$(DATA) --protocol=single_crop --protocol=multicrop144 --output_dir=$(ENSEMBLE) \
+	@echo; launch/evaluate --data_dir=$(RECORDS) --protocol=single_crop --protocol=multicrop144 --output_dir=$(ENSEMBLE) \
 		--workdir=$$(echo $(MEMBERS:%=$(ENSEMBLE)/ensemble_%) | tr ' ' ,)
 
 setup: $(VENV)/installed
@@ -49,10 +55,11 @@ test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow
 
 # Hours on two cores; interrupt it at any time, the same command continues. A part: make results ONLY=figure1,figure2
+# The plan and its hours: launch/results --dry_run
 results: $(VENV)/installed
-	$(if $(ONLY),,$(MAKE) ensemble)
-	launch/results --ensemble_dir=$(ENSEMBLE) $(if $(ONLY),--only=$(ONLY)) $(if $(SEEDS),--seeds=$(SEEDS)) \
-		$(if $(STEPS),--steps=$(STEPS))
+	$(if $(ONLY),,$(MAKE) ensemble ENSEMBLE=results/$(NAME)/ensemble)
+	launch/results $(if $(filter digits,$(NAME)),,--data_dir=$(RECORDS)) $(if $(ONLY),--only=$(ONLY)) \
+		$(if $(SEEDS),--seeds=$(SEEDS)) $(if $(STEPS),--steps=$(STEPS))
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks $(if $(ONLY),--only=$(ONLY))

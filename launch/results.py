@@ -1,8 +1,9 @@
-"""Reruns the paper's experiments and writes docs/results.md with its plots and tables.
+"""Reruns the paper's experiments and writes docs/results.md with a page, plots and tables for each data set.
 
-launch/results                                      everything, on the embedded digits; hours on two cores
-launch/results --only=figure1,figure2 --steps=1500  a part, longer
-launch/results --only=report                        the document alone, from the runs there are
+launch/results                                    everything, on the embedded digits; hours on two cores
+launch/results --data_dir=data/cifar10            the same on records of your own, as results/cifar10
+launch/results --only=figure1,figure2 --dry_run   the plan of a part: runs, steps, seconds a step, hours
+launch/results --only=report                      the documents alone, from the runs there are
 
 The same command again continues where it stands; what is done is not done again.
 """
@@ -16,34 +17,45 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 import importlib.metadata
 import json
 import os
+import re
+import subprocess
 import time
 
 from absl import flags
 
 from bn_keras.errors import InputError
+from bn_keras.input.dataset_formats import read_dataset
+from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.experiments import plan
 from bn_keras.paper.provenance import commit, cpu_name
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
+from bn_keras.training.recipes import recipe_for
 from data_prep.program import as_started, run_another
 from launch import program
 from launch.embedded import embedded_data
 
 SECTIONS = ("figure1", "figure2", "changes", "divergence", "early", "batch_size", "report")
 
+EMBEDDED = "digits"
+"""Name of the page of the embedded data."""
+
 TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # its distributions; one of them is installed
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", "results", "Folder of all runs; not in runs, so that a report on that leaves them out.")
-flags.DEFINE_string("ensemble_dir", "ensemble", "Where `make ensemble` left figure4.md.")
-flags.DEFINE_string("output_dir", "docs", "Folder of results.md; its plots go to results in it.")
-flags.DEFINE_string("data_dir", None, "Folder that data_prep wrote, gray for Figure 1. Default: the embedded digits.")
+flags.DEFINE_string("workdir", None, "Folder of all runs. Default: NAME in results.")
+flags.DEFINE_string("name", None, "Of the page and column. Default: the last part of --data_dir, or digits without it.")
+flags.DEFINE_string("output_dir", "docs", "Folder of results.md; a page for each data set goes to results in it.")
+flags.DEFINE_string("data_dir", None, "Folder of records; Figure 1 needs gray ones. Default: the embedded digits.")
 flags.DEFINE_list("only", list(SECTIONS), f"Of {', '.join(SECTIONS)}; the report is always written.")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Of Figure 2 and the seven changes; the other sections take the first.")
-flags.DEFINE_integer("steps", 500, "Of 32 images each, of a run of Figure 2.", lower_bound=1)
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs; divergence and early statistics take the first.")
+flags.DEFINE_integer(
+    "steps", None, "Of 32 images, of a run, extended until its curve is flat. Default: the recipe's.", 1
+)
+flags.DEFINE_integer("eval_every", None, "Steps of 32 images between evaluations. Default: the recipe's.", 1)
 flags.DEFINE_integer("mnist_steps", 50_000, "Of 60 images each, of Figure 1.", lower_bound=1)
-flags.DEFINE_boolean("dry_run", False, "List the runs and whether they are done; run nothing.")
+flags.DEFINE_boolean("dry_run", False, "Print the plan with its cost, measured on a few steps; write nothing.")
 
 
 def main():
@@ -52,44 +64,91 @@ def main():
     if not FLAGS.seeds or not all(seed.isdecimal() for seed in FLAGS.seeds):
         raise InputError(f"--seeds={','.join(FLAGS.seeds)}: give numbers, such as 0,1,2")
     seeds = [int(seed) for seed in FLAGS.seeds]
-    chosen = [run for run in plan(seeds, FLAGS.steps, FLAGS.mnist_steps, FLAGS.data_dir) if run.section in FLAGS.only]
+    name = FLAGS.name or (os.path.basename(os.path.normpath(FLAGS.data_dir)) if FLAGS.data_dir else EMBEDDED)
+    workdir = FLAGS.workdir or os.path.join("results", name)
+    chosen = []
+    if sections := set(FLAGS.only) - {"report"}:
+        dataset = read_dataset(FLAGS.data_dir or embedded_data(keep=not FLAGS.dry_run))
+        recipe = recipe_for(dataset)
+        runs = plan(
+            seeds,
+            FLAGS.steps or recipe.steps or VARIANTS["bn_x5"].steps,
+            FLAGS.eval_every or recipe.eval_every,
+            FLAGS.mnist_steps,
+            gray=dataset.channels == 1,
+            data_dir=FLAGS.data_dir,
+        )
+        chosen = [run for run in runs if run.section in sections]
     if FLAGS.dry_run:
-        for run in chosen:
-            state = "done" if run.done(FLAGS.workdir) else "to do"
-            command = as_started(f"launch/{run.program}")
-            print(f"{state:5}  {command} {' '.join(run.arguments(FLAGS.workdir))}")
+        print_plan(chosen, workdir)
         return 0
-    if chosen and not FLAGS.data_dir:
-        embedded_data()
-    if status := run_all([run for run in chosen if not run.done(FLAGS.workdir)]):
+    if status := run_all(chosen, workdir):
         return status
     with program.loading_tensorflow():
         import keras  # noqa: F401 (for Figure 5)
-    print(write_results(FLAGS.workdir, FLAGS.ensemble_dir, FLAGS.output_dir))
+    command = f"launch/results{f' --data_dir={FLAGS.data_dir}' if FLAGS.data_dir else ''}"
+    print("\n".join(write_results(workdir, FLAGS.output_dir, name, command)))
     return 0
 
 
-def run_all(runs):
+def print_plan(runs, workdir):
+    """The runs as a table, and their hours in all."""
+    rates, total = {}, 0.0
+    print(f"{'state':5} {'steps':>9} {'s/step':>8} {'hours':>7}  run")
+    for run in runs:
+        done, steps = run.done(workdir), run.next_steps(workdir)
+        seconds = run.step_seconds(workdir) or measured_seconds(run, rates)
+        hours = (steps - done) * seconds / 3600 if steps and seconds else 0.0
+        total += hours
+        cost = f"{seconds:8.3g} {hours:7.2f}" if seconds else " " * 16
+        command = " ".join(run.arguments(workdir, steps or done))
+        print(
+            f"{'to do' if steps else 'done':5} {steps or done:9,} {cost}  {as_started(f'launch/{run.program}')} {command}",
+            flush=True,
+        )
+    print(f"{total:.1f} hours in all on this machine; each run of Figure 2 is then extended until its curve is flat")
+
+
+def measured_seconds(run, rates):
+    """Seconds of a step, by what the launcher measures of the run's network in its own --dry_run, or None.
+
+    Args:
+      run: of the plan; `launch/mnist`, whose 50,000 steps are minutes, measures nothing.
+      rates: images a second by variant that are known; what is measured is added.
+    """
+    if run.program != "train":
+        return None
+    variant = run.flags["variant"]
+    if variant not in rates:
+        data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+        command = [sys.executable, "-m", "launch.train", f"--variant={variant}", "--dry_run", *data]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+        found = re.search(r"([\d.e+]+) images a second", output)
+        rates[variant] = float(found.group(1)) if found else None
+    return rates[variant] and run.flags["batch_size"] / rates[variant]
+
+
+def run_all(runs, workdir):
     """Runs what is to do, one after another; the exit status of the first that fails, or 0."""
-    total = sum(run.work for run in runs)
-    started, behind = time.monotonic(), 0.0
-    for number, run in enumerate(runs, 1):
-        elapsed = time.monotonic() - started
-        left = f", {clock(elapsed / behind * (total - behind))} left in all" if behind else ""
-        print(f"\n[{number}/{len(runs)}] {run.section} {run.name}{left}", file=sys.stderr, flush=True)
-        command = [f"launch.{run.program}", *run.arguments(FLAGS.workdir)]
-        note(run, command)
-        if status := run_another(*command):
-            return status  # the program has said why
-        behind += run.work
+    to_do = [run for run in runs if run.next_steps(workdir)]
+    left, behind, started = sum(run.work(workdir) for run in to_do), 0.0, time.monotonic()
+    for number, run in enumerate(to_do, 1):
+        while steps := run.next_steps(workdir):
+            eta = f", {clock((time.monotonic() - started) / behind * left)} left in all" if behind else ""
+            print(f"\n[{number}/{len(to_do)}] {run.section} {run.name}{eta}", file=sys.stderr, flush=True)
+            work, command = run.work(workdir), [f"launch.{run.program}", *run.arguments(workdir, steps)]
+            note(run, command, workdir)
+            if status := run_another(*command):
+                return status  # the program has said why
+            behind, left = behind + work, max(0.0, left - work)
     return 0
 
 
-def note(run, command):
+def note(run, command, workdir):
     """Adds what is about to be run, by which code and where, to the working directory's log."""
-    os.makedirs(FLAGS.workdir, exist_ok=True)
+    os.makedirs(workdir, exist_ok=True)
     entry = {"section": run.section, "name": run.name, "command": command, **where(), "wall_time": time.time()}
-    with open(os.path.join(FLAGS.workdir, LOG), "a", encoding="utf-8") as file:
+    with open(os.path.join(workdir, LOG), "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 

@@ -1,13 +1,18 @@
 """The experiments behind docs/results.md as a table of runs; standard library only.
 
-Every run is a launcher with flags, so that any of them can be had alone; `launch/results --dry_run` lists them.
+Every run is a launcher with flags, so that any of them can be had alone; `launch/results --dry_run` lists them with
+what each costs.
 """
 
 import dataclasses
+import itertools
+import math
 import os
+import statistics
 
 from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS
 from bn_keras.runs.run_directory import CONFIG_FILE, MNIST_CONFIG_FILE, RunDirectory
+from bn_keras.runs.training_curve import TrainingCurve
 
 FIGURE_2_VARIANTS = (
     "inception",
@@ -49,7 +54,8 @@ STATISTICS = {
 RATE_FACTORS = (5, 10, 20, 50, 100, 200)
 """Of the rate of BN-Baseline and Inception, where the one that diverges first is sought."""
 
-_EVALUATION_EVERY = 50  # steps of 32 images
+_FLAT_EVALUATIONS = 3
+_MOST_EXTENSIONS = 10
 _DIVERGENCE_STEPS = 150
 _EARLY_STEPS, _EARLY_EVALUATION, _EARLY_BATCHES = 100, 10, 20
 
@@ -64,7 +70,7 @@ class Experiment:
       program: "train" or "mnist".
       flags: of the program.
       steps: of the run, as it counts them.
-      work: what the run costs, in training images; an evaluation is not counted.
+      until_flat: whether the run is extended, by as many steps again, until its curve is `flat`.
     """
 
     section: str
@@ -72,24 +78,66 @@ class Experiment:
     program: str
     flags: dict
     steps: int
-    work: float
+    until_flat: bool = False
 
     def directory(self, workdir: str) -> RunDirectory:
         config_file = MNIST_CONFIG_FILE if self.program == "mnist" else CONFIG_FILE
         return RunDirectory(os.path.join(workdir, self.section, self.name), config_file)
 
-    def done(self, workdir: str) -> bool:
-        """Whether the run has all of its steps, or has diverged; a last row alone may lack its neighbours."""
+    def done(self, workdir: str) -> int:
+        """Steps that are done; a last row alone may lack its neighbours, so that the checkpoints are asked first."""
         directory = self.directory(workdir)
         step = directory.newest_step()
-        if step is None:  # the checkpoints of what is done may have been removed
-            step = max((row["step"] for row in directory.curve.rows), default=0)
-        return step >= self.steps or bool(directory.curve.diverged())
+        # The checkpoints of what is done may have been removed.
+        return max((row["step"] for row in directory.curve.rows), default=0) if step is None else step
 
-    def arguments(self, workdir: str) -> list[str]:
+    def next_steps(self, workdir: str) -> int | None:
+        """The --steps with which the run starts or goes on; None when it is done, or has diverged."""
+        curve, done = self.directory(workdir).curve, self.done(workdir)
+        if curve.diverged():
+            return None
+        if done < self.steps:
+            return self.steps
+        if not self.until_flat or flat(curve, self.steps) or done >= _MOST_EXTENSIONS * self.steps:
+            return None
+        return (done // self.steps + 1) * self.steps
+
+    def work(self, workdir: str) -> float:
+        """What is to do next, in training images of the small Inception; an evaluation is not counted."""
+        steps = (self.next_steps(workdir) or self.done(workdir)) - self.done(workdir)
+        # A step of Section 4.1's small networks costs about as much as 0.2 of those images.
+        return steps * (0.2 if self.program == "mnist" else self.flags["batch_size"])
+
+    def arguments(self, workdir: str, steps: int) -> list[str]:
         """What follows the program's name on the command line."""
-        flags = {**self.flags, "steps": self.steps, "workdir": self.directory(workdir).path}
+        flags = {**self.flags, "steps": steps, "workdir": self.directory(workdir).path}
         return [_flag(name, value) for name, value in flags.items()]
+
+    def step_seconds(self, workdir: str) -> float | None:
+        """Median seconds of a step in the part that is done, evaluations included; None before there are two rows."""
+        rows = [row for row in self.directory(workdir).curve.rows if row["kind"] in ("training", "test")]
+        pairs = [(one, two) for one, two in itertools.pairwise(rows) if two["step"] > one["step"]]
+        seconds = [(two["wall_time"] - one["wall_time"]) / (two["step"] - one["step"]) for one, two in pairs]
+        return statistics.median(seconds) if seconds else None
+
+
+def flat(curve: TrainingCurve, steps: int) -> bool:
+    """Whether a curve has come to its end: three evaluations in a row without a gain beyond noise.
+
+    An evaluation here is the best of a quarter of `steps`; noise is one standard error of a share of the validation
+    images, sqrt(p (1 - p) / n).
+    """
+    best = {}
+    for row in curve.rows:
+        if row["kind"] == "validation":
+            quarter = math.ceil(4 * row["step"] / steps)
+            best[quarter] = max(best.get(quarter, 0.0), row["top1"] / row["of"])
+            images = row["of"]
+    points = [best[quarter] for quarter in sorted(best)]
+    if len(points) <= _FLAT_EVALUATIONS:
+        return False
+    before = max(points[:-_FLAT_EVALUATIONS])
+    return max(points[-_FLAT_EVALUATIONS:]) <= before + math.sqrt(before * (1 - before) / images)
 
 
 def _flag(name, value):
@@ -98,69 +146,62 @@ def _flag(name, value):
     return f"--{name}={value}"
 
 
-def _training(section, name, variant, steps, *, batch_size=PAPER_BATCH_SIZE, **flags):
+def _training(section, name, variant, steps, *, batch_size=PAPER_BATCH_SIZE, until_flat=False, **flags):
     """A run of `launch/train` over `steps * 32` images, whatever its batch size."""
-    evaluation = max(1, _EVALUATION_EVERY * PAPER_BATCH_SIZE // batch_size)
-    flags = {"variant": variant, "batch_size": batch_size, "eval_every": evaluation, "on_divergence": "record", **flags}
+    flags = {"variant": variant, "batch_size": batch_size, "on_divergence": "record", **flags}
     steps = steps * PAPER_BATCH_SIZE // batch_size
-    return Experiment(
-        section=section, name=name, program="train", flags=flags, steps=steps, work=float(steps * batch_size)
-    )
+    return Experiment(section=section, name=name, program="train", flags=flags, steps=steps, until_flat=until_flat)
 
 
-def plan(seeds: list[int], steps: int, mnist_steps: int, data_dir: str | None = None) -> list[Experiment]:
+def plan(
+    seeds: list[int], steps: int, eval_every: int, mnist_steps: int, *, gray: bool, data_dir: str | None = None
+) -> list[Experiment]:
     """All runs, those that matter most first.
 
     Args:
-      seeds: of Figure 2 and of the seven changes; the other sections take the first.
-      steps: of 32 images each, of a run of Figure 2.
+      seeds: of Figures 1 and 2, of the seven changes and of the batch sizes; the other sections take the first.
+      steps: of 32 images each, of a run of Figure 2, which is extended until its curve is flat.
+      eval_every: steps of 32 images between evaluations.
       mnist_steps: of 60 images each, of Figure 1.
+      gray: whether the images are; Section 4.1 takes no others.
       data_dir: records for all of them; None for the embedded digits.
     """
     first = seeds[0]
-    # A step of the small sigmoid networks costs about as much as 0.2 images of the small Inception.
-    runs = [
-        Experiment(
-            section="figure1",
-            name="",
-            program="mnist",
-            flags={"seed": first},
-            steps=mnist_steps,
-            work=0.2 * mnist_steps,
-        )
-    ]
+    runs = []
+    if gray:
+        flags = [{"seed": seed} for seed in seeds]
+        runs += [
+            Experiment(section="figure1", name=f"mnist-{own['seed']}", program="mnist", flags=own, steps=mnist_steps)
+            for own in flags
+        ]
+    every = {"eval_every": eval_every}
     for seed in seeds:
-        runs += [_training("figure2", f"{name}-{seed}", name, steps, seed=seed) for name in FIGURE_2_VARIANTS]
+        runs += [
+            _training("figure2", f"{name}-{seed}", name, steps, until_flat=True, seed=seed, **every)
+            for name in FIGURE_2_VARIANTS
+        ]
     accelerated = VARIANTS["bn_x5"]
     for seed in seeds:
         for field in CHANGES:
-            flags = {field: getattr(accelerated, field), "seed": seed}
+            flags = {field: getattr(accelerated, field), "seed": seed, **every}
             runs.append(_training("changes", f"{field}-{seed}", "bn_baseline", steps, **flags))
     for factor in RATE_FACTORS:
         for name in ("inception", "bn_baseline"):
-            rate = VARIANTS[name].learning_rate * factor
-            runs.append(
-                _training("divergence", f"{name}-x{factor}", name, _DIVERGENCE_STEPS, learning_rate=rate, seed=first)
-            )
-    runs.append(
-        _training(
-            "early",
-            f"bn_x5-{first}",
-            "bn_x5",
-            _EARLY_STEPS,
-            seed=first,
-            eval_every=_EARLY_EVALUATION,
-            population_statistics=_EARLY_BATCHES,
-        )
-    )
-    for kind, (_, flags) in STATISTICS.items():
-        for batch in BATCH_SIZES:
-            # Groups of 32 are something else than the batch only above 32; a device needs two images.
-            if (kind == "virtual" and batch <= PAPER_BATCH_SIZE) or (batch < 4 and "devices" in flags):
-                continue
-            runs.append(
-                _training("batch_size", f"{kind}-{batch}", "bn_x5", steps, batch_size=batch, seed=first, **flags)
-            )
+            flags = {"learning_rate": VARIANTS[name].learning_rate * factor, "seed": first}
+            flags["eval_every"] = min(_DIVERGENCE_STEPS, eval_every)
+            runs.append(_training("divergence", f"{name}-x{factor}", name, _DIVERGENCE_STEPS, **flags))
+    flags = {"seed": first, "eval_every": _EARLY_EVALUATION, "population_statistics": _EARLY_BATCHES}
+    runs.append(_training("early", f"bn_x5-{first}", "bn_x5", _EARLY_STEPS, **flags))
+    for seed in seeds:
+        for kind, (_, over) in STATISTICS.items():
+            for batch in BATCH_SIZES:
+                # Groups of 32 are something else than the batch only above 32; a device needs two images.
+                if (kind == "virtual" and batch <= PAPER_BATCH_SIZE) or (batch < 4 and "devices" in over):
+                    continue
+                flags = {"seed": seed, "eval_every": max(1, eval_every * PAPER_BATCH_SIZE // batch), **over}
+                runs.append(
+                    _training("batch_size", f"{kind}-{batch}-{seed}", "bn_x5", steps, batch_size=batch, **flags)
+                )
     if data_dir:
         runs = [dataclasses.replace(run, flags={**run.flags, "data_dir": data_dir}) for run in runs]
     return runs

@@ -1,9 +1,11 @@
-"""Figure 1 of the paper, Section 4.1, from the curve that `paper.section_4_1` wrote; nothing in it is typed by hand."""
+"""Figure 1 of the paper, Section 4.1, from the curves that `paper.section_4_1` wrote; nothing is typed by hand."""
 
 import os
 import statistics
+from collections.abc import Callable, Sequence
 
 from bn_keras.errors import InputError
+from bn_keras.paper.markdown import mean_and_range, table
 from bn_keras.paper.plots import pyplot
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, write_text
@@ -15,112 +17,187 @@ NETWORKS = {"without_bn": "Without BN", "with_bn": "With BN"}
 PERCENTILES = (15, 50, 85)
 
 
-def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
-    """Writes Figure 1 as a PNG and what it shows in numbers as Markdown; returns both paths."""
-    os.makedirs(output_dir, exist_ok=True)
-    paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
-    draw(directory, paths[0])
-    write_text(paths[1], table(directory))
-    return paths
+class Network:
+    """One of the two networks of a run: its rows of the curve, in order.
+
+    Args:
+      rows: of one network; `percentiles` of a row are the 15th, 50th and 85th, each of all sigmoids.
+    """
+
+    def __init__(self, rows: list[dict]):
+        self.steps = [row["step"] for row in rows]
+        self.accuracies = [row["top1"] / row["of"] for row in rows]
+        self._percentiles = [row["percentiles"] for row in rows]
+
+    def steps_to(self, accuracy: float) -> int:
+        return next(step for step, reached in zip(self.steps, self.accuracies, strict=True) if reached >= accuracy)
+
+    def units(self) -> range:
+        return range(len(self._percentiles[0][0]))
+
+    def percentile(self, index: int, unit: int) -> list[float]:
+        """A percentile of a sigmoid's input over the test images, by row."""
+        return [row[index][unit] for row in self._percentiles]
+
+    def widths(self, unit: int) -> list[float]:
+        """The 85th less the 15th percentile, by row."""
+        return [high - low for low, high in zip(self.percentile(0, unit), self.percentile(2, unit), strict=True)]
+
+    def median_over_units(self, measure: Callable[["Network", int], float]) -> float:
+        return statistics.median(measure(self, unit) for unit in self.units())
+
+    def typical_unit(self) -> int:
+        """The paper shows "one typical sigmoid": ours is the one whose median drifts as far as the median one's."""
+        drifts = [drift(self, unit) for unit in self.units()]
+        return drifts.index(statistics.median_low(drifts))
 
 
-def claims(directory: RunDirectory) -> list[tuple[str, str, str, bool]]:
-    """Section 4.1's claims as (claim, in the paper, here, whether it holds)."""
-    rows = _by_network(directory)
-    without, with_bn = _steps_to(rows["without_bn"], common := _common(rows)), _steps_to(rows["with_bn"], common)
-    ahead = max(map(_accuracy, rows["with_bn"])) - max(map(_accuracy, rows["without_bn"]))
-    drift = {name: statistics.median(_drifts(rows[name])) for name in NETWORKS}
-    return [
-        ("Training is faster with BN", "yes", f"{without / with_bn:.1f}x to {common:.1%}", with_bn < without),
-        ("Test accuracy is higher with BN", "yes", f"{100 * ahead:+.1f} points", ahead > 0),
-        (
-            "Inputs of the sigmoids are more stable with BN",
-            "yes",
-            f"drift {drift['with_bn']:.2f} against {drift['without_bn']:.2f}",
-            drift["with_bn"] < drift["without_bn"],
-        ),
-    ]
+def drift(network: Network, unit: int) -> float:
+    """How far the 50th percentile of a sigmoid's input travels over training: its highest less its lowest value."""
+    return _travel(network.percentile(1, unit))
 
 
-def _common(rows):
-    """The best test accuracy that both networks reach."""
-    return min(max(map(_accuracy, rows[name])) for name in NETWORKS)
+def relative_drift(network: Network, unit: int) -> float:
+    """`drift` in units of the distribution's own mean width, the 85th less the 15th percentile."""
+    return drift(network, unit) / max(statistics.mean(network.widths(unit)), _LEAST)
 
 
-def _steps_to(rows, accuracy):
-    return next(row["step"] for row in rows if _accuracy(row) >= accuracy)
+def edge_drift(network: Network, unit: int) -> float:
+    """How far the 15th or the 85th percentile travels, the farther of the two."""
+    return max(_travel(network.percentile(0, unit)), _travel(network.percentile(2, unit)))
 
 
-def _by_network(directory):
-    rows = {name: [row for row in directory.curve.rows if row["network"] == name] for name in NETWORKS}
+def spreading(network: Network, unit: int) -> float:
+    """The distribution's greatest width over its smallest during training; 1 where its shape stays."""
+    widths = network.widths(unit)
+    return max(widths) / max(min(widths), _LEAST)
+
+
+def _travel(values):
+    return max(values) - min(values)
+
+
+_LEAST = 1e-4
+"""The curve holds four decimals."""
+
+STABILITY: dict[str, Callable[[Network, int], float]] = {
+    "Drift of the median": drift,
+    "Drift in widths": relative_drift,
+    "Drift of the edges": edge_drift,
+    "Widest to narrowest": spreading,
+}
+"""The paper calls the inputs with BN "more stable" by eye. These are four readings of it, the lower the more stable."""
+
+
+def read_networks(directory: RunDirectory) -> dict[str, Network]:
+    """Both networks of a run, by the keys of `NETWORKS`.
+
+    Raises:
+      InputError: the curve lacks one of them, as before the first evaluation.
+    """
+    rows = {name: [row for row in directory.curve.rows if row.get("network") == name] for name in NETWORKS}
     if not all(rows.values()):
         raise InputError(
             f"{directory.curve.path} lacks the rows of a network: a larger --steps trains on and adds some"
         )
-    return rows
+    return {name: Network(own) for name, own in rows.items()}
 
 
-def _accuracy(row):
-    return row["top1"] / row["of"]
+def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
+    """Writes Figure 1 as a PNG and what it shows in numbers as Markdown; returns both paths."""
+    os.makedirs(output_dir, exist_ok=True)
+    paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
+    draw([directory], paths[0])
+    write_text(paths[1], figure_1_table([directory]))
+    return paths
 
 
-def _drift(rows, unit):
-    """How far the 50th percentile of a sigmoid's input travels over training: its highest less its lowest value."""
-    middle = [row["percentiles"][1][unit] for row in rows]
-    return max(middle) - min(middle)
-
-
-def _drifts(rows):
-    return [_drift(rows, unit) for unit in range(len(rows[0]["percentiles"][0]))]
-
-
-def typical_unit(rows) -> int:
-    """The paper shows "one typical sigmoid": ours is the one whose median drifts as far as the median one's does."""
-    drifts = _drifts(rows)
-    return drifts.index(statistics.median_low(drifts))
-
-
-def table(directory: RunDirectory) -> str:
-    """What Figure 1 shows in numbers, and under which conditions, as Markdown."""
-    rows, c = _by_network(directory), directory.read_config()
-    common = _common(rows)
-    lines = [
-        f"| Network | Steps to {common:.1%} | Max test accuracy | At step | Last test accuracy | Drift of the median |",
-        "|---|---:|---:|---:|---:|---:|",
+def claims(directories: Sequence[RunDirectory]) -> list[tuple[str, str, str, bool]]:
+    """Section 4.1's claims as (claim, in the paper, here, whether it holds in the mean over the runs)."""
+    runs = [read_networks(directory) for directory in directories]
+    speed_ups, ahead = [], []
+    for run in runs:
+        without, with_bn = run["without_bn"], run["with_bn"]
+        common = _common(run)
+        speed_ups.append(without.steps_to(common) / with_bn.steps_to(common))
+        ahead.append(100 * (max(with_bn.accuracies) - max(without.accuracies)))
+    found = [
+        ("Training is faster with BN", "yes", mean_and_range(speed_ups, "{:.1f}x".format), _mean(speed_ups) > 1),
+        ("Test accuracy is higher with BN", "yes", mean_and_range(ahead, "{:+.1f} points".format), _mean(ahead) > 0),
     ]
+    for title, measure in STABILITY.items():
+        without, with_bn = ([run[name].median_over_units(measure) for run in runs] for name in NETWORKS)
+        here = f"{_mean(with_bn):.2f} against {_mean(without):.2f}"
+        claim = f"Inputs of the sigmoids are more stable with BN: {title[0].lower()}{title[1:]}"
+        found.append((claim, "yes", here, _mean(with_bn) < _mean(without)))
+    return found
+
+
+_mean = statistics.mean
+
+
+def _common(run):
+    """The best test accuracy that both networks reach."""
+    return min(max(network.accuracies) for network in run.values())
+
+
+def figure_1_table(directories: Sequence[RunDirectory]) -> str:
+    """What Figure 1 shows in numbers, and under which conditions, as Markdown: mean and range over the runs."""
+    runs = [read_networks(directory) for directory in directories]
+    configs = [directory.read_config() for directory in directories]
+    common = mean_and_range(map(_common, runs), "{:.1%}".format)
+    lines = []
     for name, title in NETWORKS.items():
-        best = max(rows[name], key=_accuracy)
-        lines.append(
-            f"| {title} | {_steps_to(rows[name], common):,} | {_accuracy(best):.1%} | {best['step']:,} "
-            f"| {_accuracy(rows[name][-1]):.1%} | {statistics.median(_drifts(rows[name])):.2f} |"
-        )
-    return "\n".join(lines) + (
-        f"\n\n{c['dataset']}: {c['train_examples']:,} training, {c['test_examples']:,} test images, binary; "
+        networks = [run[name] for run in runs]
+        best = [max(network.accuracies) for network in networks]
+        columns = [
+            mean_and_range([run[name].steps_to(_common(run)) for run in runs], "{:,.0f}".format),
+            mean_and_range(best, "{:.1%}".format),
+            mean_and_range([n.steps_to(most) for n, most in zip(networks, best, strict=True)], "{:,.0f}".format),
+            mean_and_range([network.accuracies[-1] for network in networks], "{:.1%}".format),
+        ]
+        columns += [
+            mean_and_range([network.median_over_units(measure) for network in networks], "{:.2f}".format)
+            for measure in STABILITY.values()
+        ]
+        lines.append([title, *columns])
+    c = configs[0]
+    header = ["Network", f"Steps to {common}", "Max test accuracy", "At step", "Last test accuracy", *STABILITY]
+    return table(header, lines) + (
+        f"\n{c['dataset']}: {c['train_examples']:,} training, {c['test_examples']:,} test images, binary; "
         f"{c['steps']:,} steps of {c['batch_size']}, plain SGD at {c['learning_rate']:g}, Gaussian initial weights of "
-        f"deviation {c['weight_deviation']:g}, seed {c['seed']}. {common:.1%} is the best that both reach. "
-        "Drift: of the 50th percentile, over the test images, of the input of a sigmoid of the last hidden layer, "
-        "highest less lowest over training; the median of its 100 sigmoids.\n"
+        f"deviation {c['weight_deviation']:g}, seed {', '.join(str(each['seed']) for each in configs)}. {common} is "
+        "the best that both reach. The last four columns are of the inputs of the last hidden layer's sigmoids over "
+        "the test images, each the median of the 100 sigmoids: how far the 50th percentile travels over training, its "
+        "highest less its lowest value; the same in units of the mean distance between the 15th and the 85th "
+        "percentile; how far the 15th or the 85th travels; and that distance at its greatest over its smallest.\n"
     )
 
 
-def draw(directory: RunDirectory, path: str):
-    """Figure 1: (a) test accuracy by step; (b, c) the percentiles of a typical sigmoid's input without and with BN."""
+def draw(directories: Sequence[RunDirectory], path: str):
+    """Figure 1: (a) test accuracy by step; (b, c) the percentiles of a typical sigmoid's input without and with BN.
+
+    Args:
+      directories: of runs that differ in the seed; each is a line of (a), and the first is shown in (b, c).
+      path: of the PNG.
+    """
     plt = pyplot()
-    rows = _by_network(directory)
+    runs = [read_networks(directory) for directory in directories]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), dpi=130, layout="constrained")
     for color, (name, title) in enumerate(NETWORKS.items()):
-        steps = [row["step"] for row in rows[name]]
-        style = {"color": f"C{color}", "linestyle": "-" if name == "with_bn" else "--"}
-        axes[0].plot(steps, [_accuracy(row) for row in rows[name]], label=title, **style)
-        unit = typical_unit(rows[name])
-        low, middle, high = ([row["percentiles"][k][unit] for row in rows[name]] for k in range(len(PERCENTILES)))
+        style = {"color": f"C{color}", "linestyle": "-" if name == "with_bn" else "--", "linewidth": 1}
+        for number, run in enumerate(runs):
+            axes[0].plot(run[name].steps, run[name].accuracies, label=None if number else title, **style)
+        network = runs[0][name]
+        unit = network.typical_unit()
+        low, middle, high = (network.percentile(k, unit) for k in range(len(PERCENTILES)))
         panel = axes[1 + color]
-        panel.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+        panel.fill_between(network.steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
         for values, percentile in zip((high, middle, low), reversed(PERCENTILES), strict=True):
-            panel.plot(steps, values, color=f"C{color}", linewidth=1.6 if percentile == 50 else 0.9)
+            panel.plot(network.steps, values, color=f"C{color}", linewidth=1.6 if percentile == 50 else 0.9)
             panel.annotate(
                 f"{percentile}th",
-                (steps[-1], values[-1]),
+                (network.steps[-1], values[-1]),
                 xytext=(3, 0),
                 textcoords="offset points",
                 va="center",
@@ -130,7 +207,10 @@ def draw(directory: RunDirectory, path: str):
     limits = [axis.get_ylim() for axis in axes[1:]]
     for axis in axes[1:]:
         axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    axes[0].set(title="(a)", ylabel="Test accuracy", ylim=(None, 1))
+    # Half a point is to be seen: the axis begins six points below the lower of both best accuracies.
+    top = max(max(network.accuracies) for run in runs for network in run.values())
+    axes[0].set(title="(a)", ylabel="Test accuracy", ylim=(min(map(_common, runs)) - 0.06, min(1.0, top + 0.01)))
+    axes[0].yaxis.set_major_formatter(lambda accuracy, _: f"{accuracy:.0%}")
     axes[0].legend(loc="lower right")
     for axis in axes:
         axis.set(xlabel="Step")

@@ -6,6 +6,7 @@ import os
 import statistics
 
 from bn_keras.networks.variants import NAMING, VARIANTS
+from bn_keras.paper.markdown import mean_and_range, table
 from bn_keras.paper.plots import pyplot
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.runs.run_directory import RunDirectory
@@ -86,15 +87,6 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
     return paths
 
 
-def mean_and_range(values, form) -> str:
-    """`form` of the mean, and of the lowest and highest where there is more than one value; "" of none."""
-    values = list(values)
-    if not values:
-        return ""
-    mean = form(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean} ({form(min(values))} to {form(max(values))})"
-
-
 def figure_3(rows: list[Row]) -> str:
     """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's.
 
@@ -103,22 +95,28 @@ def figure_3(rows: list[Row]) -> str:
     """
     reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
     best = mean_and_range(reference.max_accuracies(), _percent) or "Inception's best"
-    lines = [
-        f"| Model | Steps to {best} | Speed-up | Max accuracy | Paper: steps to 72.2% | Speed-up | Max accuracy |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+    header = [
+        "Model",
+        f"Steps to {best}",
+        "Speed-up",
+        "Max accuracy",
+        "Paper: steps to 72.2%",
+        "Speed-up",
+        "Max accuracy",
     ]
+    lines = []
     for row in rows:
         steps, max_accuracy = row.published or (None, None)
-        cells = (
+        cells = [
             _label(row, rows) + _divergence(row),
             *steps_and_speed_up(row, reference),
             mean_and_range(row.max_accuracies(), _percent),
             f"{steps / 1e6:.1f}e6" if steps else "-",
             f"{PUBLISHED[REFERENCE].steps / steps:.1f}x" if steps else "",
             f"{max_accuracy:.1%}" if max_accuracy else "-",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n" + _caption(rows, bool(reference.max_accuracies()))
+        ]
+        lines.append(cells)
+    return table(header, lines) + "\n" + _caption(rows, bool(reference.max_accuracies()))
 
 
 def _percent(value):
@@ -183,7 +181,7 @@ def _seeds(row):
     return f"seed{'s' if len(row.runs) > 1 else ''} {', '.join(str(run.seed) for run in row.runs)}"
 
 
-def draw_figure_2(rows: list[Row], path: str):
+def draw_figure_2(rows: list[Row], path: str, title: str = ""):
     """Figure 2: validation accuracy by steps of 32 images, one line a row: the mean over seeds in the band of all."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
@@ -203,7 +201,9 @@ def draw_figure_2(rows: list[Row], path: str):
         best = statistics.mean(best)
         axes.axhline(best, color="0.7", linewidth=0.8, zorder=0)
         axes.annotate("Inception's best", (0, best), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
-    axes.set(xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None))
+    axes.set(
+        title=title, xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None)
+    )
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper")
     with replacing(path) as temporary:

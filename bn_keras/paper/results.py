@@ -1,17 +1,22 @@
-"""docs/results.md, from the files of runs alone: what was not run stays blank, what does not hold is said.
+"""docs/results.md and its page for each data set, from the files of runs alone.
+
+What was not run stays blank, and what does not hold is said.
 
 Standard library only, but for the plots and Figure 5, which is read off the network itself.
 """
 
+import glob
 import json
 import os
 import statistics
 from collections.abc import Callable
 
+from bn_keras.json_files import TEXT, read_json
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper import figure_1, figures_2_and_3
 from bn_keras.paper.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
-from bn_keras.paper.figures_2_and_3 import REFERENCE, MeasuredRun, Row, mean_and_range
+from bn_keras.paper.figures_2_and_3 import REFERENCE, MeasuredRun, Row
+from bn_keras.paper.markdown import mean_and_range, table
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunDirectory
 from bn_keras.runs.run_files import write_text
@@ -19,36 +24,55 @@ from bn_keras.runs.run_files import write_text
 LOG = "log.jsonl"
 """In the working directory: a line for every run that was started, with its command, commit and machine."""
 
-DOCUMENT = "results.md"
-
 FIGURE_4 = "figure4.md"
+
+DOCUMENT = "results.md"
+PAGES = "results"
+"""Folder beside the document: a page, its plots and its claims for every data set."""
 
 HOLDS, FAILS = "holds", "does not hold"
 
+_CLAIM = {"type": "array", "prefixItems": [TEXT, TEXT, TEXT, {"type": ["boolean", "null"]}], "minItems": 4}
+_CLAIMS_SCHEMA = {
+    "type": "object",
+    "required": ["title", "made_on", "claims"],
+    "properties": {"title": TEXT, "made_on": TEXT, "claims": {"type": "array", "items": _CLAIM}},
+}
 
-def write_results(workdir: str, ensemble_dir: str, output_dir: str) -> str:
-    """Writes the document and its plots.
+
+def write_results(workdir: str, output_dir: str, name: str, command: str) -> list[str]:
+    """Writes the page of one data set, with its plots and claims, and the document that compares all pages there are.
 
     Args:
-      workdir: where `launch/results` keeps its runs.
-      ensemble_dir: where `make ensemble` left Figure 4.
-      output_dir: of the document; plots go to `results` beside it.
+      workdir: where `launch/results` keeps the runs on this data set; Figure 4's table is in `ensemble` there.
+      output_dir: of the document; pages go to `results` beside it.
+      name: of the page and of the data set's column.
+      command: that made the runs.
 
     Returns:
-      The document's path.
+      The paths of the page and of the document.
     """
-    plots = os.path.join(output_dir, "results")
+    plots = os.path.join(output_dir, PAGES, name)
     os.makedirs(plots, exist_ok=True)
     figure_2 = _rows(workdir, "figure2")
-    rows = [next((row for row in figure_2 if row.variant.name == name), Row(name, [])) for name in FIGURE_2_VARIANTS]
+    rows = [next((row for row in figure_2 if row.variant.name == each), Row(each, [])) for each in FIGURE_2_VARIANTS]
+    title = _title(name, figure_2, _figure_1_runs(workdir))
+    claims = [*_claims_of_4_1(workdir), *_claims_of_4_2_2({row.variant.name: row for row in rows})]
+    made_on = _made_on(workdir)
     parts = [
-        "# Results\n",
-        "Written by `make results` from the files of the runs; no number in it is typed. Blank: not run.\n",
-        _made_on(workdir),
+        f"# {title}\n",
+        f"Written by `{command}` from the files of the runs; no number in it is typed. Blank: not run. What the claims "
+        f"of the paper come to on every data set: [results.md](../{DOCUMENT}).\n",
+        made_on,
         "## Figure 1: Section 4.1\n",
         *_figure_1(workdir, plots),
         "## Figures 2 and 3: Section 4.2.2\n",
-        *_figures_2_and_3(rows, plots),
+        *_figures_2_and_3(rows, plots, title),
+        "## Claims\n",
+        table(
+            ["Claim of the paper", "Paper", "Here", "At this scale"],
+            [[claim, paper, here, _verdict(holds)] for claim, paper, here, holds in claims],
+        ),
         "## The seven changes of Section 4.2.1, one by one on BN-Baseline\n",
         _changes(workdir, rows),
         "## Where training diverges\n",
@@ -58,7 +82,36 @@ def write_results(workdir: str, ensemble_dir: str, output_dir: str) -> str:
         "## Moving averages against population statistics early in training\n",
         _early(workdir),
         "## Figure 4: Section 4.2.3\n",
-        _figure_4(ensemble_dir),
+        _figure_4(workdir),
+    ]
+    path = os.path.join(output_dir, PAGES, f"{name}.md")
+    write_text(path, "\n".join(parts))
+    found = {"title": title, "made_on": made_on, "claims": claims}
+    write_text(os.path.join(output_dir, PAGES, f"{name}.json"), json.dumps(found, indent=1) + "\n")
+    return [path, _write_document(output_dir)]
+
+
+def _write_document(output_dir):
+    """The claims of all pages side by side, and Figure 5, which is the same on any data."""
+    pages = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(output_dir), PAGES, "*.json"))):
+        name = os.path.basename(path).removesuffix(".json")
+        pages[name] = read_json(
+            path, _CLAIMS_SCHEMA, f"remove it, or write it again with `launch/results --name={name}`"
+        )
+    cells = {}
+    for name, page in pages.items():
+        for claim, paper, here, holds in page["claims"]:
+            cells.setdefault((claim, paper), {})[name] = f"{here}: {_verdict(holds)}" if here else ""
+    links = [f"[{page['title']}]({PAGES}/{name}.md)" for name, page in pages.items()]
+    parts = [
+        "# Results\n",
+        "Written by `launch/results` from the runs on every data set; no number in it is typed. Blank: not run. A "
+        "claim is judged on the mean over the seeds that were run; a page has the figures, tables and conditions.\n",
+        table(
+            ["Claim of the paper", "Paper", *links],
+            [[claim, paper, *(own.get(name, "") for name in pages)] for (claim, paper), own in cells.items()],
+        ),
         "## Figure 5: the network\n",
         _figure_5(),
     ]
@@ -67,12 +120,32 @@ def write_results(workdir: str, ensemble_dir: str, output_dir: str) -> str:
     return path
 
 
+def _title(name, rows, section_4_1):
+    """The data set with its images, and the networks' size and width where Figure 2 was run."""
+    configs = [row.runs[0].config for row in rows] or [run.read_config() for run in section_4_1]
+    if not configs:
+        return name
+    images = f"{name}, {configs[0]['train_examples']:,} images"
+    return (
+        f"{images}, {configs[0]['image_size']}x{configs[0]['image_size']}, width {configs[0]['width']:g}"
+        if rows
+        else images
+    )
+
+
+def _verdict(holds):
+    return {None: "", True: HOLDS, False: FAILS}[holds]
+
+
 def _measured(workdir, section):
     """The runs of a section by the name of their folder."""
     folder = os.path.join(workdir, section)
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    runs = {name: RunDirectory(os.path.join(folder, name)) for name in names}
+    runs = {name: RunDirectory(os.path.join(folder, name)) for name in _names(folder)}
     return {name: MeasuredRun(run) for name, run in runs.items() if run.read_config() is not None}
+
+
+def _names(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def _rows(workdir, section):
@@ -90,41 +163,40 @@ def _made_on(workdir):
     return f"Runs made on {'; '.join(machines)}; at commit {', '.join(commits)}.\n"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def _figure_1_runs(workdir):
+    folder = os.path.join(workdir, "figure1")
+    runs = [RunDirectory(os.path.join(folder, name), MNIST_CONFIG_FILE) for name in _names(folder)]
+    return [run for run in runs if run.curve.rows]
 
 
-def _claims(claims: list[tuple[str, str, str, bool | None]]) -> str:
-    """Table of (claim, in the paper, here, whether it holds; None: not run)."""
-    verdict = {None: "", True: HOLDS, False: FAILS}
-    return _table(
-        ["Claim of the paper", "Paper", "Here", "At this scale"],
-        [[claim, paper, here, verdict[holds]] for claim, paper, here, holds in claims],
-    )
+def _claims_of_4_1(workdir):
+    runs = _figure_1_runs(workdir)
+    return figure_1.claims(runs) if runs else []
 
 
 def _figure_1(workdir, plots):
-    directory = RunDirectory(os.path.join(workdir, "figure1"), MNIST_CONFIG_FILE)
-    if not directory.curve.rows:
-        return ["Not run: `launch/mnist`.\n"]
-    figure_1.draw(directory, os.path.join(plots, figure_1.FIGURE_1))
+    runs = _figure_1_runs(workdir)
+    if not runs:
+        return ["Not run: `launch/mnist`, on gray digits.\n"]
+    figure_1.draw(runs, os.path.join(plots, figure_1.FIGURE_1))
     return [
-        f"![Test accuracy, and the input of a typical sigmoid](results/{figure_1.FIGURE_1})\n",
-        figure_1.table(directory),
-        _claims(figure_1.claims(directory)),
+        _picture("Test accuracy, and the input of a typical sigmoid", plots, figure_1.FIGURE_1),
+        figure_1.figure_1_table(runs),
     ]
 
 
-def _figures_2_and_3(rows, plots):
+def _figures_2_and_3(rows, plots, title):
     if not any(row.runs for row in rows):
         return ["Not run: `launch/results --only=figure2`.\n"]
-    figures_2_and_3.draw_figure_2(rows, os.path.join(plots, figures_2_and_3.FIGURE_2))
+    figures_2_and_3.draw_figure_2(rows, os.path.join(plots, figures_2_and_3.FIGURE_2), title)
     return [
-        f"![Validation accuracy by step of the seven networks](results/{figures_2_and_3.FIGURE_2})\n",
+        _picture("Validation accuracy by step of the seven networks", plots, figures_2_and_3.FIGURE_2),
         figures_2_and_3.figure_3(rows),
-        _claims(_claims_of_4_2_2({row.variant.name: row for row in rows})),
     ]
+
+
+def _picture(text, plots, file):
+    return f"![{text}]({os.path.basename(plots)}/{file})\n"
 
 
 def _claims_of_4_2_2(rows):
@@ -210,11 +282,11 @@ def _changes(workdir, figure_2):
     groups = {}
     for name, run in _measured(workdir, "changes").items():
         groups.setdefault(name.rpartition("-")[0], []).append(run)
-    table = [_change_row("BN-Baseline: none", by_name["bn_baseline"], by_name["inception"])]
+    rows = [_change_row("BN-Baseline: none", by_name["bn_baseline"], by_name["inception"])]
     for field, title in CHANGES.items():
-        table.append(_change_row(title, Row("bn_baseline", groups.get(field, [])), by_name["inception"]))
-    table.append(_change_row("BN-x5: all seven", by_name["bn_x5"], by_name["inception"]))
-    return _table(["Change", "Steps to Inception's best", "Speed-up", "Max accuracy", "Last accuracy"], table) + (
+        rows.append(_change_row(title, Row("bn_baseline", groups.get(field, [])), by_name["inception"]))
+    rows.append(_change_row("BN-x5: all seven", by_name["bn_x5"], by_name["inception"]))
+    return table(["Change", "Steps to Inception's best", "Speed-up", "Max accuracy", "Last accuracy"], rows) + (
         "\nThe embedded digits are neither cropped nor distorted, so change 7 acts only on sets with the ImageNet "
         "augmentation; shuffling within shards needs several shards to differ from the order of shards.\n"
     )
@@ -243,15 +315,21 @@ def _divergence(workdir):
     runs = _measured(workdir, "divergence")
     names = ("inception", "bn_baseline")
     rows = [[f"x{factor}", *(_outcome(runs.get(f"{name}-x{factor}")) for name in names)] for factor in RATE_FACTORS]
-    return _table(["Factor on the rate of 0.0015", *(VARIANTS[name].title for name in names)], rows) + (
+    return table(["Factor on the rate of 0.0015", *(VARIANTS[name].title for name in names)], rows) + (
         "\nBest validation accuracy of a short run, or the step at which loss or weights stopped being finite.\n"
     )
 
 
 def _batch_sizes(workdir):
-    runs = _measured(workdir, "batch_size")
-    rows = [[str(batch), *(_outcome(runs.get(f"{kind}-{batch}")) for kind in STATISTICS)] for batch in BATCH_SIZES]
-    return _table(["Batch", *(title for title, _ in STATISTICS.values())], rows) + (
+    groups = {}
+    for name, run in _measured(workdir, "batch_size").items():
+        if (most := run.curve.max_accuracy()) is not None:
+            groups.setdefault(name.rpartition("-")[0], []).append(most)
+    rows = [
+        [str(batch), *(mean_and_range(groups.get(f"{kind}-{batch}", []), "{:.1%}".format) for kind in STATISTICS)]
+        for batch in BATCH_SIZES
+    ]
+    return table(["Batch", *(title for title, _ in STATISTICS.values())], rows) + (
         "\nBN-x5, best validation accuracy after the same number of images at every batch size; the rate grows "
         "linearly with the batch. Groups of 32 are the batch itself up to 32.\n"
     )
@@ -268,13 +346,13 @@ def _early(workdir):
             [f"{step:,}", *(f"{found[kind]:.1%}" if kind in found else "" for kind in ("validation", "population"))]
             for step, found in sorted(at.items())
         ]
-    return _table(["Step of BN-x5", "Moving averages", "Population statistics"], rows) + (
+    return table(["Step of BN-x5", "Moving averages", "Population statistics"], rows) + (
         "\nThe same weights, evaluated with the moving averages and with Algorithm 2 over training mini-batches.\n"
     )
 
 
-def _figure_4(ensemble_dir):
-    path = os.path.join(ensemble_dir, FIGURE_4)
+def _figure_4(workdir):
+    path = os.path.join(workdir, "ensemble", FIGURE_4)
     if not os.path.exists(path):
         return "Not run: `make ensemble`.\n"
     with open(path, encoding="utf-8") as file:

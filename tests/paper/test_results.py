@@ -5,13 +5,15 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import run_program, start_program
 
 from bn_keras.networks.variants import VARIANTS
-from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, plan
-from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, mean_and_range, rows_of
+from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, flat, plan
+from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, rows_of
+from bn_keras.paper.markdown import mean_and_range
 from bn_keras.paper.results import write_results
 from bn_keras.runs.run_directory import RunDirectory
 
@@ -98,10 +100,10 @@ def test_claims_hold_or_not_by_the_numbers_of_the_runs(tmp_path):
     write_run(folder / "bn_baseline-0", "bn_baseline", (0.6, 0.7, 0.7))
     write_run(folder / "inception_x5-0", "inception_x5", (0.1,), diverged_at=61)
     write_run(folder / "inception_sigmoid-0", "inception_sigmoid", (0.1, 0.12, 0.1))
-    (tmp_path / "ensemble").mkdir()
-    (tmp_path / "ensemble" / "figure4.md").write_text("| ensemble of 6 | 144 |\n")
-    with open(write_results(*(str(tmp_path / name) for name in ("runs", "ensemble", "docs")))) as file:
-        text = file.read()
+    (tmp_path / "runs" / "ensemble").mkdir()
+    (tmp_path / "runs" / "ensemble" / "figure4.md").write_text("| ensemble of 6 | 144 |\n")
+    page, document = write_results(str(tmp_path / "runs"), str(tmp_path / "docs"), "digits", "launch/results")
+    text = Path(page).read_text()
     assert "| BN-x5 matches Inception in fewer steps | 14.8x | 3.0x | holds |" in text
     assert "| BN-x5 is at least 14 times faster than Inception | 14.8x | 3.0x | does not hold |" in text
     assert "| BN-x30 starts more slowly than BN-x5 and ends higher | +1.8 points | +5.0 points | holds |" in text
@@ -110,7 +112,36 @@ def test_claims_hold_or_not_by_the_numbers_of_the_runs(tmp_path):
     assert "| ensemble of 6 | 144 |" in text
     assert "| BN-Baseline matches Inception in fewer steps | 2.3x | reached in 0 of 1 runs | does not hold |" in text
     assert "| BN-x5-Sigmoid learns, below the networks with ReLU | -3.2 points |  |  |" in text
-    assert (tmp_path / "docs" / "results" / "figure2.png").stat().st_size > 10_000
+    assert (tmp_path / "docs" / "results" / "digits" / "figure2.png").stat().st_size > 10_000
+    assert text.startswith("# digits, 4,000 images, 64x64, width 0.25\n")
+    assert "| BN-x5 matches Inception in fewer steps | 14.8x | 3.0x: holds |" in Path(document).read_text()
+
+
+def test_the_document_has_a_column_for_every_data_set_and_blanks_for_what_was_not_run(tmp_path):
+    docs = str(tmp_path / "docs")
+    write_run(tmp_path / "a" / "figure2" / "inception-0", "inception", (0.2, 0.6, 0.8))
+    write_run(tmp_path / "b" / "figure2" / "inception-0", "inception", (0.2, 0.6, 0.8), dataset="photos")
+    write_run(tmp_path / "b" / "figure2" / "bn_x5-0", "bn_x5", (0.9, 0.9, 0.9), dataset="photos")
+    write_results(str(tmp_path / "a"), docs, "digits", "launch/results")
+    _, document = write_results(str(tmp_path / "b"), docs, "photos", "launch/results")
+    text = Path(document).read_text()
+    assert "| [digits, 4,000 images, 64x64, width 0.25](results/digits.md) | [photos, 4,000 images" in text
+    assert "| BN-x5 matches Inception in fewer steps | 14.8x |  | 3.0x: holds |" in text
+
+
+def test_a_run_goes_on_until_three_evaluations_gain_no_more_than_a_standard_error(tmp_path):
+    climbing, ended, short = (
+        write_run(tmp_path / str(k), "inception", accuracies).curve
+        for k, accuracies in enumerate([(0.5, 0.6, 0.7, 0.8), (0.80, 0.81, 0.80, 0.81), (0.8, 0.8, 0.8)])
+    )
+    assert [flat(curve, 200) for curve in (climbing, ended, short)] == [False, True, False]
+    run = dataclasses.replace(plan([0], 200, 50, 0, gray=False)[0], name="0", section="")
+    assert run.next_steps(str(tmp_path)) == 400  # climbs still: as many steps again
+    assert dataclasses.replace(run, name="1").next_steps(str(tmp_path)) is None
+    assert dataclasses.replace(run, name="2").next_steps(str(tmp_path)) == 200
+    # 0.80 of 1,000 images is known to 0.0126 only: a gain of 0.012 is noise, one of 0.013 is not.
+    noise, gain = (write_run(tmp_path / f"by {g}", "inception", (0.8, 0.8, 0.8, 0.8 + g)).curve for g in (0.012, 0.013))
+    assert flat(noise, 200) and not flat(gain, 200)
 
 
 def test_the_seven_changes_are_all_that_bn_x5_has_and_bn_baseline_lacks():
@@ -120,7 +151,7 @@ def test_the_seven_changes_are_all_that_bn_x5_has_and_bn_baseline_lacks():
 
 
 def test_every_run_is_over_the_same_images_at_any_batch_size():
-    runs = plan([0, 1, 2], steps=500, mnist_steps=50_000)
+    runs = plan([0, 1, 2], 500, 50, 50_000, gray=True)
     assert len({(run.section, run.name) for run in runs}) == len(runs)
     assert sum(run.section == "figure2" for run in runs) == 3 * len(FIGURE_2_VARIANTS) == 21
     for run in runs:
@@ -130,20 +161,30 @@ def test_every_run_is_over_the_same_images_at_any_batch_size():
 
 @pytest.mark.parametrize("section", ["figure1", "figure2", "changes", "divergence", "early", "batch_size"])
 def test_every_run_of_the_plan_is_a_command_that_the_launchers_accept(section, tmp_path):
-    by_flags = {tuple(sorted(run.flags)): run for run in plan([0], 500, 50_000) if run.section == section}
+    by_flags = {
+        tuple(sorted(run.flags)): run for run in plan([0], 500, 50, 50_000, gray=True) if run.section == section
+    }
     for run in by_flags.values():
         # One flag too many ends the program after it has read those before it, and before any work.
-        done = run_program("-m", f"launch.{run.program}", *run.arguments(str(tmp_path)), "--nonsense")
+        done = run_program("-m", f"launch.{run.program}", *run.arguments(str(tmp_path), run.steps), "--nonsense")
         assert "Unknown command line flag 'nonsense'" in done.stderr, done.stderr
 
 
-def test_dry_run_lists_what_is_done_and_what_is_to_do(tmp_path):
-    write_run(tmp_path / "figure2" / "bn_x5-7", "bn_x5", (0.9,) * 4, seed=7)
-    done = run_program(
-        "-m", "launch.results", f"--workdir={tmp_path}", "--only=figure2", "--seeds=7", "--steps=200", "--dry_run"
-    )
-    states = {line.split("--variant=")[1].split()[0]: line[:5] for line in done.stdout.splitlines()}
-    assert states == {name: "done " if name == "bn_x5" else "to do" for name in FIGURE_2_VARIANTS}
+def test_dry_run_prints_the_steps_and_hours_of_what_is_to_do(data_dir, tmp_path):
+    steps = ("--steps=200", "--seeds=7", "--only=figure2", f"--data_dir={data_dir}", "--eval_every=50")
+    done = write_run(tmp_path / "figure2" / "bn_x5-7", "bn_x5", (0.9,) * 4, seed=7)
+    with open(done.curve.path, "a") as file:
+        rows = [{"kind": "training", "step": 10 * k, "loss": 1.0, "wall_time": 36.0 * k} for k in range(1, 21)]
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    for name in set(FIGURE_2_VARIANTS) - {"bn_x5"}:  # all have been begun, so that none is measured here
+        run = write_run(tmp_path / "figure2" / f"{name}-7", name, (0.1,), seed=7)
+        with open(run.curve.path, "a") as file:
+            file.writelines(json.dumps({**row, "step": row["step"] // 10}) + "\n" for row in rows[::10])
+    found = run_program("-m", "launch.results", f"--workdir={tmp_path}", *steps, "--dry_run")
+    lines = {line.split("--variant=")[1].split()[0]: line.split()[:5] for line in found.stdout.splitlines()[1:-1]}
+    assert lines["bn_x5"][:4] == ["done", "200", "3.6", "0.00"]
+    assert lines["inception"] == ["to", "do", "200", "36", "1.50"]  # 150 steps of 36 s
+    assert found.stdout.splitlines()[-1].startswith("9.0 hours in all")
 
 
 @pytest.mark.parametrize("flag", ["--only=figure9", "--seeds=a"])
@@ -172,12 +213,12 @@ def test_a_signal_ends_the_run_and_the_program_in_one_line(data_dir, tmp_path, n
 
 def test_the_program_runs_what_is_to_do_once_and_writes_the_document(data_dir, tmp_path):
     command = ["-m", "launch.results", f"--workdir={tmp_path / 'runs'}", f"--output_dir={tmp_path / 'docs'}"]
-    command += [f"--data_dir={data_dir}", "--only=figure1", "--mnist_steps=300"]
+    command += [f"--data_dir={data_dir}", "--only=figure1", "--mnist_steps=300", "--seeds=0"]
     first = run_program(*command)
     assert first.returncode == 0, first.stderr
     assert "[1/1] figure1" in first.stderr
     again = run_program(*command)
     assert again.returncode == 0 and "figure1" not in again.stderr
-    text = (tmp_path / "docs" / "results.md").read_text()
+    text = (tmp_path / "docs" / "results" / f"{data_dir.name}.md").read_text()
     assert "| Training is faster with BN |" in text and "cores, TensorFlow 2." in text
     assert len((tmp_path / "runs" / "log.jsonl").read_text().splitlines()) == 1

@@ -1,5 +1,6 @@
 """Section 4.1: the two networks, their exact resume, and Figure 1 by the real program."""
 
+import json
 import signal
 import time
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import run_program, start_program
 
-from bn_keras.paper.figure_1 import typical_unit
+from bn_keras.paper.figure_1 import NETWORKS, STABILITY, Network, claims, figure_1_table
 from bn_keras.paper.section_4_1 import batch_indices, build_network
 from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.training_curve import TrainingCurve
 
 
@@ -101,4 +103,41 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(data_dir, tmp_pat
 
 def test_the_typical_sigmoid_is_the_one_that_drifts_as_far_as_the_median_one():
     medians = [[0, 0, 0], [5, 1, 3], [2, 0, 0]]  # of three sigmoids at three evaluations: drifts 5, 1 and 3
-    assert typical_unit([{"percentiles": [[0] * 3, row, [0] * 3]} for row in medians]) == 2
+    assert network(([0] * 3, row, [0] * 3) for row in medians).typical_unit() == 2
+
+
+def network(percentiles):
+    return Network([{"step": k, "top1": 1, "of": 1, "percentiles": list(row)} for k, row in enumerate(percentiles)])
+
+
+def test_stability_is_read_in_four_ways_each_lower_where_the_distribution_stays():
+    # One sigmoid at two evaluations: its median goes from 1 to 3, its edges from 0 and 2 to 1 and 7.
+    moving = network([([0], [1], [2]), ([1], [3], [7])])
+    assert [moving.median_over_units(measure) for measure in STABILITY.values()] == [2, 2 / 4, 5, 3]
+    still = network([([0], [1], [2]), ([0], [1], [2])])
+    assert [still.median_over_units(measure) for measure in STABILITY.values()] == [0, 0, 0, 1]
+
+
+def test_of_several_seeds_the_table_has_the_mean_and_the_range(tmp_path):
+    runs = []
+    for seed, right in enumerate((80, 90)):
+        config = {"dataset": "digits", "train_examples": 60, "test_examples": 100, "steps": 2, "batch_size": 60}
+        config |= {"learning_rate": 0.1, "weight_deviation": 0.1, "seed": seed}
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "mnist.json").write_text(json.dumps(config))
+        looks = [[0.0] * 100, [1.0] * 100, [2.0] * 100]
+        rows = [
+            {"kind": "test", "network": name, "step": step, "examples": 60, "of": 100, "percentiles": looks}
+            | {"top1": right + (step if name == "with_bn" else 0)}
+            for step in (1, 2)
+            for name in NETWORKS
+        ]
+        (tmp_path / str(seed) / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(RunDirectory(str(tmp_path / str(seed)), "mnist.json"))
+    assert "| With BN | 1 (1 to 1) | 87.0% (82.0% to 92.0%) | 2 (2 to 2) | 87.0%" in figure_1_table(runs)
+    assert claims(runs)[1] == (
+        "Test accuracy is higher with BN",
+        "yes",
+        "+2.0 points (+2.0 points to +2.0 points)",
+        True,
+    )

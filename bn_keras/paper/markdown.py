@@ -1,0 +1,19 @@
+"""Cells and tables of the reports, as Markdown; standard library only."""
+
+import statistics
+from collections.abc import Callable, Iterable
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def mean_and_range(values: Iterable[float], form: Callable[[float], str]) -> str:
+    """`form` of the mean, and of the lowest and highest where there is more than one value; "" of none."""
+    values = list(values)
+    if not values:
+        return ""
+    mean = form(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ({form(min(values))} to {form(max(values))})"
