@@ -101,11 +101,8 @@ def print_plan(runs, workdir):
         hours = (steps - done) * seconds / 3600 if steps and seconds else 0.0
         total += hours
         cost = f"{seconds:8.3g} {hours:7.2f}" if seconds else " " * 16
-        command = " ".join(run.arguments(workdir, steps or done))
-        print(
-            f"{'to do' if steps else 'done':5} {steps or done:9,} {cost}  {as_started(f'launch/{run.program}')} {command}",
-            flush=True,
-        )
+        command = " ".join([as_started(f"launch/{run.program}"), *run.arguments(workdir, steps or done)])
+        print(f"{'to do' if steps else 'done':5} {steps or done:9,} {cost}  {command}", flush=True)
     print(f"{total:.1f} hours in all on this machine; each run of Figure 2 is then extended until its curve is flat")
 
 
