@@ -54,6 +54,7 @@ flags.DEFINE_integer(
     "steps", None, "Of 32 images, of a run, extended until its curve is flat. Default: the recipe's.", 1
 )
 flags.DEFINE_integer("eval_every", None, "Steps of 32 images between evaluations. Default: the recipe's.", 1)
+flags.DEFINE_list("train_flags", [], "Of every run of launch/train, such as augmentation=imagenet,width=0.5.")
 flags.DEFINE_integer("mnist_steps", 50_000, "Of 60 images each, of Figure 1.", lower_bound=1)
 flags.DEFINE_boolean("dry_run", False, "Print the plan with its cost, measured on a few steps; write nothing.")
 
@@ -64,6 +65,9 @@ def main():
     if not FLAGS.seeds or not all(seed.isdecimal() for seed in FLAGS.seeds):
         raise InputError(f"--seeds={','.join(FLAGS.seeds)}: give numbers, such as 0,1,2")
     seeds = [int(seed) for seed in FLAGS.seeds]
+    if wrong := [flag for flag in FLAGS.train_flags if not re.fullmatch(r"\w+=[^=]+", flag)]:
+        raise InputError(f"--train_flags={wrong[0]}: give NAME=VALUE,... of launch/train, such as width=0.5")
+    training = dict(flag.split("=") for flag in FLAGS.train_flags)
     name = FLAGS.name or (os.path.basename(os.path.normpath(FLAGS.data_dir)) if FLAGS.data_dir else EMBEDDED)
     workdir = FLAGS.workdir or os.path.join("results", name)
     chosen = []
@@ -77,6 +81,7 @@ def main():
             FLAGS.mnist_steps,
             gray=dataset.channels == 1,
             data_dir=FLAGS.data_dir,
+            **training,
         )
         chosen = [run for run in runs if run.section in sections]
     if FLAGS.dry_run:
@@ -86,7 +91,8 @@ def main():
         return status
     with program.loading_tensorflow():
         import keras  # noqa: F401 (for Figure 5)
-    command = f"launch/results{f' --data_dir={FLAGS.data_dir}' if FLAGS.data_dir else ''}"
+    shared = [f"--train_flags={','.join(FLAGS.train_flags)}"] if FLAGS.train_flags else []
+    command = " ".join(["launch/results", *([f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []), *shared])
     print("\n".join(write_results(workdir, FLAGS.output_dir, name, command)))
     return 0
 
@@ -117,8 +123,10 @@ def measured_seconds(run, rates):
         return None
     variant = run.flags["variant"]
     if variant not in rates:
-        data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
-        command = [sys.executable, "-m", "launch.train", f"--variant={variant}", "--dry_run", *data]
+        shared = [f"--{flag}" for flag in FLAGS.train_flags] + (
+            [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+        )
+        command = [sys.executable, "-m", "launch.train", f"--variant={variant}", "--dry_run", *shared]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
         found = re.search(r"([\d.e+]+) images a second", output)
         rates[variant] = float(found.group(1)) if found else None

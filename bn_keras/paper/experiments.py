@@ -154,7 +154,14 @@ def _training(section, name, variant, steps, *, batch_size=PAPER_BATCH_SIZE, unt
 
 
 def plan(
-    seeds: list[int], steps: int, eval_every: int, mnist_steps: int, *, gray: bool, data_dir: str | None = None
+    seeds: list[int],
+    steps: int,
+    eval_every: int,
+    mnist_steps: int,
+    *,
+    gray: bool,
+    data_dir: str | None = None,
+    **training,
 ) -> list[Experiment]:
     """All runs, those that matter most first.
 
@@ -165,6 +172,7 @@ def plan(
       mnist_steps: of 60 images each, of Figure 1.
       gray: whether the images are; Section 4.1 takes no others.
       data_dir: records for all of them; None for the embedded digits.
+      training: flags that every run of `launch/train` gets, such as `width="0.5"`.
     """
     first = seeds[0]
     runs = []
@@ -202,6 +210,6 @@ def plan(
                 runs.append(
                     _training("batch_size", f"{kind}-{batch}-{seed}", "bn_x5", steps, batch_size=batch, **flags)
                 )
-    if data_dir:
-        runs = [dataclasses.replace(run, flags={**run.flags, "data_dir": data_dir}) for run in runs]
-    return runs
+    data = {"data_dir": data_dir} if data_dir else {}
+    shared = {"mnist": data, "train": {**training, **data}}
+    return [dataclasses.replace(run, flags={**shared[run.program], **run.flags}) for run in runs]

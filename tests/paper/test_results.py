@@ -187,7 +187,13 @@ def test_dry_run_prints_the_steps_and_hours_of_what_is_to_do(data_dir, tmp_path)
     assert found.stdout.splitlines()[-1].startswith("9.0 hours in all")
 
 
-@pytest.mark.parametrize("flag", ["--only=figure9", "--seeds=a"])
+def test_every_training_gets_the_flags_that_are_given_for_all():
+    runs = plan([0], 500, 50, 50_000, gray=True, data_dir="D", width="0.5")
+    assert {tuple(run.flags.get(name) for name in ("width", "data_dir")) for run in runs} == {("0.5", "D"), (None, "D")}
+    assert all(("width" in run.flags) == (run.program == "train") for run in runs)
+
+
+@pytest.mark.parametrize("flag", ["--only=figure9", "--seeds=a", "--train_flags=width"])
 def test_what_cannot_be_is_refused_in_one_line(flag):
     done = run_program("-m", "launch.results", flag, "--dry_run")
     assert done.returncode == 1 and flag in done.stderr and "Traceback" not in done.stderr
