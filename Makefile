@@ -1,6 +1,7 @@
 # make demo: Figures 2 and 3 of the paper on this machine. make test: the whole test suite. Both set up .venv first.
 # make ensemble: Figure 4, six networks by one crop and by 144.
-# make results: every experiment, docs/results.md; make results DATA=cifar10 on records of your own. make benchmark: docs/benchmarks.md. make docs: the API reference.
+# make results: every experiment, docs/results.md; make results DATA=cifar10 on records of your own.
+# make benchmark: docs/benchmarks.md. make docs: the documentation as a site on http://127.0.0.1:8000.
 
 VARIANTS ?= inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid inception_x5 inception_sigmoid
 EMBEDDED := data/mnist
@@ -14,7 +15,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo ensemble setup test test-slow format results benchmark docs
+.PHONY: demo ensemble setup test test-slow format results benchmark site docs
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
@@ -64,10 +65,13 @@ results: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks $(if $(ONLY),--only=$(ONLY))
 
-docs: $(VENV)/installed
+# The documentation, built strictly into build/site: a broken link or a missing name is an error.
+site: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m pdoc --docformat google --output-directory build/docs \
-		$(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard bn_keras/*.py bn_keras/*/*.py data_prep/*.py))))
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+docs: site
+	$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix

@@ -79,7 +79,7 @@ setup(
         "remote": ["fsspec>=2024.2"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],
         "readers": ["tensorflow-datasets>=4.9.10", "tfrecord>=1.14"],  # independent readers, for the converter's tests
-        "docs": ["pdoc>=15"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "demo": ["matplotlib>=3.9", "mlxtend>=0.24"],
         "test": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "scipy>=1.14"],
     },

@@ -3,7 +3,7 @@
     from bn_keras import BatchNormalization, build_network, VARIANTS
 
 A name's module is imported when the name is first used, so that `bn_keras.VARIANTS` costs no import of TensorFlow.
-`__init__.pyi` lists the names and their modules, for editors, for type checkers, and for the code below.
+`__init__.pyi` lists the names and their modules, for editors, for type checkers, and for this module.
 """
 
 import ast
