@@ -69,13 +69,13 @@ flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 
 def _dataset():
     """The data set that the flags name."""
-    from data_prep import convert, storage
+    from data_prep import shard, storage
     from data_prep.sources import ilsvrc2012, image_folder
 
     if FLAGS.embedded:
         if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
             raise InputError("--embedded needs no --train, --validation or --imagenet; give one or the other")
-        folder = os.path.join(FLAGS.output_dir, convert.WORK_FOLDER, "images")
+        folder = os.path.join(FLAGS.output_dir, shard.WORK_FOLDER, "images")
         if FLAGS.dry_run:
             temporary = tempfile.TemporaryDirectory()
             signals.cleanups.append(temporary.cleanup)

@@ -6,13 +6,14 @@ The workers need this package, and the inputs and the output folder under the sa
 from collections.abc import Callable
 
 from data_prep.errors import InputError
+from data_prep.shard import ShardTask
 
 
-def run(write: Callable[[dict], None], tasks: list[dict], options: list[str]) -> None:
+def run(write: Callable[[ShardTask], None], tasks: list[ShardTask], options: list[str]) -> None:
     """Calls `write` for every task and waits for the end.
 
     Args:
-      write: `convert.write_shard`.
+      write: `shard.write`.
       tasks: its arguments.
       options: Beam's own flags; without --runner its DirectRunner.
     Raises:

@@ -55,6 +55,11 @@ def read(path: str, schema: dict, fix: str):
     return value
 
 
+def encoded(value) -> bytes:
+    """A value as our JSON files hold it."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
 @functools.cache
 def _validator(schema: str):
     import jsonschema  # here, so that --help does not wait for it

@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 from data_prep import json_files, storage
 from data_prep.errors import InputError
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
-from data_prep.sources.dataset import SPLITS, Contents, Image
+from data_prep.sources.dataset import SPLITS, Box, Contents, Image
 
 # The shard counts of TF-Slim and tf-models for the full ILSVRC2012; other sets get a power of two by size.
 _ILSVRC2012_SHARDS = {"train": (1_281_167, 1024), "validation": (50_000, 128)}
@@ -64,6 +64,16 @@ class Shard(NamedTuple):
     length: int
     line: str  # SHA-256
     inputs: str  # SHA-256 of the line, the images' versions, the classes, how images are stored
+
+
+class Member(NamedTuple):
+    """An image of a shard: see `data_prep.sources.dataset.Image`."""
+
+    path: str
+    offset: int
+    size: int
+    class_index: int
+    boxes: Sequence[Box]
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,9 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
         for index in range(count):
             members = order[index * least + min(index, more) : (index + 1) * least + min(index + 1, more)]
             rows = [
-                (i.path, i.offset, i.size, class_index[i.synset], contents.boxes.get(i.name.rpartition(".")[0], ()))
+                Member(
+                    i.path, i.offset, i.size, class_index[i.synset], contents.boxes.get(i.name.rpartition(".")[0], ())
+                )
                 for i in members
             ]
             line = json.dumps(rows, separators=(",", ":")).encode() + b"\n"
@@ -155,7 +167,7 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
             write([line])
             file = f"{split}-{index:05}-of-{count:05}"
             digest = hashlib.sha256(line).hexdigest()
-            used = [(k, *classes[k]) for k in sorted({row[3] for row in rows})]
+            used = [(k, *classes[k]) for k in sorted({member.class_index for member in rows})]
             inputs = json.dumps([digest, [image.version for image in members], used, storage_options]).encode()
             size = sum(image.size for image in members)
             where = start, len(line), digest, hashlib.sha256(inputs).hexdigest()
@@ -169,7 +181,7 @@ def save(folder: str, contents: Contents, options: Options, request: dict) -> No
     storage.remove(_path(folder))  # it is not the one of the members that follow
     with storage.written_aside(members_path(folder)) as file:
         plan = make(contents, options, request, file.write_all)
-    storage.write(_path(folder), (json.dumps(asdict(plan), indent=1) + "\n").encode())
+    storage.write(_path(folder), json_files.encoded(asdict(plan)))
     storage.close_files()
 
 
@@ -201,7 +213,7 @@ def load_once(folder: str, fingerprint: str) -> Plan:
     return plan
 
 
-def members(folder: str, shard: Shard) -> list[list]:
+def members(folder: str, shard: Shard) -> list[Member]:
     """The members of one shard, from its line of members.jsonl.
 
     Raises:
@@ -210,7 +222,7 @@ def members(folder: str, shard: Shard) -> list[list]:
     line = storage.read_range(members_path(folder), shard.start, shard.length)
     if hashlib.sha256(line).hexdigest() != shard.line:
         raise InputError(f"{members_path(folder)}: is damaged at byte {shard.start:,}; fix: {_FIX}")
-    return json.loads(line)
+    return [*map(Member._make, json.loads(line))]
 
 
 def members_path(folder: str) -> str:

@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Exit statuses, as a shell numbers programs that a signal ended."""
@@ -62,10 +62,21 @@ def uninstall() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
 
 
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Workers that start in this block do not get the signals before `start_worker` says how they take them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker() -> None:
     """Prepares a worker process: it leaves Ctrl-C to its parent, and ends at once when that does, also by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

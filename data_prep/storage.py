@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple, Protocol
 
 from data_prep.errors import InputError
 
@@ -35,67 +36,300 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _filesystem(url: str):
-    """The fsspec file system of a URL."""
+class File(NamedTuple):
+    """A file below a folder."""
+
+    path: str  # relative to that folder
+    size: int  # bytes; -1: it can be no image, such as a link to nothing, a pipe or a folder
+    version: object  # JSON value that changes with the content: time of modification, an object store's tag
+
+
+class WrittenAside(Protocol):
+    """A file that appears under its name when `publish` is called; `wanted` says whether it is to be."""
+
+    wanted: bool
+
+    def write_all(self, parts: Sequence[bytes]) -> None:
+        """Writes every byte of every part, or raises OSError."""
+
+    def publish(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class Storage(Protocol):
+    """What local disks and object stores can do."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def is_folder(self, path: str) -> bool: ...
+
+    def size(self, path: str) -> int:
+        """Size in bytes, -1 if there is no such regular file."""
+
+    def version(self, path: str) -> list:
+        """Size in bytes and what changes when the file's content does."""
+
+    def make_folder(self, path: str) -> None: ...
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names in a folder; empty if there is none."""
+
+    def find(self, folder: str) -> list[File]:
+        """Every file below a folder that is no clutter, in sorted order.
+
+        Links to files are followed, links to folders only directly in `folder`. Local folders directly in `folder` are
+        listed too, with a slash at the end, as an empty one is a class without an image.
+        """
+
+    def open_read(self, path: str) -> BinaryIO:
+        """A binary file open for reading."""
+
+    def heads(self, places: list[tuple[str, int, int]]) -> list[bytes | None]:
+        """The bytes from start to end of each (path, start, end), None if they cannot be read."""
+
+    def read(self, path: str) -> bytes: ...
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer at the end; a local file stays open until `close_files`."""
+
+    def remove(self, path: str) -> None:
+        """Removes a file if it is there."""
+
+    def new_file(self, path: str) -> WrittenAside: ...
+
+
+class Local:
+    """The operating system's files."""
+
+    def __init__(self):
+        self._open: dict[str, int] = {}  # what read_range has opened: path -> descriptor
+
+    exists = staticmethod(os.path.exists)
+    is_folder = staticmethod(os.path.isdir)
+
+    def size(self, path: str) -> int:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return -1
+        return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+    def version(self, path: str) -> list:
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns]
+
+    def make_folder(self, path: str) -> None:
+        os.makedirs(path, exist_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+
+    def find(self, folder: str) -> list[File]:
+        files, pending = [], [""]
+        while pending:
+            relative = pending.pop()
+            with os.scandir(os.path.join(folder, relative)) as entries:
+                for entry in entries:
+                    path = posixpath.join(relative, entry.name)
+                    if is_clutter(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=not relative):
+                        pending.append(path)
+                        if not relative:
+                            files.append(File(f"{path}/", -1, None))
+                    elif entry.is_file():
+                        status = entry.stat()
+                        files.append(File(path, status.st_size, status.st_mtime_ns))
+                    else:
+                        files.append(File(path, -1, None))
+        return sorted(files)
+
+    def open_read(self, path: str) -> BinaryIO:
+        return open_local(path, "rb")
+
+    def heads(self, places: list[tuple[str, int, int]]) -> list[bytes | None]:
+        return [self._head(*place) for place in places]
+
+    def _head(self, path: str, start: int, end: int) -> bytes | None:
+        try:
+            with self.open_read(path) as file:
+                file.seek(start)
+                return file.read(end - start)
+        except OSError:
+            return None
+
+    def read(self, path: str) -> bytes:
+        with _naming(path), open_local(path, "rb", buffering=0) as file:
+            return file.read()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        try:
+            if path not in self._open:
+                self._open[path] = _open_regular(path)
+            return os.pread(self._open[path], size, offset)
+        except OSError as error:  # without the context manager, which costs 1 us an image
+            raise _named(error, path) from None
+
+    def close_files(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def new_file(self, path: str) -> "_LocalFile":
+        return _LocalFile(path)
+
+
+class Remote:
+    """An object store, or whatever else fsspec knows by the URL's scheme; a store is asked once for many files."""
+
+    def __init__(self, filesystem):
+        self._filesystem = filesystem
+
+    def exists(self, path: str) -> bool:
+        return self._filesystem.exists(path)
+
+    def is_folder(self, path: str) -> bool:
+        return self._filesystem.isdir(path)
+
+    def size(self, path: str) -> int:
+        return self._filesystem.size(path) if self.exists(path) else -1
+
+    def version(self, path: str) -> list:
+        info = self._filesystem.info(path)
+        return [info["size"], _tag(info)]
+
+    def make_folder(self, path: str) -> None:
+        self._filesystem.makedirs(path, exist_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        if not self.exists(folder):
+            return []
+        return sorted(posixpath.basename(path.rstrip("/")) for path in self._filesystem.ls(folder, detail=False))
+
+    def find(self, folder: str) -> list[File]:
+        root = self._filesystem._strip_protocol(folder).rstrip("/") + "/"
+        found = self._filesystem.find(folder, detail=True).items()
+        files = (File(path.removeprefix(root), info["size"], _tag(info)) for path, info in found)
+        return sorted(file for file in files if not is_clutter(file.path))
+
+    def open_read(self, path: str) -> BinaryIO:
+        return self._filesystem.open(path, "rb")
+
+    def heads(self, places: list[tuple[str, int, int]]) -> list[bytes | None]:
+        read = self._filesystem.cat_ranges(*map(list, zip(*places, strict=True)), on_error="return")
+        return [head if isinstance(head, bytes) else None for head in read]
+
+    def read(self, path: str) -> bytes:
+        with _naming(path), self.open_read(path) as file:
+            return file.read()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        return self._filesystem.cat_file(path, offset, offset + size)
+
+    def remove(self, path: str) -> None:
+        if self.exists(path):
+            self._filesystem.rm_file(path)
+
+    def new_file(self, path: str) -> "_RemoteFile":
+        return _RemoteFile(self._filesystem.open(path, "wb", autocommit=False))
+
+
+_LOCAL = Local()
+
+
+def at(path: str) -> Storage:
+    """The storage that a path or URL lies in.
+
+    Raises:
+      InputError: what fsspec needs for this URL is not installed.
+    """
+    if not is_remote(path):
+        return _LOCAL
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return Remote(fsspec.core.url_to_fs(path)[0])
     except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def join(folder: str, *names: str) -> str:
     return (posixpath if is_remote(folder) else os.path).join(folder, *names)
 
 
+# The methods of `Storage`, for a path of either kind.
+
+
 def exists(path: str) -> bool:
-    return _filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
+    return at(path).exists(path)
 
 
 def is_folder(path: str) -> bool:
-    return _filesystem(path).isdir(path) if is_remote(path) else os.path.isdir(path)
+    return at(path).is_folder(path)
 
 
 def size(path: str) -> int:
-    """Size in bytes, -1 if there is no such regular file."""
-    if is_remote(path):
-        filesystem = _filesystem(path)
-        return filesystem.size(path) if filesystem.exists(path) else -1
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+    return at(path).size(path)
 
 
 def version(path: str) -> list:
-    """Size in bytes and what changes when the file's content does: its time of modification, or the store's tag."""
-    if is_remote(path):
-        info = _filesystem(path).info(path)
-        return [info["size"], _tag(info)]
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+    return at(path).version(path)
 
 
 def make_folder(path: str) -> None:
-    if is_remote(path):
-        _filesystem(path).makedirs(path, exist_ok=True)
-    else:
-        os.makedirs(path, exist_ok=True)
+    at(path).make_folder(path)
 
 
 def names(folder: str) -> list[str]:
-    """Sorted names in a folder; empty if there is none."""
-    if is_remote(folder):
-        filesystem = _filesystem(folder)
-        if not filesystem.exists(folder):
-            return []
-        return sorted(posixpath.basename(path.rstrip("/")) for path in filesystem.ls(folder, detail=False))
-    try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
+    return at(folder).names(folder)
+
+
+def find(folder: str) -> list[File]:
+    return at(folder).find(folder)
+
+
+def open_read(path: str) -> BinaryIO:
+    return at(path).open_read(path)
+
+
+def heads(places: list[tuple[str, int, int]]) -> list[bytes | None]:
+    """The bytes from start to end of each (path, start, end) of one storage, None if they cannot be read."""
+    return at(places[0][0]).heads(places) if places else []
+
+
+def read(path: str) -> bytes:
+    return at(path).read(path)
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    return at(path).read_range(path, offset, size)
+
+
+def remove(path: str) -> None:
+    at(path).remove(path)
+
+
+def close_files() -> None:
+    """Closes what `read_range` keeps open, so that the next call opens what is under that name by then."""
+    _LOCAL.close_files()
+
+
+def crc32c(path: str) -> int:
+    """CRC-32C of a whole file."""
+    import google_crc32c  # here, so that a program that lacks it can say so
+
+    crc = 0
+    with open_read(path) as file:
+        while block := file.read(1 << 18):  # what a core's cache holds: 1 MiB takes 15% longer
+            crc = google_crc32c.extend(crc, block)
+    return crc
 
 
 def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
@@ -116,39 +350,6 @@ def open_local(path: str, mode: str, buffering: int = -1):
     return open(path, mode, buffering, opener=_open_regular)
 
 
-def open_read(path: str):
-    """A binary file open for reading."""
-    return _filesystem(path).open(path, "rb") if is_remote(path) else open_local(path, "rb")
-
-
-def heads(places: list[tuple[str, int, int]]) -> list[bytes | None]:
-    """The bytes from start to end of each (path, start, end), None if they cannot be read; a store is asked once."""
-    if not places or not is_remote(places[0][0]):
-        return [_head(*place) for place in places]
-    paths, starts, ends = map(list, zip(*places, strict=True))
-    read = _filesystem(paths[0]).cat_ranges(paths, starts, ends, on_error="return")
-    return [head if isinstance(head, bytes) else None for head in read]
-
-
-def _head(path: str, start: int, end: int) -> bytes | None:
-    try:
-        with open_read(path) as file:
-            file.seek(start)
-            return file.read(end - start)
-    except OSError:
-        return None
-
-
-def remove(path: str) -> None:
-    """Removes a file if it is there."""
-    if is_remote(path):
-        if exists(path):
-            _filesystem(path).rm_file(path)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
 def _named(error: OSError, path: str) -> OSError:
     """Names the file in what the operating system says about it: a full disk, a bad sector."""
     error.filename = error.filename or path
@@ -162,55 +363,6 @@ def _naming(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise _named(error, path) from None
-
-
-def read(path: str) -> bytes:
-    with _naming(path), open_read(path) if is_remote(path) else open_local(path, "rb", buffering=0) as file:
-        return file.read()
-
-
-_open_files: dict[str, int] = {}  # what read_range has opened: path -> descriptor
-
-
-def read_range(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, fewer at the end; a local file stays open until `close_files`."""
-    if is_remote(path):
-        return _filesystem(path).cat_file(path, offset, offset + size)
-    try:
-        if path not in _open_files:
-            _open_files[path] = _open_regular(path)
-        return os.pread(_open_files[path], size, offset)
-    except OSError as error:  # without the context manager, which costs 1 us an image
-        raise _named(error, path) from None
-
-
-def close_files() -> None:
-    """Closes what `read_range` keeps open, so that the next call opens what is under that name by then."""
-    while _open_files:
-        os.close(_open_files.popitem()[1])
-
-
-def crc32c(path: str) -> int:
-    """CRC-32C of a whole file."""
-    import google_crc32c  # here, so that a program that lacks it can say so
-
-    crc = 0
-    with open_read(path) as file:
-        while block := file.read(1 << 18):  # what a core's cache holds: 1 MiB takes 15% longer
-            crc = google_crc32c.extend(crc, block)
-    return crc
-
-
-def find(folder: str) -> list[tuple[str, int, object]]:
-    """(path relative to the remote `folder`, size in bytes, tag) of every object below it that is no clutter."""
-    filesystem = _filesystem(folder)
-    root = filesystem._strip_protocol(folder).rstrip("/") + "/"
-    files = []
-    for path, info in filesystem.find(folder, detail=True).items():
-        relative = path.removeprefix(root)
-        if not is_clutter(relative):
-            files.append((relative, info["size"], _tag(info)))
-    return sorted(files)
 
 
 def _tag(info: dict) -> str:
@@ -240,7 +392,6 @@ class _LocalFile:
         self._unsynced, self._syncing = 0, None
 
     def write_all(self, parts: Sequence[bytes]) -> None:
-        """Writes every byte of every part, or raises OSError."""
         written, wanted = os.writev(self._descriptor, parts), sum(map(len, parts))
         while written < wanted:  # a nearly full disk, or a signal
             written += os.write(self._descriptor, b"".join(parts)[written:])
@@ -274,8 +425,8 @@ class _RemoteFile:
 
     wanted = True
 
-    def __init__(self, path: str):
-        self._file = _filesystem(path).open(path, "wb", autocommit=False)
+    def __init__(self, file):
+        self._file = file
 
     def write_all(self, parts: Sequence[bytes]) -> None:
         self._file.write(b"".join(parts))
@@ -290,12 +441,12 @@ class _RemoteFile:
 
 
 @contextlib.contextmanager
-def written_aside(path: str) -> Iterator[_LocalFile | _RemoteFile]:
+def written_aside(path: str) -> Iterator[WrittenAside]:
     """A file that appears under `path`, whole and on disk, when the block ends.
 
     It does not when the block raises, or sets its `wanted` to False.
     """
-    file = (_RemoteFile if is_remote(path) else _LocalFile)(path)
+    file = at(path).new_file(path)
     try:
         with _naming(path):
             yield file

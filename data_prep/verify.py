@@ -5,11 +5,11 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 
-from data_prep import json_files, signals, storage
-from data_prep.convert import MANIFEST, WORK_FOLDER
+from data_prep import json_files, manifest, signals, storage
 from data_prep.errors import BadImageError, InputError
 from data_prep.formats import image, tfrecord
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record
+from data_prep.shard import WORK_FOLDER
 from data_prep.sources.dataset import SPLITS
 
 _SHARD = record(file=json_files.FILE_NAME, examples=COUNT, bytes=COUNT, crc32c=HEX)
@@ -55,11 +55,11 @@ def _joined(results) -> tuple[list[str], int]:
 def _tasks(folder: str, decode: bool) -> Iterator[dict]:
     if not storage.is_folder(folder):
         raise InputError(f"{folder}: no such folder; give the --output_dir of a conversion")
-    path = storage.join(folder, MANIFEST)
+    path = storage.join(folder, manifest.FILE)
     if storage.exists(path):
-        manifest = json_files.read(path, _MANIFEST, "delete it, and give the command of its conversion again")
-        labels = [manifest["label_base"], len(manifest["class_names"])]
-        for split in manifest["splits"].values():
+        listed = json_files.read(path, _MANIFEST, "delete it, and give the command of its conversion again")
+        labels = [listed["label_base"], len(listed["class_names"])]
+        for split in listed["splits"].values():
             for shard in split["shards"]:
                 yield {**shard, "folder": folder, "decode": decode, "labels": labels}
         return
@@ -73,7 +73,7 @@ def _tasks(folder: str, decode: bool) -> Iterator[dict]:
         if (match := _SHARD_NAME.fullmatch(name))
     ]
     if not shards:
-        raise InputError(f"{folder}: holds neither {MANIFEST} nor files named like train-00000-of-01024")
+        raise InputError(f"{folder}: holds neither {manifest.FILE} nor files named like train-00000-of-01024")
     counts, seen = {}, set()
     for split, count, number, place, name in sorted(shards):
         if counts.setdefault(split, count) != count or number >= count or (split, number) in seen:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -10,6 +9,7 @@ from data_prep import storage
 from data_prep.errors import InputError
 from data_prep.formats import image
 from data_prep.sources.dataset import SPLITS, Contents, Dataset, Found, Image, by_kind, check_classes
+from data_prep.storage import File
 
 # Endings that people keep pictures under. Those that cannot be decoded are bad images, named, and not left out.
 _PICTURES = {
@@ -45,12 +45,8 @@ _OTHERS = {
 _ARCHIVES = {"tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip", "7z", "rar"}  # in place of a class folder
 
 
-def list_files(folder: str) -> list[tuple[str, int, object]]:
-    """(path relative to `folder`, size in bytes, version) of every file below it, in sorted order.
-
-    Hidden files and folders are left out. Links to files are followed, links to folders only directly in `folder`.
-    The size of what can be no image, such as a link to nothing or a pipe, is -1. Local folders directly in `folder` are
-    listed too, with a slash at the end, as an empty one is a class without an image.
+def list_files(folder: str) -> list[File]:
+    """Every file below a folder: see `storage.Storage.find`.
 
     Raises:
       InputError: no such folder.
@@ -58,34 +54,15 @@ def list_files(folder: str) -> list[tuple[str, int, object]]:
     if not storage.is_folder(folder):
         what = "is no folder" if storage.exists(folder) else "no such folder"
         raise InputError(f"{folder}: {what}; give a folder that holds one folder a class, or a tar of it")
-    if storage.is_remote(folder):
-        return storage.find(folder)
-    files, pending = [], [""]
-    while pending:
-        relative = pending.pop()
-        with os.scandir(os.path.join(folder, relative)) as entries:
-            for entry in entries:
-                path = posixpath.join(relative, entry.name)
-                if storage.is_clutter(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=not relative):
-                    pending.append(path)
-                    if not relative:
-                        files.append((f"{path}/", -1, None))
-                elif entry.is_file():
-                    status = entry.stat()
-                    files.append((path, status.st_size, status.st_mtime_ns))
-                else:
-                    files.append((path, -1, None))
-    return sorted(files)
+    return storage.find(folder)
 
 
-def digest(files: list[tuple[str, int, object]]) -> str:
+def digest(files: list[File]) -> str:
     """Changes when any file's name, size or version does."""
     return hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def images(source: str, files: list[tuple[str, int, object]], found: Found) -> list[Image]:
+def images(source: str, files: list[File], found: Found) -> list[Image]:
     """The images of a folder, of class "" if they are in no class folder; `found` gets what else there is."""
     candidates = (Image(path.partition("/")[0] if "/" in path else "", path, size, -1, v) for path, size, v in files)
     listed, left_out = pictures(source, candidates, found)

@@ -1,0 +1,185 @@
+"""One shard of the plan: its images in, its TFRecord file and its journal entry out.
+
+A pure function of its task, so any worker anywhere may run it. The journal entry is written after the shard and says
+what became of it; a shard without one, or whose entry is of other inputs, is written again.
+"""
+
+import collections
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from data_prep import json_files, plan, storage
+from data_prep.errors import BadImageError, InputError
+from data_prep.formats import image as images
+from data_prep.formats import tfrecord
+from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
+from data_prep.sources.dataset import Box, read_image
+
+WORK_FOLDER = ".data_prep"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker needs to know.
+
+    Attributes:
+      shard: the shard's line of the plan.
+      fingerprint: of the plan, whose folder is `output_dir`/.data_prep.
+      output_dir: where the shard and its journal entry go.
+      source: folder or archive of its images.
+      options: how images are stored, labels' base.
+      on_bad: "fail" raises at the first bad image; "skip" and "report" leave it out.
+      reread: read the shard back before it gets its name.
+    """
+
+    shard: plan.Shard
+    fingerprint: str
+    output_dir: str
+    source: str
+    options: plan.Options
+    on_bad: str
+    reread: bool
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """What became of a finished shard.
+
+    Attributes:
+      file, split, inputs: as in the plan's `Shard`.
+      examples, bytes, crc32c: of the file; the checksum as eight hexadecimal digits.
+      gray: how many examples have one channel.
+      short_sides: "pixels:images" for each length of the shorter side, with spaces between.
+      bad: [path, why, class index] of each image that was left out.
+      repaired: [path, what was wrong] of each image that was re-encoded.
+    """
+
+    file: str
+    split: str
+    inputs: str
+    examples: int
+    bytes: int
+    crc32c: str
+    gray: int
+    short_sides: str
+    bad: list[tuple[str, str, int]]
+    repaired: list[tuple[str, str]]
+
+
+_SCHEMA = record(
+    file=TEXT,
+    split=TEXT,
+    inputs=HEX,
+    examples=COUNT,
+    bytes=COUNT,
+    crc32c=HEX,
+    gray=COUNT,
+    short_sides={"type": "string", "pattern": r"\A([0-9]{1,9}:[0-9]{1,9}( (?!\Z)|\Z))*\Z"},
+    bad=list_of(row(TEXT, TEXT, COUNT)),
+    repaired=list_of(row(TEXT, TEXT)),
+)
+
+
+def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda images, size, bad: None) -> None:
+    """Writes one shard and its journal entry.
+
+    Args:
+      task: which one.
+      count: called with images, bytes and bad images as they are done.
+    Raises:
+      InputError: a bad image and on_bad is "fail"; the shard is then not there.
+    """
+    # Once a block of this size has been freed, glibc keeps smaller ones for the next image. Without it, every image of
+    # 30 to 128 KiB gives its pages back and faults them in again, which halves the speed.
+    bytearray(16 << 20)
+    planned, options, source = task.shard, task.options, task.source
+    work_folder, path = storage.join(task.output_dir, WORK_FOLDER), storage.join(task.output_dir, planned.file)
+    classes = plan.load_once(work_folder, task.fingerprint).classes
+    kept = images.Storage(options.max_side, options.quality, options.decode)
+    storage.remove(journal(task.output_dir, planned.file))  # it speaks of what is replaced here
+    bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
+    with storage.written_aside(path) as output:
+        shard = tfrecord.ShardWriter(output.write_all)
+        for member in plan.members(work_folder, planned):
+            place = f"{source}/{member.path}"
+            try:
+                if member.size > images.MAX_FILE_BYTES:
+                    raise BadImageError(f"has {member.size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
+                data = read_image(source, member.path, member.offset, member.size)
+                stored = images.prepare(data, member.path, kept)
+            except BadImageError as error:
+                if task.on_bad == "fail":
+                    raise InputError(
+                        f"{place}: {error}; fix: replace or remove it, or leave out all such with --on_bad=skip"
+                    ) from None
+                bad.append((place, str(error), member.class_index))
+                count(1, member.size, 1)
+                continue
+            synset, text = classes[member.class_index]
+            label = options.label_base + member.class_index
+            shard.write(*tfrecord.encode_example(_features(stored, member.path, label, synset, text, member.boxes)))
+            if stored.repaired:
+                repaired.append((place, stored.repaired))
+            short_sides[min(stored.width, stored.height)] += 1
+            gray += stored.channels == 1
+            count(1, member.size, 0)
+        if storage.size(path) == shard.bytes and storage.crc32c(path) == shard.crc32c:
+            output.wanted = False  # the shard of an earlier plan is right for this one
+        elif task.reread and not storage.is_remote(path):
+            _check_written(output.temporary, shard)
+    entry = JournalEntry(
+        file=planned.file,
+        split=planned.split,
+        inputs=planned.inputs,
+        examples=shard.examples,
+        bytes=shard.bytes,
+        crc32c=f"{shard.crc32c:08x}",
+        gray=gray,
+        short_sides=" ".join(f"{side}:{count}" for side, count in sorted(short_sides.items())),
+        bad=bad,
+        repaired=repaired,
+    )
+    storage.write(journal(task.output_dir, planned.file), json_files.encoded(asdict(entry)))
+
+
+def _features(stored: images.Stored, path: str, label: int, synset: str, text: str, boxes: list[Box]) -> dict:
+    xmin, ymin, xmax, ymax = zip(*boxes, strict=True) if boxes else ((), (), (), ())
+    return {
+        "image/channels": stored.channels,
+        "image/class/label": label,
+        "image/class/synset": synset.encode("utf-8", "surrogateescape"),
+        "image/class/text": text.encode("utf-8", "surrogateescape"),
+        "image/colorspace": b"Grayscale" if stored.channels == 1 else b"RGB",
+        "image/encoded": stored.encoded,
+        "image/filename": path.rpartition("/")[2].encode("utf-8", "surrogateescape"),
+        "image/format": stored.format.encode(),
+        "image/height": stored.height,
+        "image/object/bbox/label": (label,) * len(boxes),
+        "image/object/bbox/xmax": xmax,
+        "image/object/bbox/xmin": xmin,
+        "image/object/bbox/ymax": ymax,
+        "image/object/bbox/ymin": ymin,
+        "image/width": stored.width,
+    }
+
+
+def _check_written(path: str, shard: tfrecord.ShardWriter) -> None:
+    """Reads a shard back; raises OSError if the file system did not keep what was written."""
+    if storage.crc32c(path) != shard.crc32c:
+        raise OSError(f"{path}: reads back other bytes than were just written: failing disk?")
+
+
+def journal(output_dir: str, file: str) -> str:
+    """The path of a shard's journal entry."""
+    return storage.join(output_dir, WORK_FOLDER, "journal", f"{file}.json")
+
+
+def read_journal(output_dir: str, planned: plan.Shard) -> JournalEntry | None:
+    """The journal entry of a shard that is there as it was written, from the inputs as they are, else None."""
+    try:
+        entry = JournalEntry(**json_files.read(journal(output_dir, planned.file), _SCHEMA, "delete it"))
+    except (FileNotFoundError, InputError, TypeError):  # none, a damaged one, one of another version
+        return None
+    same = (entry.file, entry.split, entry.inputs) == (planned.file, planned.split, planned.inputs)
+    same &= entry.examples + len(entry.bad) == planned.examples
+    return entry if same and storage.size(storage.join(output_dir, planned.file)) == entry.bytes else None
