@@ -34,12 +34,14 @@ class Evaluation(NamedTuple):
       counts: of right answers.
       calibration_error: expected calibration error (Guo et al., 2017): the difference of confidence and accuracy in
         `CALIBRATION_BINS` bins of confidence, weighted by their examples; 0 is calibrated.
+      by_class: int64 `[classes, 3]`: examples of the class, answers that named it, and those of them that were right.
       confusion: int64 `[classes, classes]`, examples by (own class, answer); None for more than
         `MOST_CLASSES_CONFUSED` classes.
     """
 
     counts: Counts
     calibration_error: float
+    by_class: np.ndarray
     confusion: np.ndarray | None
 
 
@@ -153,7 +155,7 @@ class _SumOverBatches:
 
 
 def _tally(probabilities, labels):
-    """Sums of one batch: counts; examples, confidences and right answers by bin of confidence; confusions."""
+    """Sums of one batch: counts; examples, confidences and right answers by bin of confidence; by class; confusions."""
     classes = probabilities.shape[-1]
     real = labels >= 0
     confidence = tf.reduce_max(probabilities, -1)
@@ -161,16 +163,21 @@ def _tally(probabilities, labels):
     bins = tf.clip_by_value(tf.cast(tf.math.ceil(confidence * CALIBRATION_BINS), tf.int32) - 1, 0, CALIBRATION_BINS - 1)
     columns = tf.stack([tf.ones_like(confidence), confidence, tf.cast(answer == labels, tf.float64)], -1)
     calibration = tf.math.unsorted_segment_sum(columns * tf.cast(real, tf.float64)[:, None], bins, CALIBRATION_BINS)
-    if classes > MOST_CLASSES_CONFUSED:
-        return count_correct(probabilities, labels), calibration
-    pairs = tf.maximum(labels, 0) * classes + answer
-    confusion = tf.math.unsorted_segment_sum(tf.cast(real, tf.int64), pairs, classes**2)
-    return count_correct(probabilities, labels), calibration, tf.reshape(confusion, (classes, classes))
+    own, one = tf.maximum(labels, 0), tf.cast(real, tf.int64)
+    named_right = tf.where(answer == labels, one, 0)
+    sums = [(one, own), (one, answer), (named_right, own)]
+    by_class = tf.stack([tf.math.unsorted_segment_sum(values, at, classes) for values, at in sums], -1)
+    tally = [count_correct(probabilities, labels), calibration, by_class]
+    if classes <= MOST_CLASSES_CONFUSED:
+        confusion = tf.math.unsorted_segment_sum(one, own * classes + answer, classes**2)
+        tally.append(tf.reshape(confusion, (classes, classes)))
+    return tally
 
 
-def _evaluation(counts, calibration, confusion=None):
+def _evaluation(counts, calibration, by_class, confusion=None):
     examples, confidences, right = calibration.T
-    return Evaluation(_counts(counts), float(np.abs(confidences - right).sum() / examples.sum()), confusion)
+    error = float(np.abs(confidences - right).sum() / examples.sum())
+    return Evaluation(_counts(counts), error, by_class, confusion)
 
 
 def _counts(counts):

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from bn_keras.errors import InputError
-from bn_keras.paper.markdown import mean_and_range, table
-from bn_keras.paper.plots import pyplot
+from bn_keras.markdown import mean_and_range, table
+from bn_keras.plots import pyplot
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, write_text
 

@@ -5,10 +5,10 @@ import json
 import os
 import statistics
 
+from bn_keras.markdown import mean_and_range, table
 from bn_keras.networks.variants import NAMING, VARIANTS
-from bn_keras.paper.markdown import mean_and_range, table
-from bn_keras.paper.plots import pyplot
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
+from bn_keras.plots import pyplot
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, write_text
 

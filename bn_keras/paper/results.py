@@ -12,11 +12,11 @@ import statistics
 from collections.abc import Callable
 
 from bn_keras.json_files import TEXT, read_json
+from bn_keras.markdown import mean_and_range, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper import figure_1, figures_2_and_3
 from bn_keras.paper.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
 from bn_keras.paper.figures_2_and_3 import REFERENCE, MeasuredRun, Row
-from bn_keras.paper.markdown import mean_and_range, table
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunDirectory
 from bn_keras.runs.run_files import write_text

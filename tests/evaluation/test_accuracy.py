@@ -77,11 +77,13 @@ def test_confusions_count_own_class_by_answer():
     logits = np.eye(3)[[0, 1, 1, 2]]
     (evaluation,) = identity_evaluation(logits, labels=[0, 0, 1, -1])
     assert evaluation.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert evaluation.by_class.tolist() == [[2, 1, 1], [1, 2, 1], [0, 0, 0]]
 
 
 def test_no_confusions_of_many_classes():
     (evaluation,) = identity_evaluation(np.eye(51), labels=range(51))
     assert evaluation.confusion is None and evaluation.counts.top1 == 51
+    assert evaluation.by_class.tolist() == [[1, 1, 1]] * 51
 
 
 # The same 21 images in any cut, by one program on one device and on two: what it prints must not depend on either.

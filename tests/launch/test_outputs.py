@@ -10,7 +10,7 @@ import pytest
 from conftest import run_program, start_program
 from PIL import Image
 
-from bn_keras.paper.figure_4 import draw_confusion
+from bn_keras.evaluation.report import draw_confusion
 
 EXPORT = {"saved_model": "model", "keras": "model.keras"}
 

@@ -1,21 +1,15 @@
 """Figure 4 says what was counted, how sure that is, and plainly whether an ensemble was worth it."""
 
 import pytest
-from scipy.stats import binomtest
 
-from bn_keras.paper.figure_4 import Result, draw_confusion, figure_4, wilson_interval
+from bn_keras.evaluation.report import Result
+from bn_keras.paper.figure_4 import figure_4
 
 
 def result(networks, top1, crops=144):
     return Result(
         networks=networks, crops=crops, statistics="moving", top1=top1, top5=95, of=100, calibration_error=0.031
     )
-
-
-@pytest.mark.parametrize("count, of", [(0, 10), (10, 10), (1, 1), (37, 1000), (12_600, 50_000)])
-def test_intervals_are_wilsons(count, of):
-    expected = binomtest(count, of).proportion_ci(method="wilson")
-    assert wilson_interval(count, of) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_rows_stand_beside_the_papers():
@@ -36,14 +30,3 @@ def test_it_says_whether_the_ensemble_beat_its_best_member(ensemble, outcome):
 
 def test_an_ensemble_by_one_crop_has_no_row_in_the_paper():
     assert "| - | - |" in figure_4([result(("a", "b"), 90, crops=1)], "shapes")
-
-
-def test_errors_and_intervals_are_in_the_json():
-    content = result(("a",), 80).as_json()
-    assert content["top1_error"] == 0.2 and content["top5_error"] == 0.05
-    assert content["top1_error_interval"] == wilson_interval(20, 100)
-
-
-def test_the_confusion_plot_is_a_picture(tmp_path):
-    draw_confusion([[3, 1], [0, 4]], ["circle", "square"], "single_crop", str(tmp_path / "plot.png"))
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import run_program, start_program
 
+from bn_keras.markdown import mean_and_range
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, flat, plan
 from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, rows_of
-from bn_keras.paper.markdown import mean_and_range
 from bn_keras.paper.results import write_results
 from bn_keras.runs.run_directory import RunDirectory
 
