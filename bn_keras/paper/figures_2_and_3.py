@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 
@@ -17,6 +18,8 @@ FIGURE_3 = "figure3.md"
 
 REFERENCE = "inception"
 """Figure 3 counts the steps of every network to the best accuracy of this one."""
+
+_IMAGENET_CLASSES = 1000
 
 
 class MeasuredRun:
@@ -91,9 +94,12 @@ def figure_3(rows: list[Row]) -> str:
     """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's.
 
     A run is compared with the run of Inception that has its seed: steps to that one's best, and the ratio of both
-    counts of steps.
+    counts of steps. Where there is neither such a run nor one on ImageNet's classes, nothing can be compared with the
+    paper, and the table has the accuracies alone.
     """
     reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
+    if not (reference.runs or any(run.config.get("classes") == _IMAGENET_CLASSES for row in rows for run in row.runs)):
+        return _own_accuracies(rows)
     best = mean_and_range(reference.max_accuracies(), _percent) or "Inception's best"
     header = [
         "Model",
@@ -117,6 +123,20 @@ def figure_3(rows: list[Row]) -> str:
         ]
         lines.append(cells)
     return table(header, lines) + "\n" + _caption(rows, bool(reference.max_accuracies()))
+
+
+def _own_accuracies(rows):
+    lines = []
+    for row in rows:
+        best = [found for run in row.runs if (found := run.curve.best(math.inf))]
+        cells = (
+            mean_and_range([accuracy for _, accuracy in best], _percent),
+            mean_and_range([step for step, _ in best], "{:,.0f}".format),
+            mean_and_range([run.curve.validation()[-1][1] for run in row.runs if run.curve.validation()], _percent),
+        )
+        lines.append([_label(row, rows) + _divergence(row), *cells])
+    header = ["Model", "Max accuracy", "At step", "Last accuracy"]
+    return f"{table(header, lines)}\n{_conditions(rows)}; validation accuracy of one view an image.\n"
 
 
 def _percent(value):
@@ -156,22 +176,24 @@ def comparable(row: Row, reference: Row) -> bool:
     return bool(both and row.runs[0].config["dataset"] == reference.runs[0].config["dataset"])
 
 
-def _caption(rows, has_reference):
+def _conditions(rows):
     """What the numbers were measured on, for every distinct set of conditions among the rows."""
-    conditions = sorted(
-        {
-            f"{c['dataset']} ({c['train_examples']:,} training, {c['validation_examples']:,} validation images), "
-            f"{c['image_size']}x{c['image_size']} pixels, width {c['width']:g}, batch {c['batch_size']}, "
-            f"{c['steps']:,} steps, {_seeds(row)}"
-            for row in rows
-            if row.runs
-            for c in [row.runs[0].config]
-        }
-    )
+    found = {
+        f"{c['dataset']} ({c['train_examples']:,} training, {c['validation_examples']:,} validation images), "
+        f"{c['image_size']}x{c['image_size']} pixels, width {c['width']:g}, batch {c['batch_size']}, "
+        f"{c['steps']:,} steps, {_seeds(row)}"
+        for row in rows
+        if row.runs
+        for c in [row.runs[0].config]
+    }
+    return "; ".join(sorted(found))
+
+
+def _caption(rows, has_reference):
     note = "" if has_reference else f"No finished run of {REFERENCE}, so no steps to its best accuracy. "
     several = " Several seeds: mean (lowest to highest), each compared with Inception's run of its seed."
     return (
-        f"{note}Ours: {'; '.join(conditions)}; validation accuracy of one view an image, steps of 32 images, "
+        f"{note}Ours: {_conditions(rows)}; validation accuracy of one view an image, steps of 32 images, "
         f"read at every evaluation.{several if any(len(row.runs) > 1 for row in rows) else ''} "
         "Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; blank: not run.\n"
     )

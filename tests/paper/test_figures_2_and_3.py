@@ -76,15 +76,23 @@ def test_the_caption_states_what_was_measured(table):
 
 
 def test_without_inception_there_is_no_accuracy_to_reach(tmp_path):
-    write_run(tmp_path / "a", "bn_x5", [0.5])
+    write_run(tmp_path / "a", "bn_x5", [0.5], classes=1000)
     with open(write_report(find_runs(str(tmp_path)), str(tmp_path))[1], encoding="utf-8") as file:
         text = file.read()
     assert "| BN-x5 |  |  | 50.0% |" in text and "No finished run of inception" in text
 
 
+def test_ones_own_classes_stand_beside_nothing_of_the_papers(tmp_path):
+    write_run(tmp_path / "a", "bn_x5", [0.5, 0.9, 0.8])
+    with open(write_report(find_runs(str(tmp_path)), str(tmp_path))[1], encoding="utf-8") as file:
+        text = file.read()
+    assert "| BN-x5 | 90.0% | 20 | 80.0% |" in text and "shapes (1,000 training, 200 validation images)" in text
+    assert "Paper" not in text and "Inception" not in text
+
+
 @pytest.mark.parametrize("change", [{"learning_rate": 0.015}, {"decay_epochs": 8.5}, {"dropout": 0.1}])
 def test_a_network_that_was_trained_otherwise_claims_no_number_of_the_paper(tmp_path, change):
-    write_run(tmp_path / "a", "bn_x5", [0.5], **change)
+    write_run(tmp_path / "a", "bn_x5", [0.5], classes=1000, **change)
     with open(write_report(find_runs(str(tmp_path)), str(tmp_path))[1], encoding="utf-8") as file:
         assert "| BN-x5 |  |  | 50.0% | - |  | - |" in file.read()
 
