@@ -42,8 +42,8 @@ ensemble: $(VENV)/installed
 		launch/train --variant=ensemble_$$n --seed=$$n --data_dir=$(RECORDS) --workdir=$(ENSEMBLE)/ensemble_$$n \
 			$(if $(STEPS),--steps=$(STEPS)) || exit; \
 	done
-	@echo; launch/evaluate --data_dir=$(RECORDS) --protocol=single_crop --protocol=multicrop144 --output_dir=$(ENSEMBLE) \
-		--workdir=$$(echo $(MEMBERS:%=$(ENSEMBLE)/ensemble_%) | tr ' ' ,)
+	@echo; launch/evaluate --figure4 --data_dir=$(RECORDS) --protocol=single_crop --protocol=multicrop144 \
+		--output_dir=$(ENSEMBLE) --workdir=$$(echo $(MEMBERS:%=$(ENSEMBLE)/ensemble_%) | tr ' ' ,)
 
 setup: $(VENV)/installed
 

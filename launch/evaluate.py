@@ -1,4 +1,4 @@
-"""Counts the validation images that a trained network, or an ensemble of several, classifies rightly: Figure 4.
+"""Evaluates a trained classifier, or an ensemble of several: accuracy, and precision, recall and F1 of every class.
 
 launch/evaluate --workdir=runs/bn_x30
 launch/evaluate --workdir=ensemble/1,ensemble/2 --protocol=single_crop --protocol=multicrop144
@@ -16,7 +16,8 @@ import os
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.paper.figure_4 import Result, draw_confusion, figure_4
+from bn_keras.evaluation.report import Result, class_scores, draw_confusion, report
+from bn_keras.paper.figure_4 import figure_4
 from bn_keras.progress import Progress
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import write_text
@@ -45,6 +46,9 @@ flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How t
 flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
 flags.DEFINE_string("output_dir", None, "Where the results go. Default: the run; of an ensemble, the folder above.")
 
+flags.DEFINE_boolean("figure4", None, "Also write Figure 4 beside the paper's numbers. Default: of 1,000 classes.")
+
+IMAGENET_CLASSES = 1000
 CROPS = {"single_crop": 1, "multicrop144": 144}
 
 
@@ -101,17 +105,26 @@ def main():
         if evaluations[-1].confusion is not None:
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
-    write_results(results, dataset, output_dir)
+    write_results(results, evaluations[-1], dataset, output_dir)
     records.say_skipped(dataset)
 
 
-def write_results(results, dataset, output_dir):
+def write_results(results, last, dataset, output_dir):
+    """The report of all results; `last` is the evaluation of the last of them, whose classes it lists."""
+    scores = class_scores(last.by_class.tolist())
     content = {"dataset": dataset.name, "dataset_fingerprint": dataset.fingerprint}
     content["results"] = [result.as_json() for result in results]
+    content["classes"] = [
+        {"name": name, **score._asdict()} for name, score in zip(dataset.class_names, scores, strict=True)
+    ]
     write_text(os.path.join(output_dir, "evaluation.json"), json.dumps(content, indent=1))
-    table, path = figure_4(results, dataset.name), os.path.join(output_dir, "figure4.md")
-    write_text(path, table)
-    print(f"{table}\nFigure 4: {os.path.abspath(path)}")
+    files = {"evaluation.md": report(results, scores, dataset.class_names, dataset.name)}
+    if FLAGS.figure4 or (FLAGS.figure4 is None and len(dataset.class_names) == IMAGENET_CLASSES):
+        files["figure4.md"] = figure_4(results, dataset.name)
+    for name, text in files.items():
+        path = os.path.join(output_dir, name)
+        write_text(path, text)
+        print(f"{text}\n{name}: {os.path.abspath(path)}")
 
 
 def check_fit(directories, configs, dataset):

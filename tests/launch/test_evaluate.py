@@ -32,6 +32,7 @@ def ensemble(data_dir, trained_runs, tmp_path_factory):
         f"--workdir={trained_runs[0]},{trained_runs[1]}",
         "--protocol=single_crop",
         "--protocol=multicrop144",
+        "--figure4",
         "--devices=2",  # training evaluated on one
         f"--output_dir={output}",
     )
@@ -65,11 +66,23 @@ def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
         *(([both[0]], 144), ([both[1]], 144), (both, 144)),
     ]
     assert all(r["of"] == 21 and 0 <= r["top1"] <= r["top5"] <= 21 for r in results)
+    classes = json.loads((output / "evaluation.json").read_text())["classes"]
+    assert [row["name"] for row in classes] == ["circle", "square", "stripe"]
+    assert [row["examples"] for row in classes] == [7, 7, 7]
+    assert sum(round(7 * row["recall"]) for row in classes) == results[-1]["top1"]
+    assert "| circle | 7 |" in (output / "evaluation.md").read_text()
     table = (output / "figure4.md").read_text()
     assert table in printed and "| ensemble_5 | 144 | 1 |" in table and "beat its best member" in table
     assert {path.name for path in output.iterdir()} == {
-        *("evaluation.json", "figure4.md", "confusion_single_crop.png", "confusion_multicrop144.png")
+        *("evaluation.json", "evaluation.md", "figure4.md", "confusion_single_crop.png", "confusion_multicrop144.png")
     }
+
+
+def test_ones_own_classes_are_not_compared_with_the_papers(tmp_path, trained_runs, data_dir):
+    done = evaluate(data_dir, f"--workdir={trained_runs[0]}", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "| square | 7 |" in done.stdout and "Paper" not in done.stdout
+    assert not (tmp_path / "figure4.md").exists()
 
 
 def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
