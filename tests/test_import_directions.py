@@ -10,6 +10,8 @@ _EVALUATION = _INPUT | {"inference", "layers", "evaluation"}
 MAY_IMPORT = {
     "bn_keras": {
         "errors": set(),
+        "markdown": set(),
+        "plots": set(),
         "progress": set(),
         "json_files": {"errors"},
         "layers": {"errors", "layers"},
@@ -17,9 +19,9 @@ MAY_IMPORT = {
         "networks": {"errors", "layers", "networks"},
         "runs": {"errors", "json_files", "networks", "runs"},
         "input": _INPUT,
-        "evaluation": _EVALUATION,
+        "evaluation": _EVALUATION | {"markdown", "plots"},
         "training": _EVALUATION | {"progress", "training"},
-        "paper": _EVALUATION | {"progress", "paper"},
+        "paper": _EVALUATION | {"progress", "markdown", "plots", "paper"},
     },
     "data_prep": {
         "errors": set(),
@@ -38,6 +40,8 @@ floor, and import each other and everything below."""
 STANDARD_LIBRARY_ONLY = (
     "errors",
     "progress",
+    "markdown",
+    "plots",
     "networks.variants",
     "runs.run_directory",
     "runs.run_files",
@@ -45,6 +49,7 @@ STANDARD_LIBRARY_ONLY = (
     "input.bad_records",
     "input.dataset",
     "input.dataset_formats",
+    "evaluation.report",
     "training.recipes",
     "paper.figure_1",
     "paper.figure_4",
