@@ -3,6 +3,7 @@
 `Evaluator` is what training looks at; `evaluate` is Section 4.2.3: one crop or 144, one network or an ensemble.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,19 @@ class Counts(NamedTuple):
     top1: int
     top5: int
     of: int
+
+
+LARGEST_LOSS = -math.log(np.finfo("float32").tiny)
+"""Of one example: the loss at float32's smallest probability, 87.3. A loss that is not finite counts as this."""
+
+
+class Validation(NamedTuple):
+    """What training looks at: the fields of `Counts`, and the mean cross-entropy of the examples, in nats."""
+
+    top1: int
+    top5: int
+    of: int
+    loss: float
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +78,13 @@ def count_correct(logits, labels):
     return tf.stack([tf.reduce_sum(tf.cast(mask, tf.int64)) for mask in counted])
 
 
+def _loss_sum(logits, labels):
+    """The summed cross-entropy of one batch, float32; rows with a negative label are padding and count nowhere."""
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), tf.cast(logits, "float32"))
+    losses = tf.where(losses < LARGEST_LOSS, losses, LARGEST_LOSS)  # also where the loss is no number
+    return tf.reduce_sum(tf.where(labels >= 0, losses, 0.0))
+
+
 class Evaluator:
     """Runs a model over batches in inference mode under a distribution strategy.
 
@@ -73,13 +94,18 @@ class Evaluator:
     """
 
     def __init__(self, model, strategy: tf.distribute.Strategy):
-        self._sum = _SumOverBatches(
-            lambda images, labels: count_correct(model(images, training=False), labels), strategy
-        )
 
-    def __call__(self, batches) -> Counts:
-        """Counts over all of `batches`, (images, labels): a dataset as `validation_batches` makes, or distributed."""
-        return _counts(self._sum(batches))
+        def replica_step(images, labels):
+            logits = model(images, training=False)
+            return count_correct(logits, labels), _loss_sum(logits, labels)
+
+        self._sum = _SumOverBatches(replica_step, strategy)
+
+    def __call__(self, batches) -> Validation:
+        """Sums over all of `batches`, (images, labels): a dataset as `validation_batches` makes, or distributed."""
+        counts, loss_sum = self._sum(batches)
+        counts = _counts(counts)
+        return Validation(*counts, loss=float(loss_sum) / counts.of)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""TensorBoard's view of a run: scalars of its curve, its hyper-parameters; needs tensorboard, not TensorFlow.
+"""TensorBoard's view of a run: scalars of its curve, charts of the paper's figures, hyper-parameters, pictures.
 
 The curve is the truth and the event file a picture of it: opening a run's writer deletes its old event files and draws
 the whole curve again. So a run that was killed and resumed shows one unbroken line, with the times at which its points
@@ -9,16 +9,24 @@ import glob
 import os
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
+from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MarginChartContent
+from tensorboard.plugins.custom_scalar.layout_pb2 import MultilineChartContent as Lines
+from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+VALIDATION = "accuracy/validation"
+"""Tag of the metric by which runs are compared, Figure 2's."""
 
 _SCALARS = {
     "training": {
-        "loss": "training/loss",
+        "loss": "loss/training",
         "accuracy": "accuracy/training",
-        "learning_rate": "training/learning_rate",
+        "learning_rate": "learning_rate",
         "images_per_second": "speed/images_per_second",
         "images_per_second_per_device": "speed/images_per_second_per_device",
         "input_wait": "speed/share_waiting_for_input",
@@ -28,10 +36,15 @@ _SCALARS = {
         "peak_host_bytes": "memory/peak_host_bytes",
         "peak_gpu_bytes": "memory/peak_gpu_bytes",
     },
-    "validation": {"top1": "accuracy/validation", "top5": "accuracy/validation_top5"},
+    "validation": {"top1": VALIDATION, "top5": "accuracy/validation_top5", "loss": "loss/validation"},
     "ema": {"top1": "accuracy/validation_ema"},
     "population": {"top1": "accuracy/validation_population"},
 }
+_COUNTS = {"top1", "top5"}
+"""Fields that are to be divided by the row's examples."""
+
+_FIRST = "run", "variant", "learning_rate"
+"""The first columns of TensorBoard's table of runs, which it sorts by name: theirs begin with a digit."""
 
 
 class TensorBoardWriter:
@@ -39,7 +52,8 @@ class TensorBoardWriter:
 
     Args:
       directory: the run's.
-      hyper_parameters: flat dictionary of numbers and strings, shown under HPARAMS and TEXT.
+      hyper_parameters: flat dictionary of numbers and strings, shown under HPARAMS and TEXT. Where it has a "monitor",
+        that names the layers whose percentiles the rows will hold.
       rows: what the curve holds already.
     """
 
@@ -50,10 +64,14 @@ class TensorBoardWriter:
         start = rows[0].get("wall_time") if rows else None
         # A TensorBoard that is open has read a file that is gone now: at this event it forgets that one's points.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START), wall_time=start or 0.0))
-        table = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in hyper_parameters.items())])
+        table = {"run": os.path.basename(os.path.abspath(directory)), **hyper_parameters}
+        columns = {name: HParam(_column(name), display_name=name) for name in table}
+        markdown = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in table.items())])
         for summary in (
-            hparams_pb(hyper_parameters, start_time_secs=start),
-            text_pb("hyper-parameters", table),
+            hparams_config_pb(columns.values(), [Metric(VALIDATION, display_name="validation accuracy")], start),
+            hparams_pb({columns[name]: value for name, value in table.items()}, start_time_secs=start),
+            text_pb("hyper-parameters", markdown),
+            _layout_pb([*filter(None, hyper_parameters.get("monitor", "").split(","))]),
         ):
             self._add(summary, 0, start)
         for row in rows:
@@ -77,6 +95,11 @@ class TensorBoardWriter:
         self._writer.add_event(event)
 
 
+def _column(name):
+    """The name of a hyper-parameter's column, by which TensorBoard sorts."""
+    return f"{_FIRST.index(name)} {name}" if name in _FIRST else name
+
+
 def _scalars(row):
     """The points (tag, value) of one row."""
     if row["kind"] == "monitor":
@@ -86,4 +109,25 @@ def _scalars(row):
                     yield f"{layer}/{what}_{percentile}", value
     for field, tag in _SCALARS.get(row["kind"], {}).items():
         if field in row:
-            yield tag, row[field] / row.get("of", 1)
+            yield tag, row[field] / row["of"] if field in _COUNTS else row[field]
+
+
+def _layout_pb(monitored):
+    """The page CUSTOM SCALARS: Figure 2, the losses, and Figure 1 of each monitored layer, its median in its band."""
+    charts = [
+        Chart(title="Figure 2: validation accuracy", multiline=Lines(tag=[f"^{VALIDATION}$"])),
+        Chart(
+            title="Loss in training and in validation", multiline=Lines(tag=["^loss/training$", "^loss/validation$"])
+        ),
+    ]
+    for layer in monitored:
+        band = {part: f"{layer}/input_{percent}" for part, percent in (("lower", 15), ("value", 50), ("upper", 85))}
+        content = MarginChartContent(series=[MarginChartContent.Series(**band)])
+        charts.append(Chart(title=f"Figure 1: inputs of {layer}", margin=content))
+    layout = Layout(category=[Category(title="The paper's figures", chart=charts)])
+    value = Summary.Value(
+        tag=custom_scalar.CONFIG_SUMMARY_TAG,
+        metadata=custom_scalar.create_summary_metadata(),
+        tensor=make_tensor_proto(layout.SerializeToString(), dtype="string"),
+    )
+    return Summary(value=[value])

@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_named(battered):
 def test_tensorboard_shows_one_unbroken_curve(uninterrupted, battered):
     shown, expected = scalars(battered[0]), scalars(uninterrupted)
     steps = {tag: [step for step, _ in points] for tag, points in shown.items()}
-    assert steps["training/loss"] == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert steps["loss/training"] == [2, 4, 6, 8, 10, 12, 14, 15]
     for tag in ("accuracy/validation", "accuracy/validation_ema", "accuracy/validation_population"):
         assert steps[tag] == [8, 15]
     assert steps["conv2_3x3:1/input_50"] == steps["conv2_3x3:1/gamma_85"] == [5, 10, 15]
