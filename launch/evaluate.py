@@ -55,21 +55,26 @@ CROPS = {"single_crop": 1, "multicrop144": 144}
 def main():
     directories = [RunDirectory(path) for path in FLAGS.workdir]
     configs = [directory.read_trained() for directory in directories]
-    dataset = records.read_records()
+    dataset, skipped = records.read_records()
     check_fit(directories, configs, dataset)
 
     with program.loading_tensorflow():
         from bn_keras.evaluation.accuracy import evaluate
         from bn_keras.evaluation.trained_network import image_view, load_network
-        from bn_keras.input.pipeline import naming_damage, validation_batches
+        from bn_keras.input.run_batches import RunBatches
         from bn_keras.training.distribution import make_strategy
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)  # this machine alone, also in a cluster
-    population_of = dataset if FLAGS.statistics == "population" else None
-    with naming_damage(dataset, "train"):
+    fed = [RunBatches(config, dataset, skipped) for config in configs]
+    with fed[0].naming_damage("train"):
         models = [
-            load_network(directory, strategy, population_of=population_of, population_steps=FLAGS.statistics_steps)
-            for directory in directories
+            load_network(
+                directory,
+                strategy,
+                population_of=batches if FLAGS.statistics == "population" else None,
+                population_steps=FLAGS.statistics_steps,
+            )
+            for directory, batches in zip(directories, fed, strict=True)
         ]
     alone = len(directories) == 1
     folder = os.path.normpath(directories[0].path)
@@ -81,15 +86,9 @@ def main():
     for protocol in dict.fromkeys(FLAGS.protocol):
         crops = CROPS[protocol]
         batch_size = FLAGS.batch_size or (250 if crops == 1 else 8) * strategy.num_replicas_in_sync
-        batches = validation_batches(
-            dataset,
-            batch_size=batch_size,
-            image_size=configs[0]["image_size"],
-            view=image_view(configs[0], crops),
-            skipped=dataset.skipped,
-        )
-        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), dataset.skipped)
-        with naming_damage(dataset, "validation"):
+        batches = fed[0].evaluation(batch_size=batch_size, view=image_view(configs[0], crops))
+        progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), skipped)
+        with fed[0].naming_damage("validation"):
             evaluations = evaluate(models, batches, strategy, after_batch=progress.update)
         progress.close("finished")
         results += [
@@ -106,7 +105,7 @@ def main():
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
     write_results(results, evaluations[-1], dataset, output_dir)
-    records.say_skipped(dataset)
+    records.say_skipped(skipped)
 
 
 def write_results(results, last, dataset, output_dir):
@@ -130,13 +129,13 @@ def write_results(results, last, dataset, output_dir):
 def check_fit(directories, configs, dataset):
     """Whether the networks can be asked about the data set, and about the same views of it."""
     expected = {"classes": len(dataset.class_names), "channels": dataset.channels}
-    expected |= {name: configs[0][name] for name in ("image_size", "augmentation")}
+    expected |= {name: getattr(configs[0], name) for name in ("image_size", "augmentation")}
     for directory, config in zip(directories, configs, strict=True):
         for name, value in expected.items():
-            if config[name] != value:
+            if (own := getattr(config, name)) != value:
                 source = dataset.name if name in ("classes", "channels") else directories[0].path
-                raise InputError(f"{directory.path} has {name} {config[name]}, {source} has {value}")
-    if any(config["dataset_fingerprint"] != dataset.fingerprint for config in configs):
+                raise InputError(f"{directory.path} has {name} {own}, {source} has {value}")
+    if any(config.dataset_fingerprint != dataset.fingerprint for config in configs):
         print(f"note: not every network was trained on this preparation of {dataset.name}", file=sys.stderr)
 
 

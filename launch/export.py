@@ -43,7 +43,7 @@ def main():
     directory = RunDirectory(FLAGS.workdir)
     config = directory.read_trained()
     class_names = directory.read_class_names()
-    population_of = records.read_records() if FLAGS.statistics == "population" else None
+    dataset, skipped = records.read_records() if FLAGS.statistics == "population" else (None, None)
 
     with program.loading_tensorflow():
         import numpy as np
@@ -51,7 +51,9 @@ def main():
 
         from bn_keras.evaluation.saved_model import export_saved_model
         from bn_keras.evaluation.trained_network import image_view, load_network
+        from bn_keras.input.run_batches import RunBatches
 
+    population_of = RunBatches(config, dataset, skipped) if dataset else None
     model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
     with written_aside(os.path.normpath(FLAGS.output)) as output:
         try:

@@ -17,7 +17,8 @@ from absl import flags
 
 from bn_keras.errors import InputError
 from bn_keras.networks.variants import PAPER_BATCH_SIZE
-from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, seal
 from launch import program, records
 
@@ -31,7 +32,7 @@ flags.DEFINE_integer("image_size", 224, "Height and width of the input in pixels
 
 
 def main():
-    dataset = records.read_records()
+    dataset, _ = records.read_records()
     directory = RunDirectory(FLAGS.workdir)
     if directory.read_config() is not None and os.path.exists(directory.model_path):
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir")

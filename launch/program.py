@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import sys
 
 from absl import flags
@@ -28,7 +29,40 @@ def run(main, doc: str, *, takes_arguments: bool = False, continues: bool = Fals
             flags.register_validator(name, functools.partial(_fits, kind), message=f"must be {wanted}")
     bad_input = InputError, DataInputError, OSError
     least_arguments = 1 if takes_arguments else None
-    program.run(main, doc, extra="train", bad_input=bad_input, least_arguments=least_arguments, continues=continues)
+
+    @functools.wraps(main)
+    def speaking_of_flags(*arguments):
+        try:
+            return main(*arguments)
+        except InputError as error:
+            raise InputError(as_flags(str(error))) from error
+
+    program.run(
+        speaking_of_flags,
+        doc,
+        extra="train",
+        bad_input=bad_input,
+        least_arguments=least_arguments,
+        continues=continues,
+    )
+
+
+_FLAGS_OF_ARGUMENTS = {"directory": "workdir"}
+"""Where a flag has another name than the library's argument."""
+
+
+def as_flags(text: str) -> str:
+    """What the library says of its arguments, as `batch_size=1` or `directory`, in terms of the program's flags."""
+
+    def flag(found):
+        name = _FLAGS_OF_ARGUMENTS.get(found["name"], found["name"])
+        if name not in flags.FLAGS:
+            return found[0]
+        if found["value"] in ("=True", "=False"):
+            return f"--{'no' * (found['value'] == '=False')}{name}"
+        return f"--{name}{found['value'] or ''}"
+
+    return re.sub(r"`(?P<name>\w+)(?P<value>=[^`]*)?`", flag, text)
 
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127

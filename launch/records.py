@@ -1,7 +1,5 @@
 """The flags of the records that a program reads; it takes them over with `flags.adopt_module_key_flags(records)`."""
 
-import dataclasses
-
 from absl import flags
 
 from bn_keras.input.bad_records import SkippedRecords
@@ -19,13 +17,13 @@ flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, w
 flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
 
 
-def read_records(keep: bool = True) -> Dataset:
-    """The data set of the flags; `keep` is that of `embedded_data`."""
+def read_records(keep: bool = True) -> tuple[Dataset, SkippedRecords | None]:
+    """The data set of the flags, and what takes note of the records left out; `keep` is that of `embedded_data`."""
     dataset = read_dataset(FLAGS.data_dir or embedded_data(keep), FLAGS.label_base, FLAGS.classes)
-    return dataclasses.replace(dataset, skipped=SkippedRecords() if FLAGS.on_bad == "skip" else None)
+    return dataset, SkippedRecords() if FLAGS.on_bad == "skip" else None
 
 
-def say_skipped(dataset: Dataset):
+def say_skipped(skipped: SkippedRecords | None) -> None:
     """Says which records were left out; nothing where --on_bad=fail."""
-    if dataset.skipped is not None:
-        print(dataset.skipped)
+    if skipped is not None:
+        print(skipped)

@@ -15,9 +15,10 @@ import os
 from absl import flags
 
 from bn_keras.networks.variants import VARIANTS
+from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_files import replacing
-from bn_keras.training.recipes import recipe_for
-from launch import program, records
+from bn_keras.training.recipes import make_config
+from launch import config_flags, program, records
 
 FLAGS = flags.FLAGS
 
@@ -26,51 +27,35 @@ flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "Whose shuffling and disto
 flags.DEFINE_enum("split", "train", ["train", "validation"], "Training as it distorts, or what evaluation sees.")
 flags.DEFINE_integer("images", 32, "How many.", 1, 1024)
 flags.DEFINE_integer("step", 0, "Start at this step of so many images each; only of training.", 0)
-flags.DEFINE_integer("seed", 0, "Of order and distortion, as launch/train has it.", 0, 2**31 - 1)
-flags.DEFINE_integer("image_size", None, "Height and width of the input in pixels. Default: the recipe's.", 1)
-flags.DEFINE_enum("augmentation", None, ["imagenet", "shift", "none"], "Of crops and colors. Default: the recipe's.")
+config_flags.define(RunConfig, ("seed", "image_size", "augmentation"))
 flags.DEFINE_string("output", "show_input.png", "Where the sheet goes.")
 
 
 def main():
-    dataset = records.read_records()
-    recipe = recipe_for(dataset)
-    variant = VARIANTS[FLAGS.variant]
-    options = {
-        "image_size": FLAGS.image_size or recipe.image_size,
-        "augmentation": FLAGS.augmentation or recipe.augmentation,
-        "skipped": dataset.skipped,
-    }
+    dataset, skipped = records.read_records()
+    config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))
     with program.loading_tensorflow():
         from bn_keras.input import contact_sheet, pipeline
+        from bn_keras.input.run_batches import RunBatches
 
+    fed = RunBatches(config, dataset, skipped)
     if FLAGS.split == "validation":
-        count = min(FLAGS.images, dataset.examples("validation"))
-        batches = pipeline.validation_batches(dataset, batch_size=count, **options)
+        batches = fed.evaluation(batch_size=min(FLAGS.images, dataset.examples("validation")))
     else:
-        count = FLAGS.images
-        batches = pipeline.training_batches(
-            dataset,
-            batch_size=count,
-            seed=FLAGS.seed,
-            start_step=FLAGS.step,
-            shuffling=variant.shuffling,
-            photometric_distortion=variant.photometric_distortion,
-            **options,
-        )
-    with pipeline.naming_damage(dataset, FLAGS.split):
+        batches = fed.training(0, batch_size=FLAGS.images, start_step=FLAGS.step)
+    with fed.naming_damage(FLAGS.split):
         images, labels = (part.numpy() for part in next(iter(batches)))
     shown = labels != pipeline.PADDING_LABEL
     captions = [f"{label} {dataset.class_names[label]}" for label in labels[shown]]
     title = (
-        f"{dataset.name}, {FLAGS.split}, {variant.title}, {options['augmentation']}, "
-        f"{options['image_size']}x{options['image_size']}"
+        f"{dataset.name}, {FLAGS.split}, {config.variant.title}, {config.augmentation}, "
+        f"{config.image_size}x{config.image_size}"
     )
     sheet = contact_sheet.contact_sheet(images[shown], captions, title=title)
     with replacing(FLAGS.output) as temporary:
         sheet.save(temporary)
     print(f"{len(captions)} images: {os.path.abspath(FLAGS.output)}")
-    records.say_skipped(dataset)
+    records.say_skipped(skipped)
 
 
 def run():

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bn_keras import VARIANTS
+from bn_keras.runs.run_config import RunConfig
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the launchers do
 
@@ -91,6 +94,22 @@ def trained_runs(data_dir, tmp_path_factory):
             layer.set_weights([draws.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
     model.save(random / "model.keras")
     return trained, random
+
+
+def make_run_config(**changes):
+    """A run of BN-x5 on 1,200 examples of three classes, on one device; else as in the paper."""
+    known = {
+        "variant": VARIANTS["bn_x5"],
+        "dataset": "shapes",
+        "dataset_fingerprint": "f" * 64,
+        "train_examples": 1200,
+        "validation_examples": 21,
+        "classes": len(CLASSES),
+        "channels": 1,
+        "replicas": 1,
+        "steps": 1000,
+    }
+    return RunConfig(**known | changes)
 
 
 _AS_A_PERSON = {

@@ -5,7 +5,7 @@ import ast
 import pytest
 from conftest import ROOT
 
-_INPUT = {"errors", "json_files", "runs", "networks", "input"}
+_INPUT = {"errors", "json_files", "settings", "runs", "networks", "input"}
 _EVALUATION = _INPUT | {"inference", "layers", "evaluation"}
 MAY_IMPORT = {
     "bn_keras": {
@@ -14,10 +14,11 @@ MAY_IMPORT = {
         "plots": set(),
         "progress": set(),
         "json_files": {"errors"},
+        "settings": {"errors", "json_files"},
         "layers": {"errors", "layers"},
         "inference": {"errors", "layers", "inference"},
-        "networks": {"errors", "layers", "networks"},
-        "runs": {"errors", "json_files", "networks", "runs"},
+        "networks": {"errors", "layers", "networks", "settings"},
+        "runs": {"errors", "json_files", "networks", "runs", "settings"},
         "input": _INPUT,
         "evaluation": _EVALUATION | {"markdown", "plots"},
         "training": _EVALUATION | {"progress", "training"},
@@ -42,7 +43,9 @@ STANDARD_LIBRARY_ONLY = (
     "progress",
     "markdown",
     "plots",
+    "settings",
     "networks.variants",
+    "runs.run_config",
     "runs.run_directory",
     "runs.run_files",
     "runs.training_curve",
@@ -54,6 +57,7 @@ STANDARD_LIBRARY_ONLY = (
     "paper.figure_1",
     "paper.figure_4",
     "paper.figures_2_and_3",
+    "paper.mnist_config",
     "paper.provenance",
 )
 HEAVY = {"tensorflow", "keras", "numpy", "matplotlib", "tensorboard", "jax", "torch"}

@@ -10,11 +10,11 @@ from bn_keras.evaluation import multicrop
 from bn_keras.inference.folding import fold_batch_normalization
 from bn_keras.inference.population_statistics import batch_normalizations, population_statistics
 from bn_keras.input import preprocessing
-from bn_keras.input.dataset import Dataset
-from bn_keras.input.pipeline import training_batches
+from bn_keras.input.run_batches import RunBatches
 from bn_keras.networks.inception import build_network
 from bn_keras.runs import checkpoint
-from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import note
 
 
@@ -22,7 +22,7 @@ def load_network(
     directory: RunDirectory,
     strategy: tf.distribute.Strategy | None = None,
     *,
-    population_of: Dataset | None = None,
+    population_of: RunBatches | None = None,
     population_steps: int = 100,
 ) -> keras.Model:
     """Loads a run's network, of the newest step, with every batch normalization folded into its convolution.
@@ -30,9 +30,8 @@ def load_network(
     Args:
       directory: of a run.
       strategy: under which the network's variables are made.
-      population_of: the data set that the run was trained on, to replace the moving averages by the population
-        statistics of Algorithm 2 over its training mini-batches, of the run's own size, crops and distortion, where
-        training would have gone on. None keeps the moving averages.
+      population_of: of the run, to replace the moving averages by the population statistics of Algorithm 2 over its
+        training mini-batches, where training would have gone on. None keeps the moving averages.
       population_steps: mini-batches to take for that.
 
     Returns:
@@ -42,9 +41,10 @@ def load_network(
       InputError: there is no run, or nothing of it is whole.
     """
     config = directory.read_trained()
-    model = _read_newest(directory, RunConfig.from_flat(config, directory.config_path))
+    model = _read_newest(directory, config)
     if population_of and batch_normalizations(model):
-        _measure(model, config, population_of, population_steps)
+        batches = population_of.training(_examples_seen(directory, config), distort_on="host")
+        population_statistics(model, batches, steps=population_steps)
     with (strategy or tf.distribute.get_strategy()).scope():
         return fold_batch_normalization(model)
 
@@ -72,31 +72,22 @@ def _read_newest(directory, config):
     return model
 
 
-def image_view(config: dict, crops: int = 1):
+def image_view(config: RunConfig, crops: int = 1):
     """What a run's network is shown of an image.
 
     Args:
-      config: of `RunDirectory.read_config`.
+      config: of the run.
       crops: 1, the view that the run's own evaluation takes; or 144.
 
     Returns:
       A function from the bytes of an image file to one image, float32 `[image_size, image_size, channels]` in
       [0, 255], or to the `multicrop.squares` that 144 crops are cut from.
     """
-    view = preprocessing.evaluated_view(config["augmentation"]) if crops == 1 else multicrop.squares
-    return functools.partial(view, image_size=config["image_size"], channels=config["channels"])
+    view = preprocessing.evaluated_view(config.augmentation) if crops == 1 else multicrop.squares
+    return functools.partial(view, image_size=config.image_size, channels=config.channels)
 
 
-def _measure(model, config, dataset, steps):
-    batches = training_batches(
-        dataset,
-        batch_size=config["batch_size"],
-        image_size=config["image_size"],
-        seed=config["seed"],
-        start_step=config["steps"],
-        augmentation=config["augmentation"],
-        shuffling=config["shuffling"],
-        photometric_distortion=config["photometric_distortion"],
-        skipped=dataset.skipped,
-    )
-    population_statistics(model, batches, steps=steps)
+def _examples_seen(directory, config):
+    """The images that training saw: the checkpoint counts them, as the batch may have been changed on the way."""
+    saved = checkpoint.load_newest(directory.path)
+    return int(saved[1]["examples"]) if saved else config.steps * config.batch_size

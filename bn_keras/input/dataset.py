@@ -9,7 +9,6 @@ import itertools
 import os
 
 from bn_keras.errors import InputError
-from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.json_files import COUNT, FILE_NAME, TEXT, file_size, parse_json, read_bytes
 
 MANIFEST = "dataset.json"
@@ -68,7 +67,6 @@ class Dataset:
       median_short_side: of the images, in pixels.
       splits: "train" and "validation", each a tuple of shards.
       image_feature, label_feature: their names in a record.
-      skipped, data_service: how this process reads it, as in `input_pipeline.training_batches`.
       fingerprint: sha256 of the manifest, hexadecimal; equal data sets have equal fingerprints.
     """
 
@@ -81,8 +79,6 @@ class Dataset:
     fingerprint: str
     image_feature: str = "image/encoded"
     label_feature: str = "image/class/label"
-    skipped: SkippedRecords | None = None
-    data_service: str | None = None
 
     def examples(self, split: str) -> int:
         return sum(shard.examples for shard in self.splits[split])

@@ -3,35 +3,34 @@
 import time
 
 from bn_keras.input import pipeline
-from bn_keras.input.dataset import Dataset
+from bn_keras.input.run_batches import RunBatches
 
 ADVICE = {
-    "reading": "copy the records to a faster disk with --cache=PATH, or into memory with --cache=memory",
-    "decoding, cropping, resizing": "more cores, or other machines with --data_service=ADDRESS",
-    "distortion": "leave it to the accelerator with --distort_on=device",
+    "reading": "copy the records to a faster disk with `cache=FOLDER`, or into memory with `cache=memory`",
+    "decoding, cropping, resizing": "more cores, or other machines with `data_service=ADDRESS`",
+    "distortion": "leave it to the accelerator with `distort_on=device`",
 }
+"""What to do where a stage is the slowest, in terms of arguments."""
 
 
-def stage_rates(
-    dataset: Dataset, *, batch_size: int, seconds: float, augmentation: str = "imagenet", **options
-) -> dict[str, float]:
-    """Images a second of the pipeline up to and with each stage.
+def stage_rates(batches: RunBatches, *, seconds: float) -> dict[str, float]:
+    """Images a second of a run's pipeline up to and with each stage.
 
     Args:
+      batches: of the run.
       seconds: to measure each for.
-      augmentation, options: of `training_batches`.
     """
-    options |= {"batch_size": batch_size, "augmentation": augmentation}
-    order = {"shuffling": options["shuffling"], "skip_bad": options.get("skipped") is not None}
-    records = pipeline.training_records(dataset, options["seed"], 0, **order)
-    stages = {"reading": records.batch(batch_size).prefetch(2)}
-    if augmentation == "imagenet":
-        pipelines = {"decoding, cropping, resizing": "device", "distortion": "host"}
-    else:
+    config = batches.config
+    skip_bad = batches.skipped is not None
+    order = {"shuffling": config.variant.shuffling, "skip_bad": skip_bad}
+    records = pipeline.training_records(batches.dataset, config.seed, 0, **order)
+    stages = {"reading": records.batch(config.batch_size).prefetch(2)}
+    pipelines = {"decoding, cropping, resizing": "device", "distortion": "host"}
+    if config.augmentation != "imagenet":
         pipelines = {"decoding, cropping, resizing": "host"}
     for stage, distort_on in pipelines.items():
-        stages[stage] = pipeline.training_batches(dataset, distort_on=distort_on, **options)
-    return {stage: _rate(batches, batch_size, seconds) for stage, batches in stages.items()}
+        stages[stage] = batches.training(0, distort_on=distort_on)
+    return {stage: _rate(batches, config.batch_size, seconds) for stage, batches in stages.items()}
 
 
 def seconds_per_image(rates: dict[str, float]) -> dict[str, float]:

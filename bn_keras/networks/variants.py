@@ -10,6 +10,9 @@ control is Inception with one thing moved, and the six networks of the ensemble 
 
 import dataclasses
 from dataclasses import replace
+from typing import Any, Self
+
+from bn_keras.settings import setting
 
 PAPER_BATCH_SIZE = 32
 """Section 4.2: "mini-batches of size 32". Every learning rate and step count of the table is per 32 images."""
@@ -17,45 +20,49 @@ PAPER_BATCH_SIZE = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One network and the way it is trained.
+    """One network and the way it is trained; each setting's help says what it is.
 
     Attributes:
       name: the value of `--variant`.
       title: the paper's name, for plots and tables.
-      batch_normalization: BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.
-      activation: the nonlinearity, "relu" or "sigmoid".
-      learning_rate: initial rate of SGD per mini-batch of 32.
-      decay_epochs: the rate is multiplied by `DECAY_FACTOR` once in so many epochs.
-      l2_weight: lambda in the gradient's `+ lambda * w` of every convolution and of the classifier.
-      dropout: fraction of the classifier's inputs set to 0 in training, in [0, 1).
-      initial_weight_scale: factor on the deviation of the initial weights of the convolutions.
-      per_activation_modules: the last so many modules of Figure 5, 0 to 10, normalize each activation by itself (one
-        gamma and beta for each channel and position) in place of each channel.
-      local_response_normalization: after the first pooling and after the 3x3 convolution with 192 maps.
-      shuffling: "within_shard" mixes all examples of several shards; "shard_order" permutes only the shards and keeps
-        the order inside each.
-      photometric_distortion: "full" or "reduced" (half of full).
       steps: how long to train by default, in steps of 32.
     """
 
     name: str
     title: str
-    batch_normalization: bool
-    activation: str
-    learning_rate: float
-    decay_epochs: float
-    l2_weight: float
-    dropout: float
-    initial_weight_scale: float
-    per_activation_modules: int
-    local_response_normalization: bool
-    shuffling: str
-    photometric_distortion: str
+    batch_normalization: bool = setting(
+        "BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
+        on_continuing="never",
+    )
+    activation: str = setting("The nonlinearity.", choices=("relu", "sigmoid"))
+    learning_rate: float = setting("Initial rate of SGD per mini-batch of 32.", low=0.0)
+    decay_epochs: float = setting("Epochs between decays of the rate by 4%.", above=0.0)
+    l2_weight: float = setting("Lambda of the gradient's + lambda * w of convolutions and classifier.", low=0.0)
+    dropout: float = setting(
+        "Fraction of the classifier's inputs set to 0 in training.", low=0.0, high=0.999, has_variables=bool
+    )
+    initial_weight_scale: float = setting("Factor on the deviation of the convolutions' initial weights.", above=0.0)
+    per_activation_modules: int = setting(
+        "The last modules of Figure 5 whose BN has a gamma and beta for each channel and position.",
+        low=0,
+        high=10,
+        on_continuing="never",
+    )
+    local_response_normalization: bool = setting(
+        "LRN after the first pooling and after the 3x3 convolution with 192 maps."
+    )
+    shuffling: str = setting(
+        "Order of examples. within_shard: all examples of several shards are mixed; shard_order: only the shards are.",
+        choices=("within_shard", "shard_order"),
+    )
+    photometric_distortion: str = setting("Color changes; reduced: half of full.", choices=("full", "reduced"))
     steps: int
 
+    @classmethod
+    def own(cls, name: str, **settings: Any) -> Self:
+        """A row that is not in the table."""
+        return cls(name=name, title=name, steps=0, **settings)
 
-NAMING = frozenset({"name", "title", "steps"})
-"""Fields that do not say how a network is trained, or that a run has its own of."""
 
 MOMENTUM = 0.9
 """Of SGD. Not in the paper: GoogLeNet's."""

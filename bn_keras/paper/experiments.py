@@ -11,7 +11,9 @@ import os
 import statistics
 
 from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS
-from bn_keras.runs.run_directory import CONFIG_FILE, MNIST_CONFIG_FILE, RunDirectory
+from bn_keras.paper.mnist_config import MnistConfig
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.training_curve import TrainingCurve
 
 FIGURE_2_VARIANTS = (
@@ -81,8 +83,8 @@ class Experiment:
     until_flat: bool = False
 
     def directory(self, workdir: str) -> RunDirectory:
-        config_file = MNIST_CONFIG_FILE if self.program == "mnist" else CONFIG_FILE
-        return RunDirectory(os.path.join(workdir, self.section, self.name), config_file)
+        configuration = MnistConfig if self.program == "mnist" else RunConfig
+        return RunDirectory(os.path.join(workdir, self.section, self.name), configuration)
 
     def done(self, workdir: str) -> int:
         """Steps that are done; a last row alone may lack its neighbours, so that the checkpoints are asked first."""

@@ -97,9 +97,7 @@ def read_networks(directory: RunDirectory) -> dict[str, Network]:
     """
     rows = {name: [row for row in directory.curve.rows if row.get("network") == name] for name in NETWORKS}
     if not all(rows.values()):
-        raise InputError(
-            f"{directory.curve.path} lacks the rows of a network: a larger --steps trains on and adds some"
-        )
+        raise InputError(f"{directory.curve.path} lacks the rows of a network: more `steps` train on and add some")
     return {name: Network(own) for name, own in rows.items()}
 
 
@@ -164,9 +162,9 @@ def figure_1_table(directories: Sequence[RunDirectory]) -> str:
     c = configs[0]
     header = ["Network", f"Steps to {common}", "Max test accuracy", "At step", "Last test accuracy", *STABILITY]
     return table(header, lines) + (
-        f"\n{c['dataset']}: {c['train_examples']:,} training, {c['test_examples']:,} test images, binary; "
-        f"{c['steps']:,} steps of {c['batch_size']}, plain SGD at {c['learning_rate']:g}, Gaussian initial weights of "
-        f"deviation {c['weight_deviation']:g}, seed {', '.join(str(each['seed']) for each in configs)}. {common} is "
+        f"\n{c.dataset}: {c.train_examples:,} training, {c.test_examples:,} test images, binary; "
+        f"{c.steps:,} steps of {c.batch_size}, plain SGD at {c.learning_rate:g}, Gaussian initial weights of "
+        f"deviation {c.weight_deviation:g}, seed {', '.join(str(each.seed) for each in configs)}. {common} is "
         "the best that both reach. The last four columns are of the inputs of the last hidden layer's sigmoids over "
         "the test images, each the median of the 100 sigmoids: how far the 50th percentile travels over training, its "
         "highest less its lowest value; the same in units of the mean distance between the 15th and the 85th "

@@ -1,13 +1,12 @@
 """Figure 2 and Figure 3 of the paper, from the curves of runs; nothing in them is typed by hand."""
 
-import dataclasses
 import json
 import math
 import os
 import statistics
 
 from bn_keras.markdown import mean_and_range, table
-from bn_keras.networks.variants import NAMING, VARIANTS
+from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.plots import pyplot
 from bn_keras.runs.run_directory import RunDirectory
@@ -29,7 +28,7 @@ class MeasuredRun:
         self.config = directory.read_config()
         self.curve = directory.curve
         self.path = directory.path
-        self.seed = self.config["seed"]
+        self.seed = self.config.seed
 
 
 class Row:
@@ -46,8 +45,7 @@ class Row:
         self.rank = list(VARIANTS).index(name)
         self.path = self.runs[0].path if runs else ""
         # A run whose training was changed is not the paper's network, whatever its name.
-        trained = {key: value for key, value in dataclasses.asdict(self.variant).items() if key not in NAMING}
-        changed = any(run.config.get(key, value) != value for run in runs for key, value in trained.items())
+        changed = any(run.config.variant != self.variant for run in runs)
         self.published = None if changed else PUBLISHED.get(name)
 
     def band(self) -> list[tuple[float, float, float, float]]:
@@ -66,9 +64,9 @@ def rows_of(runs: list[RunDirectory]) -> list[Row]:
     """The rows of a report, in the order of the variants table."""
     groups = {}
     for run in map(MeasuredRun, runs):
-        conditions = {name: value for name, value in run.config.items() if name != "seed"}
+        conditions = {name: value for name, value in run.config.flat().items() if name != "seed"}
         groups.setdefault(json.dumps(conditions, sort_keys=True), []).append(run)
-    rows = [Row(group[0].config["variant"], group) for group in groups.values()]
+    rows = [Row(group[0].config.variant.name, group) for group in groups.values()]
     return sorted(rows, key=lambda row: (row.rank, row.path))
 
 
@@ -173,15 +171,15 @@ def steps_and_speed_up(row: Row, reference: Row) -> tuple[str, str]:
 def comparable(row: Row, reference: Row) -> bool:
     """Whether both were run on the same data set, and the reference was evaluated."""
     both = row.runs and reference.max_accuracies()
-    return bool(both and row.runs[0].config["dataset"] == reference.runs[0].config["dataset"])
+    return bool(both and row.runs[0].config.dataset == reference.runs[0].config.dataset)
 
 
 def _conditions(rows):
     """What the numbers were measured on, for every distinct set of conditions among the rows."""
     found = {
-        f"{c['dataset']} ({c['train_examples']:,} training, {c['validation_examples']:,} validation images), "
-        f"{c['image_size']}x{c['image_size']} pixels, width {c['width']:g}, batch {c['batch_size']}, "
-        f"{c['steps']:,} steps, {_seeds(row)}"
+        f"{c.dataset} ({c.train_examples:,} training, {c.validation_examples:,} validation images), "
+        f"{c.image_size}x{c.image_size} pixels, width {c.width:g}, batch {c.batch_size}, "
+        f"{c.steps:,} steps, {_seeds(row)}"
         for row in rows
         if row.runs
         for c in [row.runs[0].config]

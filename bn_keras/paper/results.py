@@ -17,8 +17,9 @@ from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper import figure_1, figures_2_and_3
 from bn_keras.paper.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
 from bn_keras.paper.figures_2_and_3 import REFERENCE, MeasuredRun, Row
+from bn_keras.paper.mnist_config import MnistConfig
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
-from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunDirectory
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import write_text
 
 LOG = "log.jsonl"
@@ -125,12 +126,8 @@ def _title(name, rows, section_4_1):
     configs = [row.runs[0].config for row in rows] or [run.read_config() for run in section_4_1]
     if not configs:
         return name
-    images = f"{name}, {configs[0]['train_examples']:,} images"
-    return (
-        f"{images}, {configs[0]['image_size']}x{configs[0]['image_size']}, width {configs[0]['width']:g}"
-        if rows
-        else images
-    )
+    images = f"{name}, {configs[0].train_examples:,} images"
+    return f"{images}, {configs[0].image_size}x{configs[0].image_size}, width {configs[0].width:g}" if rows else images
 
 
 def _verdict(holds):
@@ -165,7 +162,7 @@ def _made_on(workdir):
 
 def _figure_1_runs(workdir):
     folder = os.path.join(workdir, "figure1")
-    runs = [RunDirectory(os.path.join(folder, name), MNIST_CONFIG_FILE) for name in _names(folder)]
+    runs = [RunDirectory(os.path.join(folder, name), MnistConfig) for name in _names(folder)]
     return [run for run in runs if run.curve.rows]
 
 
@@ -259,7 +256,7 @@ def _claims_of_4_2_2(rows):
         ),
     ]
     sigmoid = rows["inception_sigmoid"]
-    classes = sigmoid.runs[0].config["classes"] if sigmoid.runs else 1
+    classes = sigmoid.runs[0].config.classes if sigmoid.runs else 1
     claims.append(
         judged(
             "Inception with sigmoid stays at chance",

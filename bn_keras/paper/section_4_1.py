@@ -17,6 +17,7 @@ from bn_keras.input.dataset import Dataset
 from bn_keras.input.pipeline import validation_batches
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.paper.figure_1 import NETWORKS, PERCENTILES
+from bn_keras.paper.mnist_config import MnistConfig
 from bn_keras.progress import Progress
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_directory import RunDirectory
@@ -26,35 +27,6 @@ HIDDEN_LAYERS = 3
 UNITS = 100
 
 _CHECKPOINT_EVERY = 1_000  # steps; a second of work
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MnistConfig:
-    """Everything that the two networks are a function of.
-
-    Attributes:
-      dataset, dataset_fingerprint, train_examples, test_examples: of the data set; its validation split is the test.
-      steps: mini-batches, 50,000 in the paper.
-      batch_size: 60 in the paper.
-      learning_rate: of plain SGD. Not in the paper: ours, a rate at which both networks learn.
-      weight_deviation: of the Gaussian of the initial weights, "small"; its value is not in the paper: ours.
-      seed: of the weights and the order of examples.
-      eval_every: steps between points of the curve.
-    """
-
-    dataset: str
-    dataset_fingerprint: str
-    train_examples: int
-    test_examples: int
-    steps: int = 50_000
-    batch_size: int = 60
-    learning_rate: float = 0.1
-    weight_deviation: float = 0.1
-    seed: int = 0
-    eval_every: int = 250
-
-    def flat(self) -> dict:
-        return dataclasses.asdict(self)
 
 
 def read_binary_images(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +100,7 @@ def batch_indices(examples: int, batch_size: int, seed: int, start: int, count: 
     return indices.reshape(count, batch_size)
 
 
-def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory):
+def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistConfig]):
     """Trains both networks in `directory`, from where it stands to `config.steps`.
 
     A row of the curve is one network at one step, over all test images: `top1` of `of`, the mean `loss` of the
@@ -165,7 +137,7 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory):
         arrays = {"row_step": max(rows, default=0)} | arrays  # which earlier versions lack
         for name, variable in variables.items():
             if name not in arrays:
-                raise InputError(f"the checkpoint of step {step} lacks {name}: give another --workdir")
+                raise InputError(f"the checkpoint of step {step} lacks {name}: give another `directory`")
             variable.assign(arrays[name])
         return step
 

@@ -84,10 +84,11 @@ def load_newest(directory: str) -> tuple[int, dict[str, np.ndarray]] | None:
 
     Where no checkpoint is whole, the best one is taken.
     """
-    return newest(directory, _read_arrays)
+    return newest(directory, arrays_of)
 
 
-def _read_arrays(content):
+def arrays_of(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint's bytes, by name."""
     with np.load(io.BytesIO(content)) as file:
         arrays = {name: file[name] for name in file.files}
     return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # texts are bytes

@@ -5,11 +5,10 @@ import math
 
 import tensorflow as tf
 
-from bn_keras.input.dataset import Dataset
-from bn_keras.runs.run_directory import RunConfig
+from bn_keras.input.run_batches import RunBatches
 from bn_keras.training.distribution import distribute
+from bn_keras.training.process_settings import process_settings
 from bn_keras.training.step_statistics import StepStatistics
-from bn_keras.training.trainer import run_training_batches
 from bn_keras.training.training_state import TrainingState, make_train_steps
 
 STEPS = 3
@@ -19,16 +18,18 @@ WARM_UP = 6
 """Steps before those: the first compiles, and while it does, the input pipeline gets ahead by up to five batches."""
 
 
-def describe_cost(config: RunConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> str:
+def describe_cost(batches: RunBatches, strategy: tf.distribute.Strategy) -> str:
     """Builds the network and takes a few steps in memory; writes nothing."""
-    state = TrainingState(config, strategy)
-    trainable = sum(math.prod(weight.shape) for weight in state.model.trainable_variables)
-    train_steps = make_train_steps(state, config, strategy)
-    batches = iter(distribute(strategy, functools.partial(run_training_batches, config, dataset, 0)))
-    train_steps(batches, tf.constant(WARM_UP))
-    statistics = StepStatistics(config.replicas)
-    statistics.add(train_steps(batches, tf.constant(STEPS)).numpy(), config.batch_size)
+    config = batches.config
+    with process_settings(config, strategy):
+        state = TrainingState(config, strategy)
+        train_steps = make_train_steps(state, config, strategy)
+        iterator = iter(distribute(strategy, functools.partial(batches.training, 0)))
+        train_steps(iterator, tf.constant(WARM_UP))
+        statistics = StepStatistics(config.replicas)
+        statistics.add(train_steps(iterator, tf.constant(STEPS)).numpy(), config.batch_size)
     measured = statistics.take()
+    trainable = sum(math.prod(weight.shape) for weight in state.model.trainable_variables)
     seconds = config.batch_size / measured["images_per_second"]
     peak = "".join(
         f", measured at most {_gigabytes(measured[name])} {what}"

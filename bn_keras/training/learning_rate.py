@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from bn_keras.networks.variants import DECAY_FACTOR
-from bn_keras.runs.run_directory import RunConfig
+from bn_keras.runs.run_config import RunConfig
 
 
 def learning_rate(config: RunConfig, examples: tf.Tensor) -> tf.Tensor:

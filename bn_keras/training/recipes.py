@@ -1,121 +1,123 @@
-"""What a run does where its flags are silent: the paper's recipe, and three for small sets; standard library only."""
+"""What a run does where nothing is said: the paper's recipe, and three for small sets; standard library only.
+
+A recipe is what it does otherwise than the paper, as fields of `RunConfig`; its `steps` are of 32 images.
+"""
 
 import dataclasses
 import math
+from typing import Any
 
+from bn_keras.errors import InputError
 from bn_keras.input.dataset import Dataset
-from bn_keras.networks.variants import Variant
+from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.settings import fields_of
 
+PAPER = "the paper's"
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Defaults of a run.
+PHOTOS = {
+    "image_size": 128,
+    "width": 0.5,
+    "bn_momentum": 0.9,  # after a first try of 60 steps, 0.99 would be half the initial 0 and 1: accuracy at chance
+    "steps": 5_000,  # 160,000 images, at 128x128 and half the width about a tenth of the paper's work for each
+    "eval_every": 250,
+    "log_every": 10,
+    "checkpoint_every": 100,
+    "monitor_every": 250,
+}
 
-    Attributes:
-      name: for the log.
-      image_size: height and width of the network's input in pixels.
-      width: factor on the network's feature maps.
-      augmentation: "imagenet", "shift" or "none".
-      bn_momentum: weight of the old value in the moving averages.
-      steps: of 32 images; None for the variant's own.
-      eval_every, log_every, checkpoint_every, monitor_every: in steps.
-      eval_batch_size: images of one evaluation step.
-    """
+SMALL = {
+    "image_size": 64,  # Figure 5 divides its input by 32; 28x28 digits would end as one pixel before module 5
+    "width": 0.25,
+    "augmentation": "none",  # a mirrored digit is another digit
+    "bn_momentum": 0.9,  # 0.99 averages 100 steps, too many to follow the weights in the first 50
+    "steps": 500,
+    "eval_every": 50,
+    "log_every": 10,
+    "checkpoint_every": 50,
+    "monitor_every": 50,
+}
 
-    name: str
-    image_size: int
-    width: float
-    augmentation: str
-    bn_momentum: float
-    steps: int | None
-    eval_every: int
-    eval_batch_size: int
-    log_every: int
-    checkpoint_every: int
-    monitor_every: int
+SMALL_COLOR = SMALL | {
+    "augmentation": "shift",  # a mirrored cat is a cat; a crop of 8% of 32x32 pixels is 9x9
+    "bn_momentum": 0.99,
+    "steps": 20_000,  # 12.8 epochs of CIFAR-10
+    "eval_every": 1_000,
+    "log_every": 50,
+    "checkpoint_every": 500,
+}
 
-
-PAPER = Recipe(
-    name="the paper's",
-    image_size=224,
-    width=1.0,
-    augmentation="imagenet",
-    bn_momentum=0.99,  # not in the paper: Keras's
-    steps=None,
-    eval_every=40_000,  # about an epoch of ILSVRC2012: 1,281,167 / 32
-    eval_batch_size=250,
-    log_every=100,
-    checkpoint_every=1_000,
-    monitor_every=1_000,
-)
-
-MOST_DECAYS = 112
-"""Of the learning rate in a run of a small set, to 1% of its start. BN-x30 has as many in its 6 million steps."""
+RECIPES: dict[str, dict[str, Any]] = {
+    PAPER: {},
+    "the small photo set's": PHOTOS,
+    "the small network's": SMALL,
+    "the small color network's": SMALL_COLOR,
+}
 
 SMALL_SET = 100_000
 """Sets of larger images with fewer of them to train on get the recipe of small photo sets."""
 
-PHOTOS = dataclasses.replace(
-    PAPER,
-    name="the small photo set's",
-    image_size=128,
-    width=0.5,
-    bn_momentum=0.9,  # after a first try of 60 steps, 0.99 would be half the initial 0 and 1: accuracy at chance
-    steps=5_000,  # 160,000 images, at 128x128 and half the width about a tenth of the paper's work for each
-    eval_every=250,
-    log_every=10,
-    checkpoint_every=100,
-    monitor_every=250,
-)
-
 SMALL_IMAGE = 64
 """Sets whose median short side is at most so many pixels get a small recipe."""
 
-SMALL = Recipe(
-    name="the small network's",
-    image_size=64,  # Figure 5 divides its input by 32; 28x28 digits would end as one pixel before module 5
-    width=0.25,
-    augmentation="none",  # a mirrored digit is another digit
-    bn_momentum=0.9,  # 0.99 averages 100 steps, too many to follow the weights in the first 50
-    steps=500,
-    eval_every=50,
-    eval_batch_size=250,
-    log_every=10,
-    checkpoint_every=50,
-    monitor_every=50,
-)
+MOST_DECAYS = 112
+"""Of the learning rate in a run of a small set, to 1% of its start. BN-x30 has as many in its 6 million steps."""
 
 
-SMALL_COLOR = dataclasses.replace(
-    SMALL,
-    name="the small color network's",
-    augmentation="shift",  # a mirrored cat is a cat; a crop of 8% of 32x32 pixels is 9x9
-    bn_momentum=0.99,
-    steps=20_000,  # 12.8 epochs of CIFAR-10
-    eval_every=1_000,
-    log_every=50,
-    checkpoint_every=500,
-)
-
-
-def recipe_for(dataset: Dataset) -> Recipe:
-    """The recipe that fits a data set's images."""
+def recipe_for(dataset: Dataset) -> str:
+    """The name of the recipe that fits a data set's images."""
     if dataset.median_short_side > SMALL_IMAGE:
-        return PHOTOS if dataset.examples("train") < SMALL_SET else PAPER
-    return SMALL if dataset.channels == 1 else SMALL_COLOR
+        return "the small photo set's" if dataset.examples("train") < SMALL_SET else PAPER
+    return "the small network's" if dataset.channels == 1 else "the small color network's"
 
 
-def decay_epochs_for(recipe: Recipe, variant: Variant, examples: int, train_examples: int) -> float:
-    """Epochs of `train_examples` between two decays of the learning rate, in a run that sees `examples`.
+def make_config(
+    dataset: Dataset, variant: str | Variant, *, continued: RunConfig | None = None, **changes: Any
+) -> RunConfig:
+    """The configuration of a run: what is given, then the recipe that fits the data, then the variant and the paper.
 
-    The variant's, which are for ImageNet's epochs, as long as the rate then falls at most `MOST_DECAYS` times: 167
-    photos are seen a thousand times in 5,000 steps. The paper's recipe keeps the variant's.
+    Args:
+      dataset: what it trains on.
+      variant: a key of `VARIANTS`, or a row of your own.
+      continued: the configuration of a run that goes on, which keeps its schedule where none is given: the default
+        depends on the length of the run.
+      changes: fields of `RunConfig` and of `Variant`.
+
+    Raises:
+      InputError: there is no such field. Whether the values can work, `RunConfig.check` says.
     """
-    if recipe is PAPER:
-        return variant.decay_epochs
-    return max(variant.decay_epochs, spanning_decay_epochs(examples, train_examples))
+    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+    fields = fields_of(RunConfig)
+    if unknown := [name for name in changes if name not in fields or not fields[name].setting.given]:
+        raise InputError(f"`{unknown[0]}={changes[unknown[0]]}` is no setting of a run")
+    of_row = {name: value for name, value in changes.items() if fields[name].of_row}
+    recipe = recipe_for(dataset)
+    chosen = RECIPES[recipe] | {name: value for name, value in changes.items() if not fields[name].of_row}
+    batch_size = chosen.get("batch_size", PAPER_BATCH_SIZE)
+    if "steps" not in changes:
+        chosen["steps"] = chosen.get("steps", variant.steps) * PAPER_BATCH_SIZE // max(1, batch_size) or 1
+    train_examples = dataset.examples("train")
+    if "decay_epochs" not in changes and recipe != PAPER:
+        of_row["decay_epochs"] = (
+            continued.variant.decay_epochs
+            if continued and continued.variant.name == variant.name
+            else max(variant.decay_epochs, spanning_decay_epochs(chosen["steps"] * batch_size, train_examples))
+        )
+    return RunConfig(
+        variant=dataclasses.replace(variant, **of_row),
+        dataset=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        train_examples=train_examples,
+        validation_examples=dataset.examples("validation"),
+        classes=len(dataset.class_names),
+        channels=dataset.channels,
+        **chosen,
+    )
 
 
 def spanning_decay_epochs(examples: int, train_examples: int) -> float:
-    """The fewest epochs between decays with which a rate falls at most `MOST_DECAYS` times in a run of `examples`."""
+    """The fewest epochs between decays with which a rate falls at most `MOST_DECAYS` times in a run of `examples`.
+
+    The variants' schedules are for ImageNet's epochs: 167 photos are seen a thousand times in 5,000 steps.
+    """
     return math.ceil(examples / (MOST_DECAYS + 1)) / train_examples

@@ -7,7 +7,8 @@ import keras
 from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.progress import Progress
 from bn_keras.runs import checkpoint
-from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, seal
 from bn_keras.training.tensorboard import TensorBoardWriter
 
@@ -28,7 +29,7 @@ class RunRecord:
     def __init__(
         self,
         config: RunConfig,
-        directory: RunDirectory,
+        directory: RunDirectory[RunConfig],
         step: int,
         writes: bool = True,
         skipped: SkippedRecords | None = None,

@@ -8,24 +8,28 @@ With several worker processes every one runs this program on its share of each m
 directory, which all of them see; the chief writes it.
 """
 
-import dataclasses
 import enum
 import functools
 import math
 import signal
+from collections.abc import Collection
 
 import tensorflow as tf
 
 from bn_keras import population_statistics
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation.accuracy import Evaluator
+from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.input.dataset import Dataset
-from bn_keras.input.pipeline import naming_damage, training_batches, validation_batches
+from bn_keras.input.run_batches import RunBatches
 from bn_keras.runs import checkpoint
-from bn_keras.runs.run_directory import RunConfig, RunDirectory
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training.activation_monitor import PERCENTILES, Monitor
-from bn_keras.training.distribution import Agreement, distribute, is_chief
+from bn_keras.training.distribution import Agreement, distribute, is_chief, uses_gpus
+from bn_keras.training.interruption import Interruption
 from bn_keras.training.learning_rate import learning_rate
+from bn_keras.training.process_settings import process_settings
 from bn_keras.training.run_writer import RunRecord
 from bn_keras.training.step_statistics import StepStatistics
 from bn_keras.training.training_state import TrainingState, make_train_steps
@@ -43,27 +47,41 @@ class Outcome(enum.Enum):
 def train(
     config: RunConfig,
     dataset: Dataset,
-    directory: RunDirectory,
-    strategy: tf.distribute.Strategy,
+    directory: str | RunDirectory[RunConfig],
+    strategy: tf.distribute.Strategy | None = None,
+    *,
+    allow_change: Collection[str] | None = None,
+    skipped: SkippedRecords | None = None,
+    data_service: str | None = None,
     profiled_steps: range = range(0),
 ) -> Outcome:
     """Trains `config` in `directory`, from where it stands to `config.steps`.
 
-    Returns when all steps are done or when the run has diverged, which is then the last row of the curve.
+    Returns when all steps are done, when the run has diverged, which is then the last row of the curve, or after a
+    SIGINT or SIGTERM. What it sets of the process, as seeds and handlers of signals, is put back.
 
     Args:
-      config: of the run; `directory.check` has accepted it.
+      config: of `make_config`.
       dataset: of `read_dataset`.
-      directory: of the run.
-      strategy: of `make_strategy`.
+      directory: of the run; a new one, or that of the same run, which goes on.
+      strategy: to train under; by default the one that is current.
+      allow_change: fields of the configuration that may differ from those of the run that goes on.
+      skipped: takes note of the records that cannot be used and are left out; None: they are errors.
+      data_service: as in `training_batches`.
       profiled_steps: those that TensorFlow's profiler records; the first step of a run is 1.
 
     Raises:
-      InputError: another process trains in the directory; its checkpoint is of another network; a record is damaged;
-        another worker is gone; nothing more can be written, and the last checkpoint is whole.
+      InputError: the directory holds another run, or another process trains in it; the devices cannot share the batch;
+        a record is damaged; another worker is gone; nothing more can be written, and the last checkpoint is whole.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    directory = RunDirectory(directory) if isinstance(directory, str) else directory
+    config = config.on_devices(strategy.num_replicas_in_sync, uses_gpus(strategy))
+    directory.check(config, dataset.class_names, allow_change)
+    batches = RunBatches(config, dataset, skipped, data_service)
     try:
-        return Trainer(config, dataset, directory, strategy, profiled_steps).run()
+        with process_settings(config, strategy), Interruption() as interruption:
+            return Trainer(batches, directory, strategy, interruption, profiled_steps).run()
     except OSError as error:
         newest = directory.newest_step()
         whole = "no checkpoint was written" if newest is None else f"the checkpoint of step {newest} is whole"
@@ -81,14 +99,14 @@ class Trainer:
 
     def __init__(
         self,
-        config: RunConfig,
-        dataset: Dataset,
-        directory: RunDirectory,
+        batches: RunBatches,
+        directory: RunDirectory[RunConfig],
         strategy: tf.distribute.Strategy,
+        interruption: Interruption,
         profiled_steps: range,
     ):
-        self.config = config
-        self.dataset = dataset
+        self.config = config = batches.config
+        self.batches_of_run = batches
         self.strategy = strategy
         self.state = TrainingState(config, strategy)
         self.agreement = Agreement(strategy)
@@ -96,15 +114,16 @@ class Trainer:
         self.step = self._restore(directory)
         self.monitor = self._make_monitor() if config.monitor else None
         if is_chief(strategy):
-            directory.open(config, dataset.class_names)
+            directory.open(config, batches.dataset.class_names)
         self.step = self._restore(directory)
-        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=dataset.skipped)
+        directory.forget_state()
+        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=batches.skipped)
         self.statistics = StepStatistics(config.replicas)
         self.train_steps = make_train_steps(self.state, config, strategy)
         self.evaluator = Evaluator(self.state.model, strategy)
-        self.batches = iter(distribute(strategy, self._training_batches()))
-        self.validation = distribute(strategy, functools.partial(run_validation_batches, config, dataset))
-        self.interruption = Interruption()
+        self.batches = iter(distribute(strategy, functools.partial(batches.training, self._examples())))
+        self.validation = distribute(strategy, batches.evaluation)
+        self.interruption = interruption
         self.profiler = Profiler(directory.path, profiled_steps)
         self.profiler.at(self.step)
         self.steps_per_second = 0.0
@@ -129,23 +148,22 @@ class Trainer:
         except _Stopped:
             self._save()
             self.record.close(f"interrupted at step {self.step}; the same command continues")
-            return self.interruption.outcome or Outcome.PREEMPTED
+            return Outcome.INTERRUPTED if self.interruption.signal == signal.SIGINT else Outcome.PREEMPTED
         finally:
-            self.interruption.give_back()
             self.profiler.stop()
         self.record.save_model(self.step, self.state.model, self._best_step())
         self.record.close("finished")
         return Outcome.FINISHED
 
     def _restore(self, directory):
-        if saved := checkpoint.load_newest(directory.path):
-            self.state.restore(saved[1])
+        if saved := directory.newest_state():
+            self.state.restore(checkpoint.arrays_of(saved[1]))
         step = int(self.state.step.numpy())
         if best := directory.curve.best(step):  # a kill after an evaluation leaves its row, but not the state after it
             self.state.note_accuracy(*best)
         if (mean := self.agreement.mean(step)[0]) != step:
             raise InputError(
-                f"this worker goes on at step {step}, the mean of all is {mean:g}: give all of them one --workdir, "
+                f"this worker goes on at step {step}, the mean of all is {mean:g}: give all of them one `directory`, "
                 "in a folder that they share"
             )
         return step
@@ -158,12 +176,12 @@ class Trainer:
         due = min(self.config.steps, *(self.step // every * every + every for every in cadences))
         due = min(due, self.profiler.next_change(self.step))
         count = min(due - self.step, max(1, int(self.steps_per_second)))
-        with naming_damage(self.dataset, "train"):
+        with self.batches_of_run.naming_damage("train"):
             times = self.train_steps(self.batches, tf.constant(count)).numpy()
         self.step = int(self.state.step.numpy())
         self.profiler.at(self.step)
         self.statistics.add(times, self.config.batch_size)
-        seconds, stopping = self.agreement.mean(times[:, 1].sum(), self.interruption.outcome is not None)
+        seconds, stopping = self.agreement.mean(times[:, 1].sum(), self.interruption.signal is not None)
         self.steps_per_second = count / seconds
         self.stopping = stopping > 0
         self.record.progressed(self.step)
@@ -178,7 +196,7 @@ class Trainer:
         return None
 
     def _diverge(self, step, reason):
-        examples = int(self.state.examples.numpy()) - (self.step - step) * self.config.batch_size
+        examples = self._examples() - (self.step - step) * self.config.batch_size
         self.record.add("diverged", step, examples, reason=reason)
         self.record.close(f"diverged at step {step}: {reason}")
         return Outcome.DIVERGED
@@ -217,12 +235,12 @@ class Trainer:
 
     def _count(self):
         """The `Counts` of the held-out examples."""
-        with naming_damage(self.dataset, "validation"):
+        with self.batches_of_run.naming_damage("validation"):
             return self.evaluator(self._until_interrupted(self.validation))
 
     def _measured_statistics(self):
         """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
-        batches = self._training_batches(distort_on="host")(hosts=1, host=0)
+        batches = self.batches_of_run.training(self._examples(), distort_on="host")
         steps = self.config.population_statistics
         return population_statistics(self.state.model, self._until_interrupted(batches), steps=steps, write=False)
 
@@ -232,7 +250,7 @@ class Trainer:
         Several workers do not stop inside of one: all have to take part in every batch.
         """
         for batch in batches:
-            if self.agreement.workers == 1 and self.interruption.outcome:
+            if self.agreement.workers == 1 and self.interruption.signal:
                 raise _Stopped
             yield batch
 
@@ -249,76 +267,18 @@ class Trainer:
         return self.step > 0 and self._due(every) and self.step not in self.record.steps_of(kind)
 
     def _add_row(self, kind, **fields):
-        self.record.add(kind, self.step, int(self.state.examples.numpy()), **fields)
+        self.record.add(kind, self.step, self._examples(), **fields)
 
-    def _training_batches(self, **changes):
-        config = dataclasses.replace(self.config, **changes)
-        return functools.partial(run_training_batches, config, self.dataset, int(self.state.examples.numpy()))
+    def _examples(self):
+        return int(self.state.examples.numpy())
 
     def _make_monitor(self):
-        images, _ = next(iter(run_validation_batches(self.config, self.dataset, hosts=1, host=0)))
+        images, _ = next(iter(self.batches_of_run.evaluation()))
         return Monitor(self.state.model, self.config.monitor, images)
-
-
-def run_training_batches(config: RunConfig, dataset: Dataset, examples: int, *, hosts: int, host: int):
-    """A host's share of a run's mini-batches, from where `examples` examples were seen.
-
-    If the batch was changed on the way, from its next multiple.
-    """
-    return training_batches(
-        dataset,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        seed=config.seed,
-        start_step=-(-examples // config.batch_size),
-        augmentation=config.augmentation,
-        shuffling=config.variant.shuffling,
-        photometric_distortion=config.variant.photometric_distortion,
-        distort_on=config.distort_on,
-        skipped=dataset.skipped,
-        data_service=dataset.data_service,
-        hosts=hosts,
-        host=host,
-    )
-
-
-def run_validation_batches(config: RunConfig, dataset: Dataset, *, hosts: int, host: int):
-    """A host's share of a run's evaluation."""
-    return validation_batches(
-        dataset,
-        batch_size=config.eval_batch_size,
-        image_size=config.image_size,
-        augmentation=config.augmentation,
-        skipped=dataset.skipped,
-        hosts=hosts,
-        host=host,
-    )
 
 
 class _Stopped(Exception):  # noqa: N818 (not an error)
     """A signal asks the run to save and stop."""
-
-
-class Interruption:
-    """Notes the first SIGINT or SIGTERM, for the loop to save and stop; a second one is handled as before."""
-
-    def __init__(self):
-        self.outcome = None
-        self._before = {}
-
-    def take_over(self):
-        """Has the signals noted, until there is one."""
-        if not self._before and self.outcome is None:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def give_back(self):
-        """Has signals handled as before."""
-        while self._before:
-            signal.signal(*self._before.popitem())
-
-    def _note(self, number, frame):
-        self.outcome = Outcome.INTERRUPTED if number == signal.SIGINT else Outcome.PREEMPTED
-        self.give_back()
 
 
 class Profiler:

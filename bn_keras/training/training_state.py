@@ -2,7 +2,6 @@
 
 import time
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,10 +9,10 @@ from bn_keras.errors import InputError
 from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.input.preprocessing import PhotometricDistortion
 from bn_keras.networks.inception import build_network
-from bn_keras.runs.run_directory import RunConfig
-from bn_keras.training.distribution import uses_gpus
+from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
+from bn_keras.training.process_settings import enforces_determinism, process_settings
 
 
 class TrainingState:
@@ -27,11 +26,7 @@ class TrainingState:
     _OWN = ("step", "examples", "row_examples", "loss_sum", "correct", "best_step", "best_accuracy")
 
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
-        keras.utils.set_random_seed(config.seed)
-        if _enforces_determinism(config, strategy):  # of the whole process; needs the seed above
-            tf.config.experimental.enable_op_determinism()
-        keras.config.set_dtype_policy(config.precision)
-        with strategy.scope():
+        with process_settings(config, strategy), strategy.scope():
             self.model = build_network(config.variant, **config.network_arguments())
             self.optimizer = MomentumSGD(self.model.trainable_variables, config.clip_norm, config.ema)
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
@@ -69,7 +64,7 @@ class TrainingState:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"
                 raise InputError(
                     f"the checkpoint cannot go on as this run: {name} {tuple(variable.shape)} is {found} there; "
-                    "give another --workdir"
+                    "give another `directory`"
                 )
             variable.assign(arrays[name])
 
@@ -88,10 +83,6 @@ class TrainingState:
         return own | model | {f"optimizer/{name}": variable for name, variable in optimizer.items()}
 
 
-def _enforces_determinism(config, strategy):
-    return config.deterministic and uses_gpus(strategy)  # a CPU's operations are deterministic without being told
-
-
 def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy):
     """The training loop as one graph.
 
@@ -103,7 +94,7 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
     replica_step = make_replica_step(state, config)
 
     def now():
-        if _enforces_determinism(config, strategy):  # where TensorFlow refuses its own clock
+        if enforces_determinism(config, strategy):  # where TensorFlow refuses its own clock
             return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
         return tf.timestamp()
 

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_program, start_program
+from conftest import make_run_config, run_program, start_program
 from PIL import Image
 
 from bn_keras import read_dataset
-from bn_keras.input import pipeline
+from bn_keras.input import run_batches
 from bn_keras.input.contact_sheet import contact_sheet
 from bn_keras.input.pipeline import training_batches
 from bn_keras.input.speed import seconds_per_image, stage_rates
@@ -80,10 +80,9 @@ def test_a_stages_rate_is_that_of_a_pipeline_whose_seconds_are_known(monkeypatch
             yield np.zeros(8)
 
     batches = tf.data.Dataset.from_generator(slowly, output_signature=tf.TensorSpec((8,), tf.float64)).prefetch(2)
-    monkeypatch.setattr(pipeline, "training_batches", lambda *_, **__: batches)
-    rates = stage_rates(
-        read_dataset(str(data_dir)), batch_size=8, seconds=2, augmentation="none", seed=0, shuffling="within_shard"
-    )
+    monkeypatch.setattr(run_batches, "training_batches", lambda *_, **__: batches)
+    config = make_run_config(batch_size=8, augmentation="none")
+    rates = stage_rates(run_batches.RunBatches(config, read_dataset(str(data_dir))), seconds=2)
     assert rates["decoding, cropping, resizing"] == pytest.approx(8 / 0.1, rel=0.1)
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from bn_keras import InputError
 from bn_keras.networks.variants import VARIANTS
+from bn_keras.paper.mnist_config import MnistConfig
 from bn_keras.runs import checkpoint
-from bn_keras.runs.run_directory import MNIST_CONFIG_FILE, RunConfig, RunDirectory, find_runs
+from bn_keras.runs.run_config import MNIST_CONFIG_FILE, RunConfig
+from bn_keras.runs.run_directory import RunDirectory, find_runs
 from bn_keras.runs.run_files import seal
 
 CLASSES = ["kite\nred", "a\u2028b", "back\\slash", "\\n", "c\rd", "", "\x85"]
@@ -86,11 +88,6 @@ def refusal(path, config=CONFIG, classes=CLASSES, allowed=frozenset(), directory
     return message
 
 
-def test_a_configuration_comes_back_from_its_flat_form(tmp_path):
-    config = dataclasses.replace(CONFIG, variant=dataclasses.replace(VARIANTS["bn_x5"], dropout=0.3))
-    assert RunConfig.from_flat(json.loads(json.dumps(config.flat())), "") == config
-
-
 @pytest.mark.parametrize("keep", ["classes.txt", "checkpoint"])
 def test_the_names_of_classes_come_back_whatever_is_in_them(tmp_path, keep):
     (opened if keep == "classes.txt" else with_checkpoint)(tmp_path)
@@ -121,7 +118,11 @@ BROKEN = {
     "a list": b"[1, 2]",
     "not text": b"\xff\xfe",
     "a wrong type": json.dumps(CONFIG.flat() | {"image_size": "32"}).encode(),
-    "a variant that is none": json.dumps(CONFIG.flat() | {"variant": "bn_x6"}).encode(),
+    "a variant that is none": json.dumps({k: v for k, v in CONFIG.flat().items() if k != "dropout"})
+    .encode()
+    .replace(b"bn_x5", b"bn_x6"),
+    "a value out of its range": json.dumps(CONFIG.flat() | {"image_size": 0}).encode(),
+    "a value that is no choice": json.dumps(CONFIG.flat() | {"augmentation": "some"}).encode(),
     "NaN": json.dumps(CONFIG.flat() | {"width": float("nan")}).encode(),
     "a field too many": json.dumps(CONFIG.flat() | {"sharpness": 1}).encode(),
     "deep": b"[" * 100_000,
@@ -135,7 +136,7 @@ def test_a_broken_run_json_is_one_line_and_the_checkpoints_copy_is_taken(tmp_pat
     directory = RunDirectory(str(tmp_path))
     with caplog.at_level(logging.WARNING):
         directory.check(CONFIG, CLASSES)
-    assert directory.read_config() == CONFIG.flat()
+    assert directory.read_config() == CONFIG
     assert len(caplog.messages) == 1 and str(tmp_path / "run.json") in caplog.text
     assert "the copy in the checkpoint of step 3 is taken" in caplog.text
 
@@ -144,7 +145,7 @@ def test_a_broken_run_json_is_one_line_and_the_checkpoints_copy_is_taken(tmp_pat
 def test_a_broken_run_json_without_a_copy_is_refused_and_left(tmp_path, content):
     opened(tmp_path)
     (tmp_path / "run.json").write_bytes(content)
-    assert "put a copy of it back, or give another --workdir" in refusal(tmp_path)
+    assert "put a copy of it back, or give another `directory`" in refusal(tmp_path)
 
 
 def test_a_missing_run_json_is_read_from_the_checkpoint(tmp_path):
@@ -160,7 +161,7 @@ def test_the_checkpoint_is_believed_where_run_json_says_otherwise(tmp_path, capl
     with_checkpoint(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(CONFIG.flat() | {"image_size": 33, "steps": 20}))
     with caplog.at_level(logging.WARNING):
-        assert RunDirectory(str(tmp_path)).read_config() == CONFIG.flat() | {"steps": 20}
+        assert RunDirectory(str(tmp_path)).read_config() == dataclasses.replace(CONFIG, steps=20)
     assert "image_size 33 (there 32)" in caplog.text
 
 
@@ -181,7 +182,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name, content):
 
 def test_a_run_of_section_4_1_does_not_start_in_another_run(tmp_path):
     opened(tmp_path)
-    message = refusal(tmp_path, directory=RunDirectory(str(tmp_path), MNIST_CONFIG_FILE))
+    message = refusal(tmp_path, directory=RunDirectory(str(tmp_path), MnistConfig))
     assert "holds run.json but no mnist.json" in message
 
 
@@ -210,13 +211,22 @@ def test_other_classes_are_refused_by_name(tmp_path):
     allowed = frozenset({"dataset_fingerprint"})
     config = dataclasses.replace(CONFIG, dataset_fingerprint="0" * 64)
     message = refusal(tmp_path, config, [*CLASSES[:-1], "poodle"], allowed)
-    assert message.endswith("holds a run with a class '\\x85' (now 'poodle'): give another --workdir")
+    assert message.endswith("holds a run with a class '\\x85' (now 'poodle'): give another `directory`")
 
 
 def changed(field):
     """The configuration with another value of a field, as --allow_change names it."""
     flat = CONFIG.flat()
-    value = {"variant": "bn_baseline", "precision": "mixed_bfloat16", "activation": "sigmoid"}.get(field)
+    value = {
+        "variant": "bn_baseline",
+        "precision": "mixed_bfloat16",
+        "activation": "sigmoid",
+        "augmentation": "shift",
+        "shuffling": "shard_order",
+        "photometric_distortion": "full",
+        "scale_learning_rate": "none",
+        "distort_on": "device",
+    }.get(field)
     if value is None:
         old = flat[field]
         value = (not old) if isinstance(old, bool) else old + 1 if isinstance(old, int) else old
@@ -234,8 +244,8 @@ def test_what_is_advised_is_then_accepted_and_what_cannot_be_is_not_advised(tmp_
     with_checkpoint(tmp_path)
     config = changed(field)
     message = refusal(tmp_path, config, CLASSES if field != "classes" else [*CLASSES, "h"])
-    assert f"{tmp_path} holds a run with {field} " in message and "give another --workdir" in message
-    advised = message.partition("--allow_change=")[2]
+    assert f"{tmp_path} holds a run with {field} " in message and "give another `directory`" in message
+    advised = message.partition("`allow_change=")[2].rstrip("`")
     assert (advised == field) == (field not in NEVER)
     if advised:
         RunDirectory(str(tmp_path)).check(config, CLASSES, frozenset({advised}))
@@ -245,7 +255,7 @@ def test_what_is_advised_is_then_accepted_and_what_cannot_be_is_not_advised(tmp_
 
 def test_a_program_without_allow_change_does_not_advise_it(tmp_path):
     with_checkpoint(tmp_path)
-    assert "--allow_change" not in refusal(tmp_path, changed("seed"), allowed=None)
+    assert "allow_change" not in refusal(tmp_path, changed("seed"), allowed=None)
 
 
 def test_another_process_that_trains_is_waited_for_by_nobody(tmp_path):

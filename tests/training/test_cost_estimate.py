@@ -6,13 +6,13 @@ import pytest
 from conftest import run_program
 
 DESCRIBE = """
-import dataclasses, sys, time
+import sys, time, types
+sys.path.insert(0, "tests")
 import keras, numpy as np, tensorflow as tf
 from bn_keras import BatchNormalization
 from bn_keras.training import cost_estimate, training_state
 from bn_keras.training.distribution import make_strategy
-from bn_keras.runs.run_directory import RunConfig
-from bn_keras.networks.variants import VARIANTS
+from conftest import make_run_config
 
 devices = int(sys.argv[1])
 
@@ -20,7 +20,7 @@ def build_network(*_, **__):
     layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), BatchNormalization(), keras.layers.Dense(3)]
     return keras.Sequential(layers)
 
-def batches(config, dataset, examples, *, hosts, host):
+def batches(examples, *, hosts, host):
     def slowly():
         while True:
             time.sleep(0.3)
@@ -28,14 +28,10 @@ def batches(config, dataset, examples, *, hosts, host):
     spec = tf.TensorSpec((8, 4, 4, 1)), tf.TensorSpec((8,), tf.int32)
     return tf.data.Dataset.from_generator(slowly, output_signature=spec).prefetch(2)
 
-training_state.build_network, cost_estimate.run_training_batches = build_network, batches
-config = dict.fromkeys((field.name for field in dataclasses.fields(RunConfig)), 0) | {
-    "variant": VARIANTS["bn_x5"], "batch_size": 8, "replicas": devices, "scale_learning_rate": "linear", "steps": 1000,
-    "train_examples": 1200, "jit_compile": False, "precision": "float32", "normalization_batch": "replica",
-    "deterministic": False,
-}
+training_state.build_network = build_network
+config = make_run_config(batch_size=8, replicas=devices, deterministic=False)
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
-print(cost_estimate.describe_cost(RunConfig(**config), None, strategy))
+print(cost_estimate.describe_cost(types.SimpleNamespace(config=config, training=batches), strategy))
 """
 
 

@@ -7,16 +7,16 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_program
+from conftest import make_run_config, run_program
 from PIL import Image
 
-from bn_keras import read_dataset
+from bn_keras import InputError, read_dataset
 from bn_keras.evaluation.trained_network import image_view
 from bn_keras.input import preprocessing
 from bn_keras.input.dataset import Shard
 from bn_keras.input.pipeline import training_batches, validation_batches
 from bn_keras.networks.variants import VARIANTS
-from bn_keras.training.recipes import PAPER, PHOTOS, decay_epochs_for, recipe_for
+from bn_keras.training.recipes import PAPER, make_config, recipe_for
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_shifts_keep_the_colors_and_evaluation_sees_the_whole_image(colors):
 @pytest.mark.parametrize("augmentation", ["imagenet", "shift", "none"])
 def test_evaluate_predict_and_export_show_the_network_what_training_evaluates_on(image_folders, data_dir, augmentation):
     dataset = read_dataset(str(data_dir))
-    config = {"augmentation": augmentation, "image_size": 32, "channels": 1}
+    config = make_run_config(augmentation=augmentation, image_size=32)
     view, options = image_view(config), {"batch_size": 21, "image_size": 32, "augmentation": augmentation}
     evaluated = next(iter(validation_batches(dataset, **options)))[0].numpy()
     shown = set()
@@ -85,34 +85,62 @@ def test_evaluate_predict_and_export_show_the_network_what_training_evaluates_on
 
 
 def test_small_color_images_are_shifted_and_mirrored_and_small_gray_ones_are_not(colors, data_dir):
-    assert recipe_for(read_dataset(str(colors))).augmentation == "shift"
-    assert recipe_for(read_dataset(str(data_dir))).augmentation == "none"
+    assert make_config(read_dataset(str(colors)), "bn_x5").augmentation == "shift"
+    assert make_config(read_dataset(str(data_dir)), "bn_x5").augmentation == "none"
 
 
-@pytest.mark.parametrize(("images", "recipe"), [(500, PHOTOS), (1_281_167, PAPER)])
+def images_of(colors, count):
+    """A data set of so many larger images."""
+    splits = {"train": (Shard("", count, 0),), "validation": (Shard("", 7, 0),)}
+    return dataclasses.replace(read_dataset(str(colors)), median_short_side=375, splits=splits)
+
+
+def decay_epochs(colors, images, variant, **changes):
+    return make_config(images_of(colors, images), variant, **changes).variant.decay_epochs
+
+
+@pytest.mark.parametrize(("images", "recipe"), [(500, "the small photo set's"), (1_281_167, PAPER)])
 def test_only_sets_of_imagenets_size_get_the_papers_recipe(colors, images, recipe):
-    dataset = dataclasses.replace(
-        read_dataset(str(colors)), median_short_side=375, splits={"train": (Shard("", images, 0),)}
-    )
-    assert recipe_for(dataset) is recipe
+    assert recipe_for(images_of(colors, images)) == recipe
+
+
+@pytest.mark.parametrize("name", ["bn_x5", "inception"])
+def test_on_imagenet_a_run_differs_from_the_papers_defaults_in_nothing(colors, name):
+    config = make_config(images_of(colors, 1_281_167), name)
+    assert config.variant == VARIANTS[name] and config.steps == VARIANTS[name].steps
+    of_data = {"dataset", "dataset_fingerprint", "train_examples", "validation_examples", "classes", "channels"}
+    own = {field.name for field in dataclasses.fields(config)} - of_data - {"variant", "steps"}
+    assert {name: getattr(config, name) for name in own} == {
+        field.name: field.default for field in dataclasses.fields(config) if field.name in own
+    }
 
 
 @pytest.mark.parametrize("images", [60, 167, 1_000])
 @pytest.mark.parametrize("name", ["bn_x5", "bn_x30"])
-def test_the_rate_of_a_small_set_ends_at_1_percent_of_its_start(images, name):
-    decay_epochs = decay_epochs_for(PHOTOS, VARIANTS[name], 5_000 * 32, images)
-    decays = math.floor(4_999 * 32 / images / decay_epochs)  # by the last step
+def test_the_rate_of_a_small_set_ends_at_1_percent_of_its_start(colors, images, name):
+    decays = math.floor(4_999 * 32 / images / decay_epochs(colors, images, name))  # by the last step
     assert 0.01 <= 0.96**decays < 0.011
 
 
-def test_where_the_rate_ends_higher_anyway_the_schedule_is_the_papers():
-    assert decay_epochs_for(PHOTOS, VARIANTS["bn_x5"], 160_000, 1_600) == VARIANTS["bn_x5"].decay_epochs
+def test_where_the_rate_ends_higher_anyway_the_schedule_is_the_papers(colors):
+    assert decay_epochs(colors, 1_600, "bn_x5") == VARIANTS["bn_x5"].decay_epochs
 
 
-def test_the_papers_recipe_keeps_the_papers_schedule():
-    assert decay_epochs_for(PAPER, VARIANTS["bn_x30"], 160_000, 167) == VARIANTS["bn_x30"].decay_epochs
+def test_the_papers_recipe_keeps_the_papers_schedule(colors):
+    assert decay_epochs(colors, 1_281_167, "bn_x30", steps=100_000_000) == VARIANTS["bn_x30"].decay_epochs
     # 6 million steps of 32 of 1,281,167 images are 149.9 epochs, a decay each 1 1/3: 112.
     assert math.floor(6_000_000 * 32 / 1_281_167 / VARIANTS["bn_x30"].decay_epochs) == 112
+
+
+def test_a_batch_twice_as_large_takes_half_the_steps_unless_they_are_given(colors):
+    assert make_config(images_of(colors, 500), "bn_x5", batch_size=64).steps == 2_500
+    assert make_config(images_of(colors, 500), "bn_x5", batch_size=64, steps=7).steps == 7
+
+
+@pytest.mark.parametrize("name", ["classes", "sharpness"])
+def test_what_is_no_setting_of_a_run_is_refused(colors, name):
+    with pytest.raises(InputError, match=f"`{name}=3` is no setting of a run"):
+        make_config(read_dataset(str(colors)), "bn_x5", **{name: 3})
 
 
 def planned_rates(data_dir, workdir, *flags):

@@ -7,15 +7,15 @@ from conftest import run_program
 
 # The trainer's loop on a small network whose optimizer takes 0.2 s, after the loss is there and before the weights are.
 MEASURE = """
-import dataclasses, json, sys, time
+import json, sys, time
+sys.path.insert(0, "tests")
 import keras, numpy as np, tensorflow as tf
 from bn_keras import BatchNormalization
-from bn_keras.training import training_state
+from bn_keras.training import process_settings, training_state
 from bn_keras.training.distribution import distribute, make_strategy
 from bn_keras.training.optimizer import MomentumSGD
-from bn_keras.runs.run_directory import RunConfig
 from bn_keras.training.step_statistics import StepStatistics
-from bn_keras.networks.variants import VARIANTS
+from conftest import make_run_config
 
 SECONDS, BATCH = 0.2, 8
 devices, deterministic = map(int, sys.argv[1:])
@@ -33,14 +33,9 @@ def apply_slowly(self, gradients, *others):
         apply(self, gradients, *others)
 
 training_state.build_network, MomentumSGD.apply = build_network, apply_slowly
-training_state.uses_gpus = lambda strategy: bool(deterministic)  # which have another clock
+process_settings.uses_gpus = lambda strategy: bool(deterministic)  # which have another clock
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
-config = dict.fromkeys((field.name for field in dataclasses.fields(RunConfig)), 0) | {
-    "variant": VARIANTS["bn_x5"], "batch_size": BATCH, "replicas": devices, "scale_learning_rate": "linear",
-    "train_examples": 1200, "jit_compile": False, "precision": "float32", "normalization_batch": "replica",
-    "deterministic": bool(deterministic),
-}
-config = RunConfig(**config)
+config = make_run_config(batch_size=BATCH, replicas=devices, deterministic=bool(deterministic))
 state = training_state.TrainingState(config, strategy)
 train_steps = training_state.make_train_steps(state, config, strategy)
 batch = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 1)).astype("float32"), np.arange(BATCH, dtype="int32") % 3

@@ -1,6 +1,5 @@
 """The optimizer's arithmetic, the learning rate's schedule, and a step that XLA compiles for a TPU."""
 
-import dataclasses
 import re
 import types
 
@@ -8,31 +7,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import make_run_config
 
 from bn_keras.input.preprocessing import photometric_distortion, random_colors, uniform_draws
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.dropout import Dropout
 from bn_keras.layers.local_response_normalization import LocalResponseNormalization
-from bn_keras.networks.variants import VARIANTS
-from bn_keras.runs.run_directory import RunConfig
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
 from bn_keras.training.training_state import make_replica_step
 
 RATE = tf.constant(0.5)
-
-
-def make_config(**changes):
-    fields = dict.fromkeys((field.name for field in dataclasses.fields(RunConfig)), 0)
-    known = {
-        "variant": VARIANTS["bn_x5"],
-        "batch_size": 32,
-        "replicas": 1,
-        "scale_learning_rate": "linear",
-        "train_examples": 1200,
-        "jit_compile": False,
-    }
-    return RunConfig(**fields | known | changes)
 
 
 def weights_of(*values, l2=None):
@@ -147,7 +132,7 @@ def rate_at(config, examples):
 
 def test_the_rate_falls_by_4_percent_after_so_many_examples_at_any_batch():
     for batch_size in (32, 96):
-        config = make_config(batch_size=batch_size)
+        config = make_run_config(batch_size=batch_size)
         initial = 0.0075 * batch_size / 32
         assert config.decay_examples == 1600  # 8/6 epochs of 1200
         np.testing.assert_allclose(rate_at(config, 1599), initial, rtol=1e-6)
@@ -156,8 +141,8 @@ def test_the_rate_falls_by_4_percent_after_so_many_examples_at_any_batch():
 
 
 def test_above_256_the_rate_grows_to_its_value_in_5_epochs():
-    assert make_config(batch_size=256).warmup_examples == 0
-    config = make_config(batch_size=512)
+    assert make_run_config(batch_size=256).warmup_examples == 0
+    config = make_run_config(batch_size=512)
     assert config.warmup_examples == 5 * 1200
     np.testing.assert_allclose(rate_at(config, 0), 0.0075, rtol=1e-6)  # as at a batch of 32
     np.testing.assert_allclose(rate_at(config, 3000), 0.0075 * (1 + 16) / 2 * 0.96, rtol=1e-6)
@@ -165,7 +150,7 @@ def test_above_256_the_rate_grows_to_its_value_in_5_epochs():
 
 
 def test_without_scaling_the_rate_is_the_variants():
-    config = make_config(batch_size=512, scale_learning_rate="none")
+    config = make_run_config(batch_size=512, scale_learning_rate="none")
     assert config.warmup_examples == 0
     np.testing.assert_allclose(rate_at(config, 0), 0.0075, rtol=1e-6)
 
@@ -182,7 +167,7 @@ def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy)
             model = keras.Sequential(
                 [keras.Input((4, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(5, dtype="float32")]
             )
-            config = make_config(batch_size=8, distort_on=distort_on)
+            config = make_run_config(batch_size=8, distort_on=distort_on)
             state = types.SimpleNamespace(
                 model=model, optimizer=MomentumSGD(model.trainable_variables), loss_scale=None
             )
@@ -221,7 +206,7 @@ def test_xla_compiles_the_whole_step_in_static_shapes(policy):
         keras.config.set_dtype_policy("float32")
     optimizer = MomentumSGD(model.trainable_variables, clip_norm=1.0, averaging=0.9)
     state = types.SimpleNamespace(model=model, optimizer=optimizer, loss_scale=None)
-    step = make_replica_step(state, make_config(batch_size=8, jit_compile=True, distort_on="device"))
+    step = make_replica_step(state, make_run_config(batch_size=8, jit_compile=True, distort_on="device"))
     images = tf.cast(tf.random.stateless_uniform((8, 16, 16, 3), [0, 1], 0, 256, tf.int32), tf.uint8)
     images, labels = (images, uniform_draws((0, 2), 8)), tf.range(8) % 5
     arguments = (images, labels, tf.constant(0.1), tf.constant(0, tf.int64))

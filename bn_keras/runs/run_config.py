@@ -1,0 +1,192 @@
+"""The configuration of a run: everything that its weights and its curve are a function of; standard library only."""
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+from bn_keras.errors import InputError
+from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
+from bn_keras.settings import Configuration, setting
+
+MNIST_CONFIG_FILE = "mnist.json"
+"""Of a run of Section 4.1, whose configuration is another class."""
+
+WARMUP_EPOCHS, WARMUP_ABOVE = 5, 256
+"""Not in the paper: Goyal et al. (2017), who warm up a linearly scaled rate for 5 epochs at batches above 256."""
+
+LARGEST_RATE = (2 - 2.0**-23) * 2.0**127
+"""Of float32, in which the rate is counted: what is larger is infinite there."""
+
+
+def _read(help, **options):
+    """A field that is read from the data set, or counted on the machine."""
+    return setting(help, given=False, **options)
+
+
+def _free(help, default=dataclasses.MISSING, **options):
+    """A field that says how far a run goes, or what is written how often: nothing of it changes the weights."""
+    return setting(help, default, on_continuing="free", **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Configuration):
+    """The configuration of a run, by default the paper's; each field's help says what it is.
+
+    `bn_keras.training.make_config` makes one that fits a data set.
+    """
+
+    FILE: ClassVar[str] = "run.json"
+
+    variant: Variant = setting("Which network of Sections 4.2.2 and 4.2.3.", rows=VARIANTS)
+    dataset: str = _read("Name of the data set.")
+    dataset_fingerprint: str = _read("sha256 of its manifest.")
+    train_examples: int = _read("Examples of one epoch.", low=0)
+    validation_examples: int = _read("Examples of one evaluation.", low=0)
+    classes: int = _read("Outputs of the network.", low=2, on_continuing="never")
+    channels: int = _read("Of the network's input, 1 or 3.", low=1, high=3, on_continuing="never")
+    image_size: int = setting("Height and width of the input in pixels.", 224, low=1)
+    width: float = setting("Factor on the count of feature maps.", 1.0, above=0.0, high=16.0, on_continuing="never")
+    augmentation: str = setting("Of crops and colors.", "imagenet", choices=("imagenet", "shift", "none"))
+    # Not in the paper: Keras's.
+    bn_momentum: float = setting("Weight of the old value in BN's moving averages.", 0.99, low=0.0, below=1.0)
+    normalization_batch: str = setting(
+        "Batch statistics over groups of so many examples on a device, over a replica's, or global.", "32"
+    )
+    batch_size: int = setting(
+        "Images of one step over all devices; the learning rate grows with it.", PAPER_BATCH_SIZE, low=1
+    )
+    scale_learning_rate: str = setting("How the rate grows with the batch.", "linear", choices=("linear", "none"))
+    precision: str = setting(
+        "Of the layers' arithmetic.",
+        "float32",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        has_variables=lambda precision: precision == "mixed_float16",  # of its loss scale
+    )
+    jit_compile: bool = setting("Compile the step with XLA.", False)
+    ema: float = setting(
+        "Weight of the old value in averaged weights, which are evaluated too; 0: none.",
+        0.0,
+        low=0.0,
+        below=1.0,
+        has_variables=bool,
+    )
+    clip_norm: float = setting("Largest norm of all gradients together; 0: no clipping.", 0.0, low=0.0)
+    # With batch statistics per replica, their count changes what is learned; None until the devices are counted.
+    replicas: int | None = _read("Devices that share a batch.", default=None, low=1)
+    seed: int = setting("Of weights, order of examples, distortion and Dropout.", 0, low=0, high=2**31 - 1)
+    steps: int = _free("Steps to train, of batch_size images each.", low=0)  # 0: a network that was imported
+    eval_every: int = _free("Steps between evaluations.", 40_000, low=1)  # an epoch of ILSVRC2012: 1,281,167 / 32
+    eval_batch_size: int = _free("Images of one evaluation step over all devices.", 250, low=1)
+    log_every: int = _free("Steps between points of the training curve.", 100, low=1)
+    checkpoint_every: int = _free("Steps between checkpoints.", 1_000, low=1)
+    population_statistics: int = _free(
+        "Also evaluate with the statistics of so many training mini-batches (Algorithm 2).", 0, low=0
+    )
+    monitor: str = _free("Nonlinearities whose inputs are recorded as in Figure 1: NAME or NAME:MAP, ...", "")
+    monitor_every: int = _free("Steps between those records.", 1_000, low=1)
+    distort_on: str = setting(
+        "Where colors are changed: by the input pipeline, or with the step.", "host", choices=("host", "device")
+    )
+    deterministic: bool = setting("Have GPUs give the same bits each time, as CPUs do.", True)
+
+    @property
+    def initial_learning_rate(self) -> float:
+        """The paper's rate is per mini-batch of 32; the run's grows linearly with its batch, or not."""
+        scale = self.batch_size / PAPER_BATCH_SIZE if self.scale_learning_rate == "linear" else 1.0
+        return self.variant.learning_rate * scale
+
+    @property
+    def warmup_examples(self) -> int:
+        """Images during which the rate grows to its initial value; 0 without warm-up."""
+        warm = self.scale_learning_rate == "linear" and self.batch_size > WARMUP_ABOVE
+        return WARMUP_EPOCHS * self.train_examples if warm else 0
+
+    @property
+    def decay_examples(self) -> int:
+        """Images between two decays of the learning rate."""
+        return min(max(1, round(self.variant.decay_epochs * self.train_examples)), 2**62)  # within int64
+
+    def network_arguments(self) -> dict[str, Any]:
+        """What `build_network` needs beside the variant."""
+        arguments = {name: getattr(self, name) for name in ("image_size", "channels", "classes", "width")}
+        arguments["momentum"] = self.bn_momentum
+        if self.normalization_batch == "global":
+            return arguments | {"synchronized": True}
+        # One group is the whole batch, which the layer does without groups faster, with the same bits.
+        if self.normalization_batch != "replica" and int(self.normalization_batch) < self.batch_size // self.replicas:
+            return arguments | {"virtual_batch_size": int(self.normalization_batch)}
+        return arguments
+
+    def start_step(self, examples: int) -> int:
+        """The mini-batch with which training goes on after so many examples: the next whole one, if the batch was
+        another on the way."""
+        return -(-examples // self.batch_size)
+
+    def training_arguments(self, examples: int = 0) -> dict[str, Any]:
+        """What `training_batches` needs to go on after so many examples."""
+        own = {name: getattr(self, name) for name in ("batch_size", "image_size", "seed", "augmentation", "distort_on")}
+        shown = {name: getattr(self.variant, name) for name in ("shuffling", "photometric_distortion")}
+        return own | shown | {"start_step": self.start_step(examples)}
+
+    def evaluation_arguments(self) -> dict[str, Any]:
+        """What `validation_batches` needs."""
+        return {
+            "batch_size": self.eval_batch_size,
+            "image_size": self.image_size,
+            "augmentation": self.augmentation,
+        }
+
+    def check(self) -> None:
+        """Refuses what cannot work, on any data and any devices, or on those that are known.
+
+        Raises:
+          InputError: names the arguments.
+        """
+        super().check()
+        size, over, title = self.batch_size, self.normalization_batch, self.variant.title
+        if self.steps < 1:
+            raise InputError("`steps=0` trains nothing: give at least 1")
+        if size > self.train_examples:
+            raise InputError(
+                f"`batch_size={size}` is more than the {self.train_examples:,} training images of {self.dataset}: "
+                "give at most so many"
+            )
+        if self.variant.batch_normalization and size == 1:
+            raise InputError(f"`batch_size=1` leaves {title} one image: batch statistics need at least 2 (Section 3.1)")
+        if over not in ("replica", "global") and not (over.isdecimal() and int(over) > 1):
+            raise InputError(f"`normalization_batch={over}` must be a count of examples above 1, replica or global")
+        if self.distort_on == "device" and self.augmentation != "imagenet":
+            raise InputError(
+                f"`distort_on=device`: `augmentation={self.augmentation}` changes no colors; leave one of them out"
+            )
+        if self.population_statistics and not self.variant.batch_normalization:
+            raise InputError(f"`population_statistics`: {title} has no batch normalization to measure")
+        if self.initial_learning_rate > LARGEST_RATE:
+            raise InputError(
+                f"`learning_rate={self.variant.learning_rate:g}` is {self.initial_learning_rate:g} at "
+                f"`batch_size={size}`, which is infinite in 32 bits: give a lower one"
+            )
+
+    def on_devices(self, replicas: int, gpus: bool) -> Self:
+        """The configuration on so many devices, which are GPUs or not.
+
+        Raises:
+          InputError: they cannot train it.
+        """
+        self.check()
+        config = dataclasses.replace(self, replicas=replicas)
+        for name in ("batch_size", "eval_batch_size"):
+            if (size := getattr(config, name)) % replicas:
+                raise InputError(f"`{name}={size}` cannot be shared by {replicas} devices: give a multiple of that")
+        if config.jit_compile and replicas > 1:
+            raise InputError("`jit_compile` works on one device: XLA cannot compile the exchange between replicas")
+        if config.variant.batch_normalization and config.batch_size == replicas:
+            raise InputError(
+                f"`batch_size={config.batch_size}` leaves one image to each of {replicas} devices: "
+                "batch statistics need at least 2 (Section 3.1)"
+            )
+        if gpus and config.deterministic and config.jit_compile:
+            raise InputError(
+                "`jit_compile`: on GPUs, XLA has no gradient of max pooling that is the same each time; "
+                "fix: `deterministic=False`, or without `jit_compile`"
+            )
+        return config

@@ -1,0 +1,205 @@
+"""A configuration whose fields say what they are: help, bounds, whether a run may change them; standard library only.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MyConfig(Configuration):
+        batch_size: int = setting("Images of one step.", 32, low=1)
+
+Everything else about a field is made of that: its flag (`launch.config_flags`), its place and its schema in the
+configuration's JSON file, what is refused when it changes, and its line in TensorBoard's table.
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from bn_keras.errors import InputError
+from bn_keras.json_files import COUNT, NUMBER, TEXT, parse_json, read_bytes
+
+RESTORE = "put a copy of it back, or give another `directory`"
+"""What to do about the file of a configuration that cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What there is to know about one field.
+
+    Attributes:
+      help: one sentence, for `--help`.
+      low, high: the least and the largest value.
+      above, below: what the value must be greater, or less, than.
+      choices: the values there are; None for any.
+      given: whether a person chooses the value; others are read from the data set or counted on the machine.
+      on_continuing: what a run that goes on may do with it. "kept": another value is refused unless it is allowed by
+        name; "free": another value changes no weight; "never": the weights have other shapes with another value.
+      has_variables: whether a checkpoint holds variables for a value: a run cannot go on from one that lacks them.
+      rows: the table of a field that is one row of it; the row's own settings count as fields of the configuration.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Collection[str] | None = None
+    given: bool = True
+    on_continuing: Literal["kept", "free", "never"] = "kept"
+    has_variables: Callable[[Any], bool] = lambda value: False
+    rows: Mapping[str, Any] | None = None
+
+    def may_change(self, before: Any, after: Any) -> bool:
+        """Whether a run's checkpoint goes on with another value."""
+        return self.on_continuing != "never" and (self.has_variables(before) or not self.has_variables(after))
+
+    def range(self) -> str:
+        """What the value must be, in words; "" where every value of its type can be."""
+        if self.choices is not None:
+            return f"one of {', '.join(self.choices)}"
+        bounds = {"at least": self.low, "greater than": self.above, "at most": self.high, "less than": self.below}
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is within the range; None is not known, and is."""
+        return value is None or (
+            (self.choices is None or value in self.choices)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(help: str, default: Any = dataclasses.MISSING, **options: Any) -> Any:
+    """A field of a configuration or of a row; `options` are the attributes of `Setting`."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(help=help, **options)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field as flags and files see it, where those of a row stand beside those of the configuration.
+
+    Attributes:
+      type: int, float, str or bool; of a row, str: its name.
+      default: of the configuration; None where it has none.
+      of_row: whether it is a field of a row.
+      setting: what else there is to know.
+    """
+
+    type: type
+    default: Any
+    of_row: bool
+    setting: Setting
+
+
+def fields_of(configuration: type) -> dict[str, Field]:
+    """Every setting of a dataclass by name, in the order of its file."""
+    found = {}
+    for field in dataclasses.fields(configuration):
+        if its := field.metadata.get("setting"):
+            kind = next((each for each in typing.get_args(field.type) if each is not type(None)), field.type)
+            default = None if field.default is dataclasses.MISSING else field.default
+            found[field.name] = Field(str if its.rows else kind, default, False, its)
+            if its.rows:
+                found |= {name: dataclasses.replace(each, of_row=True) for name, each in fields_of(kind).items()}
+    return found
+
+
+_SCHEMAS = {int: COUNT, float: NUMBER, str: TEXT, bool: {"type": "boolean"}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Base of the dataclasses of settings that are kept in a JSON file.
+
+    Attributes:
+      FILE: name of the file in a directory.
+    """
+
+    FILE: ClassVar[str]
+
+    @classmethod
+    def schema(cls) -> dict:
+        """JSON Schema of the file. A value is null where it is not known: an imported network was trained elsewhere."""
+        properties = {}
+        for name, field in fields_of(cls).items():
+            its, schema = field.setting, _SCHEMAS[field.type]
+            bounds = {
+                "minimum": its.low,
+                "exclusiveMinimum": its.above,
+                "maximum": its.high,
+                "exclusiveMaximum": its.below,
+                "enum": its.choices and [*its.choices, None],
+                "description": its.range() or None,
+            }
+            bounds = {key: bound for key, bound in bounds.items() if bound is not None}
+            properties[name] = {**schema, **bounds, "type": [schema["type"], "null"]}
+        required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    def flat(self) -> dict[str, Any]:
+        """All fields as one flat dictionary of numbers, strings and truth values; `from_flat` gives them back."""
+        flat = {}
+        for field in dataclasses.fields(self):
+            flat[field.name] = value = getattr(self, field.name)
+            if field.metadata["setting"].rows:
+                flat[field.name] = value.name
+                flat |= {name: getattr(value, name) for name in fields_of(type(value))}
+        return flat
+
+    @classmethod
+    def from_flat(cls, flat: dict[str, Any], path: str) -> Self:
+        """The configuration that `flat` was made of; a field that it lacks, such as a later version's, has its default.
+
+        Args:
+          flat: of the schema.
+          path: where it was found.
+
+        Raises:
+          InputError: it names a row that is not in the table and lacks a field of it.
+        """
+        values = {field.name: flat[field.name] for field in dataclasses.fields(cls) if field.name in flat}
+        for field in dataclasses.fields(cls):
+            if (rows := field.metadata["setting"].rows) is None:
+                continue
+            name, own = flat[field.name], {k: flat[k] for k in fields_of(field.type) if flat.get(k) is not None}
+            if name in rows:
+                values[field.name] = dataclasses.replace(rows[name], **own)
+            elif missing := fields_of(field.type).keys() - own:
+                raise InputError(
+                    f"{path} has the {field.name} {name!r}, of which it lacks {sorted(missing)}: {RESTORE}"
+                )
+            else:  # a row of the person's own
+                values[field.name] = field.type.own(name, **own)
+        return cls(**values)
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> Self:
+        """The configuration that a file holds.
+
+        Raises:
+          InputError: it is not one of this version.
+        """
+        return cls.from_flat(parse_json(content, path, cls.schema(), RESTORE), path)
+
+    @classmethod
+    def read(cls, directory: str) -> Self:
+        """The configuration that was written into a directory.
+
+        Raises:
+          InputError: the file is not one of this version.
+          OSError: it is missing or cannot be read.
+        """
+        path = os.path.join(directory, cls.FILE)
+        return cls.parse(read_bytes(path, RESTORE), path)
+
+    def check(self) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+          InputError: a value is outside of its range; names the argument.
+        """
+        flat = self.flat()
+        for name, field in fields_of(type(self)).items():
+            if not field.setting.allows(flat[name]):
+                raise InputError(f"`{name}={flat[name]}` cannot work: it must be {field.setting.range()}")

@@ -1,0 +1,37 @@
+"""SIGINT and SIGTERM as something that a loop looks at, for it to save and stop."""
+
+import signal
+import threading
+from types import TracebackType
+from typing import Self
+
+
+class Interruption:
+    """Notes the first SIGINT or SIGTERM in a `with` block; a second one, and those after the block, go as before.
+
+    In other threads than the main one nothing is noted: Python lets that one alone handle signals.
+
+    Attributes:
+      signal: the one that came, or None.
+    """
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+        self._before = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def take_over(self) -> None:
+        """Has the signals noted from now on, until there is one."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and not self._before and self.signal is None:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number, frame):
+        self.signal = signal.Signals(number)
+        self.__exit__(None, None, None)

@@ -1,0 +1,51 @@
+"""What a run sets of its process, for as long as it needs it: seeds, names, dtype policy, determinism."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from tensorflow.python.eager import context
+from tensorflow.python.framework import config as tensorflow_config
+
+from bn_keras.runs.run_config import RunConfig
+from bn_keras.training.distribution import uses_gpus
+
+# No public function says what they are.
+NAMES = "object_name_uids"
+_KERAS_STATE = NAMES, "global_random_seed", "global_seed_generator"
+_TF_SEED = "_seed", "_rng"
+
+
+def enforces_determinism(config: RunConfig, strategy: tf.distribute.Strategy) -> bool:
+    """Whether TensorFlow is to be told to give the same bits each time: a CPU's operations do without."""
+    return config.deterministic and uses_gpus(strategy)
+
+
+@contextlib.contextmanager
+def process_settings(config: RunConfig, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Seeds, names and dtype policy of a run in a `with` block; after it, the process has those back that it had.
+
+    The names that Keras makes begin anew, so that a network built twice in a process has the same variables.
+
+    Args:
+      config: of the run.
+      strategy: that it trains under, whose GPUs are made to give the same bits each time.
+    """
+    with contextlib.ExitStack() as after:
+        after.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        for name in _KERAS_STATE:
+            after.callback(global_state.set_global_attribute, name, global_state.get_global_attribute(name))
+        after.callback(random.setstate, random.getstate())
+        after.callback(np.random.set_state, np.random.get_state())
+        after.callback(vars(context.context()).update, {name: vars(context.context())[name] for name in _TF_SEED})
+        global_state.set_global_attribute(NAMES, None)
+        keras.utils.set_random_seed(config.seed)
+        keras.config.set_dtype_policy(config.precision)
+        if enforces_determinism(config, strategy) and not tensorflow_config.is_op_determinism_enabled():
+            after.callback(tensorflow_config.disable_op_determinism)
+            tf.config.experimental.enable_op_determinism()
+        yield

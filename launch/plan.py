@@ -1,0 +1,59 @@
+"""What a run is about to do, in words, before it starts."""
+
+import dataclasses
+import math
+from typing import Any
+
+from absl import flags
+
+from bn_keras.input.bad_records import SkippedRecords
+from bn_keras.input.dataset import Dataset
+from bn_keras.networks.variants import PAPER_BATCH_SIZE
+from bn_keras.runs.run_config import WARMUP_EPOCHS, RunConfig
+from bn_keras.training.recipes import recipe_for, spanning_decay_epochs
+
+FLAGS = flags.FLAGS
+
+SMALL_RATE = 0.01  # of the first: what is trained at less hardly moves
+
+
+def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
+    """The data, the network and the arithmetic of a run on its devices, and what a person should know of them."""
+    from bn_keras.training.distribution import uses_gpus
+    from bn_keras.training.learning_rate import learning_rate
+
+    last_rate = float(learning_rate(config, (config.steps - 1) * config.batch_size))
+    images = config.steps * config.batch_size
+    embedded = "" if FLAGS.data_dir else "no --data_dir, so the embedded data: "
+    warm_up = f", grown to over {WARMUP_EPOCHS} epochs" if config.warmup_examples else ""
+    lines = [
+        f"{embedded}{config.dataset}, {config.train_examples:,} training and {config.validation_examples:,} "
+        f"validation images, {config.classes} classes",
+        f"{config.variant.title} at {config.image_size}x{config.image_size}, width {config.width:g} "
+        f"({recipe_for(dataset)} recipe)",
+        f"batch {config.batch_size} = {config.replicas} x {config.batch_size // config.replicas}, learning rate "
+        f"{config.initial_learning_rate:g} ({config.variant.learning_rate:g} per {PAPER_BATCH_SIZE}{warm_up}) to "
+        f"{last_rate:.3g}, {config.steps:,} steps = {images // PAPER_BATCH_SIZE:,} of {PAPER_BATCH_SIZE} images = "
+        f"{images / config.train_examples:.1f} epochs",
+    ]
+    if last_rate < SMALL_RATE * config.initial_learning_rate:
+        epochs = math.ceil(100 * spanning_decay_epochs(images, config.train_examples)) / 100
+        lines.append(
+            f"the learning rate falls below {SMALL_RATE:.0%} of its start: --decay_epochs={epochs} spans the run"
+        )
+    if uses_gpus(strategy) and not config.deterministic:
+        lines.append("GPUs give other bits each time, so a continued run ends with other weights: see --deterministic")
+    return "\n".join(lines)
+
+
+def cost(config: RunConfig, dataset: Dataset, skipped: SkippedRecords | None, strategy: Any) -> str:
+    """What a run would cost, measured on this process's share of a step."""
+    from bn_keras.input.run_batches import RunBatches
+    from bn_keras.training.cost_estimate import describe_cost
+
+    own = strategy.num_replicas_in_sync
+    share = dataclasses.replace(config, replicas=own, batch_size=config.batch_size * own // config.replicas)
+    described = describe_cost(RunBatches(share, dataset, skipped), strategy)
+    if own < config.replicas:
+        described += f"\nmeasured on this process's {share.batch_size} images of a step, without the exchange"
+    return described
