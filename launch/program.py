@@ -47,8 +47,8 @@ def run(main, doc: str, *, takes_arguments: bool = False, continues: bool = Fals
     )
 
 
-_FLAGS_OF_ARGUMENTS = {"directory": "workdir"}
-"""Where a flag has another name than the library's argument."""
+_FLAGS_OF_ARGUMENTS = {"directory": "workdir", "skipped": "on_bad=skip"}
+"""Where a flag is not named as the library's argument."""
 
 
 def as_flags(text: str) -> str:
@@ -56,7 +56,7 @@ def as_flags(text: str) -> str:
 
     def flag(found):
         name = _FLAGS_OF_ARGUMENTS.get(found["name"], found["name"])
-        if name not in flags.FLAGS:
+        if name.partition("=")[0] not in flags.FLAGS:
             return found[0]
         if found["value"] in ("=True", "=False"):
             return f"--{'no' * (found['value'] == '=False')}{name}"

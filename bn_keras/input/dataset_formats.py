@@ -107,7 +107,7 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
         for path in sorted(glob.glob(os.path.join(glob.escape(data_dir), below, name)))
     ]
     if found:
-        raise InputError(f"{data_dir} is no data set but holds some: give --data_dir={' or '.join(found[:5])}")
+        raise InputError(f"{data_dir} is no data set but holds some: give `data_dir={' or '.join(found[:5])}")
     raise InputError(
         f"{data_dir} has no {MANIFEST}, no {TFDS_INFO} and no shards train-00000-of-...: prepare it, or finish "
         f"preparing it, with `python -m data_prep --output_dir={data_dir} ...`"
@@ -161,16 +161,16 @@ def read_tf_slim(data_dir: str, label_base: int | None, classes: int | None) -> 
     """
     if label_base is None or classes is None:
         raise InputError(
-            f"{data_dir} has shards but no manifest, and they do not say their labels: give --label_base (1 where 0 "
-            "is background, as in TF-Slim's ImageNet, else 0) and --classes"
+            f"{data_dir} has shards but no manifest, and they do not say their labels: give `label_base` (1 where 0 "
+            "is background, as in TF-Slim's ImageNet, else 0) and `classes`"
         )
     if not 2 <= classes <= MOST_CLASSES:
-        raise InputError(f"--classes={classes} must be from 2 to {MOST_CLASSES:,}")
+        raise InputError(f"`classes={classes}` must be from 2 to {MOST_CLASSES:,}")
     splits = {split: _tf_slim_shards(data_dir, split) for split in ("train", "validation")}
     check_shards(splits, data_dir)
     name = os.path.basename(os.path.abspath(data_dir))
     features = "image/encoded", "image/class/label"
-    fix = "give the --label_base and the --classes of these shards"
+    fix = "give the `label_base` and the `classes` of these shards"
     return _dataset(name, tuple(map(str, range(classes))), label_base, splits, *features, fix=fix)
 
 

@@ -323,7 +323,7 @@ def cache_shards(dataset: Dataset, cache: str) -> Dataset:
     }
     needed, free = sum(shard.bytes for shard in missing), shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(f"--cache={cache} needs {needed:,} bytes, {folder} has {free:,} free: give another folder")
+        raise InputError(f"`cache={cache}` needs {needed:,} bytes, {folder} has {free:,} free: give another folder")
 
     def copy_one(shard):
         temporary = f"{missing[shard].path}.{os.getpid()}"
@@ -539,7 +539,7 @@ def find_damage(dataset: Dataset, split: str) -> str | None:
 def _describe_damage(dataset, shard, bad):
     """What is wrong with the record of number `bad` of a shard."""
     offset, read, name, encoded = 0, 0, "", None
-    fix = "prepare the data again into an empty folder, or leave it out with --on_bad=skip"
+    fix = "prepare the data again into an empty folder, or leave it out with `skipped`"
     try:
         for serialized in tf.data.TFRecordDataset(shard.path):
             if read == bad:
@@ -554,7 +554,7 @@ def _describe_damage(dataset, shard, bad):
         reason = first_line(error)
         if encoded is not None:
             reason = f"its image is {why_unreadable(encoded.numpy())}"
-            fix = "leave it out with --on_bad=skip, or mend or remove the image and prepare the data again"
+            fix = "leave it out with `skipped`, or mend or remove the image and prepare the data again"
         return f"record {read} of {shard.path}, at byte {offset},{name} cannot be used ({reason}): {fix}"
     return (
         f"{shard.path} has {read} records, {shard.examples} are expected: prepare the data again into an empty folder"

@@ -41,8 +41,8 @@ class Row:
 
     def __init__(self, name: str, runs: list[MeasuredRun]):
         self.runs = sorted(runs, key=lambda run: run.seed)
-        self.variant = VARIANTS[name]
-        self.rank = list(VARIANTS).index(name)
+        self.variant = VARIANTS.get(name) or runs[0].config.variant  # a row of the person's own
+        self.rank = [*VARIANTS, name].index(name)
         self.path = self.runs[0].path if runs else ""
         # A run whose training was changed is not the paper's network, whatever its name.
         changed = any(run.config.variant != self.variant for run in runs)

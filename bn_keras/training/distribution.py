@@ -13,14 +13,14 @@ ClusterResolver = tf.distribute.cluster_resolver.ClusterResolver
 
 
 def make_strategy(
-    name: str, devices: int | None = None, tpu: str | None = None, cluster: ClusterResolver | None = None
+    strategy: str, devices: int | None = None, tpu: str | None = None, cluster: ClusterResolver | None = None
 ) -> tf.distribute.Strategy:
     """Makes a strategy; must come before anything else that touches TensorFlow's devices.
 
     With a cluster, waits in C++ until every other process has come, for as long as that takes.
 
     Args:
-      name: "one_device"; "mirrored", over all GPUs or, where there is none, `devices` logical CPUs; "multi_worker",
+      strategy: "one_device"; "mirrored", over all GPUs or, where there is none, `devices` logical CPUs; "multi_worker",
         over the processes of `cluster`; "tpu"; or "auto": the TPU where one is given, several workers where a cluster
         is given, mirrored where there is more than one device, else one device.
       devices: how many GPUs, or logical CPUs, of this machine to use; None for all GPUs or one CPU.
@@ -30,27 +30,29 @@ def make_strategy(
     Raises:
       InputError: there are not so many GPUs, no cluster, or no TPU.
     """
-    if name == "auto":
-        name = "tpu" if tpu else "multi_worker" if cluster else "auto"
-    if tpu and name != "tpu":
-        raise InputError(f"--tpu={tpu} needs --strategy=tpu, not {name}")
-    if devices and name == "tpu":
-        raise InputError("--devices cannot work with --strategy=tpu, which takes all of the TPU's cores")
-    if name == "tpu":
+    if strategy == "auto":
+        strategy = "tpu" if tpu else "multi_worker" if cluster else "auto"
+    if tpu and strategy != "tpu":
+        raise InputError(f"`tpu={tpu}` needs `strategy=tpu`, not {strategy}")
+    if devices and strategy == "tpu":
+        raise InputError("`devices` cannot work with `strategy=tpu`, which takes all of the TPU's cores")
+    if strategy == "tpu":
         return _tpu_strategy(tpu or "local")
-    if name == "multi_worker" and cluster is None:
+    if strategy == "multi_worker" and cluster is None:
         raise InputError(
-            "--strategy=multi_worker finds neither TF_CONFIG nor SLURM's variables: start it with srun, or set "
+            "`strategy=multi_worker` finds neither TF_CONFIG nor SLURM's variables: start it with srun, or set "
             f"TF_CONFIG={_TF_CONFIG_EXAMPLE}"
         )
-    _configure_devices(name, devices)
-    if name == "multi_worker":
+    _configure_devices(strategy, devices)
+    if strategy == "multi_worker":
         return _join(cluster)
     local = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = [f"{device.device_type}:{k}" for k, device in enumerate(local)][: devices or len(local)]
-    if len(names) == 1 or name == "one_device":
+    if len(names) == 1 or strategy == "one_device":
         return (
-            tf.distribute.MirroredStrategy(names) if name == "mirrored" else tf.distribute.OneDeviceStrategy(names[0])
+            tf.distribute.MirroredStrategy(names)
+            if strategy == "mirrored"
+            else tf.distribute.OneDeviceStrategy(names[0])
         )
     return tf.distribute.MirroredStrategy(names)
 
@@ -105,12 +107,12 @@ class Agreement:
         return self._strategy.reduce("MEAN", per_replica, axis=None)
 
 
-def _configure_devices(name, devices):
+def _configure_devices(strategy, devices):
     gpus = tf.config.list_physical_devices("GPU")
-    if devices is not None and (devices < 1 or (name == "one_device" and devices != 1)):
-        raise InputError(f"--devices={devices} cannot work with --strategy={name}: give another number")
+    if devices is not None and (devices < 1 or (strategy == "one_device" and devices != 1)):
+        raise InputError(f"`devices={devices}` cannot work with `strategy={strategy}`: give another number")
     if devices and gpus and devices > len(gpus):
-        raise InputError(f"--devices={devices}, but this machine has {len(gpus)} GPUs: give at most so many")
+        raise InputError(f"`devices={devices}`, but this machine has {len(gpus)} GPUs: give at most so many")
     if gpus:
         if devices:
             tf.config.set_visible_devices(gpus[:devices], "GPU")
@@ -234,7 +236,7 @@ def _slurm_cluster():
         given = ", ".join(f"{name}={os.environ.get(name)}" for name in _SLURM)
         raise InputError(
             f"SLURM's variables name no cluster ({first_line(error)}; {given}): start with srun, which sets them, or "
-            "leave them out of account by --strategy=one_device or mirrored"
+            "leave them out of account by `strategy=one_device` or `strategy=mirrored`"
         ) from None
     return cluster
 
@@ -249,5 +251,5 @@ def _tpu_strategy(address):
     except (ValueError, RuntimeError, ImportError, OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:200]
         raise InputError(
-            f"no TPU at --tpu={address} ({reason}): run on a TPU VM with tensorflow-tpu, or give the TPU's name"
+            f"no TPU at `tpu={address}` ({reason}): run on a TPU VM with tensorflow-tpu, or give the TPU's name"
         ) from None

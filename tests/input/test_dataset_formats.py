@@ -82,7 +82,7 @@ def test_tf_slims_shards_are_read_once_their_labels_are_known(tf_slim_dir, data_
 
 @pytest.mark.parametrize("given", [{}, {"label_base": 1}, {"classes": 3}])
 def test_tf_slims_labels_are_not_guessed(tf_slim_dir, given):
-    with pytest.raises(InputError, match=r"give --label_base .* and --classes"):
+    with pytest.raises(InputError, match=r"give `label_base` .* and `classes`"):
         read_dataset(str(tf_slim_dir), **given)
 
 
@@ -173,7 +173,7 @@ def test_what_is_named_like_a_shard_and_is_none_is_named(tf_slim_dir, make, said
 
 @pytest.mark.parametrize("label_base, classes, label", [(0, 2, 2), (0, 3, 3), (1, 2, 3)])
 def test_labels_outside_of_what_was_said_of_them_are_named_before_training(tf_slim_dir, label_base, classes, label):
-    with pytest.raises(InputError, match=f"has a record with label {label}, legal are .*give the --label_base"):
+    with pytest.raises(InputError, match=f"has a record with label {label}, legal are .*give the `label_base`"):
         read_dataset(str(tf_slim_dir), label_base, classes)
 
 
@@ -185,9 +185,9 @@ def test_records_with_other_features_are_named_with_those_that_they_have(tf_slim
 
 
 def test_a_folder_above_a_data_set_names_the_folders_below(tfds_dir, data_dir):
-    with pytest.raises(InputError, match=f"give --data_dir={tfds_dir}$"):
+    with pytest.raises(InputError, match=f"give `data_dir={tfds_dir}`$"):
         read_dataset(str(tfds_dir.parent))
-    with pytest.raises(InputError, match=f"give --data_dir=.*{data_dir}"):
+    with pytest.raises(InputError, match=f"give `data_dir=.*{data_dir}"):
         read_dataset(str(data_dir.parent))
     assert read_dataset(str(tfds_dir)).examples("train") == 60
 

@@ -23,9 +23,9 @@ def test_without_a_tpu_there_is_one_clear_line():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("one_device", {"tpu": "local"}, "--tpu=local needs --strategy=tpu"),
-        ("tpu", {"devices": 2}, "--devices cannot work with --strategy=tpu"),
-        ("one_device", {"devices": 2}, "--devices=2 cannot work with --strategy=one_device"),
+        ("one_device", {"tpu": "local"}, "`tpu=local` needs `strategy=tpu`"),
+        ("tpu", {"devices": 2}, "`devices` cannot work with `strategy=tpu`"),
+        ("one_device", {"devices": 2}, "`devices=2` cannot work with `strategy=one_device`"),
         ("multi_worker", {}, "finds neither TF_CONFIG nor SLURM's variables"),
     ],
 )
