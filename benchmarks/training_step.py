@@ -43,11 +43,11 @@ CLASSES = 1000
 def make_config():
     """The paper's recipe for the network of the flags."""
     from bn_keras.networks.variants import VARIANTS
-    from bn_keras.runs.run_directory import RunConfig
-    from bn_keras.training.recipes import PAPER
+    from bn_keras.runs.run_config import RunConfig
 
+    variant = VARIANTS[FLAGS.variant]
     return RunConfig(
-        variant=VARIANTS[FLAGS.variant],
+        variant=variant,
         dataset="random",
         dataset_fingerprint="",
         train_examples=1_281_167,
@@ -56,25 +56,10 @@ def make_config():
         channels=3,
         image_size=FLAGS.image_size,
         width=FLAGS.width,
-        augmentation=PAPER.augmentation,
-        bn_momentum=PAPER.bn_momentum,
-        normalization_batch="32",
         batch_size=FLAGS.batch_size,
-        scale_learning_rate="linear",
-        precision="float32",
-        jit_compile=False,
-        ema=0.0,
-        clip_norm=0.0,
         replicas=1,
-        seed=0,
-        steps=VARIANTS[FLAGS.variant].steps,
-        eval_every=PAPER.eval_every,
-        eval_batch_size=PAPER.eval_batch_size,
-        log_every=PAPER.log_every,
-        checkpoint_every=PAPER.checkpoint_every,
-        population_statistics=0,
+        steps=variant.steps,
         monitor="conv2_3x3,inception_4c_3x3,inception_5b_3x3",
-        monitor_every=PAPER.monitor_every,
     )
 
 
