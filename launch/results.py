@@ -25,12 +25,11 @@ from absl import flags
 
 from bn_keras.errors import InputError
 from bn_keras.input.dataset_formats import read_dataset
-from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.experiments import plan
 from bn_keras.paper.provenance import commit, cpu_name
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
-from bn_keras.training.recipes import recipe_for
+from bn_keras.training.recipes import make_config
 from data_prep.program import as_started, run_another
 from launch import program
 from launch.embedded import embedded_data
@@ -73,11 +72,11 @@ def main():
     chosen = []
     if sections := set(FLAGS.only) - {"report"}:
         dataset = read_dataset(FLAGS.data_dir or embedded_data(keep=not FLAGS.dry_run))
-        recipe = recipe_for(dataset)
+        config = make_config(dataset, "bn_x5")
         runs = plan(
             seeds,
-            FLAGS.steps or recipe.steps or VARIANTS["bn_x5"].steps,
-            FLAGS.eval_every or recipe.eval_every,
+            FLAGS.steps or config.steps,
+            FLAGS.eval_every or config.eval_every,
             FLAGS.mnist_steps,
             gray=dataset.channels == 1,
             data_dir=FLAGS.data_dir,
