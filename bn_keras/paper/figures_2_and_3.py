@@ -96,7 +96,7 @@ def figure_3(rows: list[Row]) -> str:
     paper, and the table has the accuracies alone.
     """
     reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
-    if not (reference.runs or any(run.config.get("classes") == _IMAGENET_CLASSES for row in rows for run in row.runs)):
+    if not (reference.runs or any(run.config.classes == _IMAGENET_CLASSES for row in rows for run in row.runs)):
         return _own_accuracies(rows)
     best = mean_and_range(reference.max_accuracies(), _percent) or "Inception's best"
     header = [
