@@ -1,7 +1,8 @@
 """Turns an image data set into TFRecord shards with a manifest.
 
   python -m data_prep --embedded=mnist --output_dir=D                    5,000 real digits, no download
-  python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  one folder a class
+  python -m data_prep --images=FOLDER --output_dir=D                     one folder a class, a fifth for validation
+  python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  likewise, split already
   python -m data_prep --imagenet=FOLDER --output_dir=D                   ILSVRC2012, as archives or extracted
   python -m data_prep verify D                                           checks what is in D
 
@@ -26,6 +27,7 @@ from absl import flags
 from data_prep import program, signals
 from data_prep.errors import InputError
 from data_prep.sources import embedded
+from data_prep.sources.dataset import Dataset
 
 FLAGS = flags.FLAGS
 
@@ -35,10 +37,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-flags.DEFINE_enum("embedded", None, embedded.NAMES, "Convert this small data set, which needs no download.")
-flags.DEFINE_string("imagenet", "", "Folder with ILSVRC2012: the release's archives, torchvision's tree or Kaggle's.")
 flags.DEFINE_string(
-    "train", "", "Training images: a folder with one folder a class, or a tar of these or of class tars."
+    "images", "", "Images to split: a folder or archive with one folder a class; or one that holds train and val."
+)
+flags.DEFINE_float("validation_share", None, "Share of each class of --images for validation; by default 0.2.", 0, 1)
+flags.DEFINE_enum("embedded", None, embedded.NAMES, "Convert this small data set, which needs no download.")
+flags.DEFINE_string(
+    "imagenet", "", "Folder or archive with ILSVRC2012: the release's, torchvision's, Kaggle's, Hugging Face's."
+)
+flags.DEFINE_string("label_column", "", "Column of Parquet files with the class; by default the one that is called so.")
+flags.DEFINE_string(
+    "train", "", "Training images: a folder with one folder a class, a tar or zip of it, tars of classes, or Parquet."
 )
 flags.DEFINE_string("validation", "", "Validation images, likewise; ILSVRC2012_img_val.tar needs --devkit.")
 flags.DEFINE_string("devkit", "", "ILSVRC2012_devkit_t12.tar.gz or its folder: synset words and validation labels.")
@@ -67,31 +76,43 @@ flags.DEFINE_string("beam_options", "", "Beam's own flags, such as '--runner=Dat
 flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 
 
-def _dataset():
+def _dataset() -> Dataset:
     """The data set that the flags name."""
-    from data_prep import shard, storage
-    from data_prep.sources import ilsvrc2012, image_folder
+    from data_prep import shard
+    from data_prep.sources import ilsvrc2012
 
-    if FLAGS.embedded:
-        if FLAGS.train or FLAGS.validation or FLAGS.imagenet:
-            raise InputError("--embedded needs no --train, --validation or --imagenet; give one or the other")
-        folder = os.path.join(FLAGS.output_dir, shard.WORK_FOLDER, "images")
-        if FLAGS.dry_run:
-            temporary = tempfile.TemporaryDirectory()
-            signals.cleanups.append(temporary.cleanup)
-            folder = temporary.name
-        return embedded.dataset(FLAGS.embedded, FLAGS.seed, folder)
-    if not FLAGS.imagenet and not (FLAGS.train and FLAGS.validation):
+    ways = ("images", "embedded", "imagenet", "train")
+    named = [f"--{way}" for way in ways if FLAGS[way].value] or ["--validation"] * bool(FLAGS.validation)
+    if not named or (named == ["--train"] and not FLAGS.validation) or named == ["--validation"]:
         raise InputError(
-            "what to convert? Give --embedded=mnist, or --train=FOLDER and --validation=FOLDER, or --imagenet=FOLDER"
+            "what to convert? Give --images=FOLDER, or --train=FOLDER and --validation=FOLDER, or --imagenet=FOLDER, "
+            "or --embedded=mnist"
         )
+    if len(named) > 1 and named != ["--imagenet", "--train"]:
+        raise InputError(f"{' and '.join(named)}: give one or the other")
+    if FLAGS.validation_share is not None and not FLAGS.images:
+        raise InputError("--validation_share needs --images, a set of images that is not split yet")
+    unpacked = os.path.join(FLAGS.output_dir, shard.WORK_FOLDER, "unpacked")
+    if FLAGS.dry_run:
+        temporary = tempfile.TemporaryDirectory()
+        signals.cleanups.append(temporary.cleanup)
+        unpacked = temporary.name
+    if FLAGS.embedded:
+        return embedded.dataset(FLAGS.embedded, FLAGS.seed, unpacked)
+    given = {"strict": FLAGS.strict_imagenet, "label_column": FLAGS.label_column, "seed": FLAGS.seed}
+    if FLAGS.images:
+        given["share"] = FLAGS.validation_share
+        return ilsvrc2012.of_images(FLAGS.images, FLAGS.name, ilsvrc2012.Given(**given), unpacked)
     parts = {part: FLAGS[part].value for part in ("train", "validation", "devkit", "train_boxes", "validation_boxes")}
-    of_imagenet = any((FLAGS.imagenet, FLAGS.strict_imagenet, *list(parts.values())[2:]))
-    given = (FLAGS.train, FLAGS.validation)
-    if of_imagenet or any(storage.exists(path) and not storage.is_folder(path) for path in given):
-        name = FLAGS.name or (ilsvrc2012.NAME if of_imagenet else "")
-        return ilsvrc2012.dataset(ilsvrc2012.find(FLAGS.imagenet, parts), name, FLAGS.strict_imagenet)
-    return image_folder.dataset(FLAGS.train, FLAGS.validation, FLAGS.name)
+    name = FLAGS.name or (ilsvrc2012.NAME if _of_imagenet() else "")
+    return ilsvrc2012.dataset(ilsvrc2012.find(FLAGS.imagenet, parts), name, ilsvrc2012.Given(**given), unpacked)
+
+
+def _of_imagenet() -> bool:
+    """Whether the data set is ImageNet, whose pixels stay as they are."""
+    return any(
+        FLAGS[flag].value for flag in ("imagenet", "strict_imagenet", "devkit", "train_boxes", "validation_boxes")
+    )
 
 
 def _convert() -> None:
@@ -99,11 +120,12 @@ def _convert() -> None:
 
     if not FLAGS.output_dir:
         raise InputError("--output_dir is missing: where shall the shards go?")
+    if FLAGS.validation_share in (0, 1):
+        raise InputError(f"--validation_share={FLAGS.validation_share}: give a number between 0 and 1, such as 0.2")
     if FLAGS.beam_options and FLAGS.runner != "beam":
         raise InputError("--beam_options needs --runner=beam")
-    dataset = _dataset()
     convert.convert(
-        dataset,
+        _dataset(),
         FLAGS.output_dir,
         plan.Options(
             seed=FLAGS.seed,
@@ -122,8 +144,6 @@ def _convert() -> None:
         dry_run=FLAGS.dry_run,
         log=lambda text: print(program.escaped(text, line=True)),
     )
-    if FLAGS.embedded:
-        embedded.remove(dataset)
 
 
 def _verify(folder: str) -> int:
@@ -142,6 +162,9 @@ def _main(arguments: list[str]) -> int | None:
     match arguments:
         case []:
             return _convert()
+        case [folder] if folder != "verify" and os.path.exists(folder) and not FLAGS.images:
+            FLAGS.images = folder
+            return _convert()
         case ["verify"] if FLAGS.output_dir:
             return _verify(FLAGS.output_dir)
         case ["verify", folder]:
@@ -149,7 +172,9 @@ def _main(arguments: list[str]) -> int | None:
         case ["verify"]:
             raise InputError("verify what? Give the folder: verify FOLDER")
         case [unknown, *_]:
-            raise InputError(f"unknown command or argument {unknown!r}; the one command is: verify FOLDER")
+            raise InputError(
+                f"{unknown!r} is no folder or archive of images, and no command; the one command is: verify FOLDER"
+            )
 
 
 def run() -> None:

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from data_prep import beam_runner, local_runner, manifest, plan, program, shard,
 from data_prep.errors import InputError
 from data_prep.progress import Counters, Progress
 from data_prep.shard import WORK_FOLDER, ShardTask
-from data_prep.sources.dataset import SPLITS, Dataset
+from data_prep.sources.dataset import SPLITS, Contents, Dataset
 
 _SHARD_NAME = re.compile(r"[a-z]+-\d{5}-of-\d{5}")
 _LOCK_ATTEMPTS = 20  # of 0.1 s: the workers of a conversion that was just killed take a moment to notice
@@ -83,7 +84,7 @@ def convert(
         if not planned:
             local_runner.start(pool)
             log(f"planning {dataset.name}: listing {dataset.origin}")
-            contents = dataset.scan()
+            contents = _scan(dataset)
             for note in contents.notes:
                 log(note)
             plan.save(work_folder, contents, options, request)
@@ -97,19 +98,15 @@ def convert(
         missing = [line for line in planned.shards if entries[line.file] is None]
         if missing:
             storage.remove(storage.join(output_dir, manifest.FILE))  # it says that all is there
-            if not all(storage.exists(source) for source in dataset.sources.values()):
-                dataset.scan()  # writes an embedded set again, or says what is missing
+            if dataset.unpacked and not storage.exists(_whole(dataset)):
+                _scan(dataset)
             if len(missing) < len(entries):
                 log(f"{len(entries) - len(missing)} of {len(entries)} shards are already there")
+            shared = {"options": options, "on_bad": on_bad, "reread": reread}
+            named = dataset.named or dataset.sources
             tasks = [
                 ShardTask(
-                    line,
-                    planned.fingerprint,
-                    output_dir,
-                    dataset.sources[line.split],
-                    options,
-                    on_bad=on_bad,
-                    reread=reread,
+                    *(line, planned.fingerprint, output_dir, dataset.sources[line.split], named[line.split]), **shared
                 )
                 for line in missing
             ]
@@ -121,7 +118,25 @@ def convert(
             else:
                 beam_runner.run(shard.write, tasks, beam_options)
             entries |= {line.file: shard.read_journal(output_dir, line) for line in missing}
-        return manifest.finish(output_dir, planned, list(entries.values()), on_bad, bool(missing), log)
+        finished = manifest.finish(output_dir, planned, list(entries.values()), on_bad, bool(missing), log)
+        if dataset.unpacked:
+            shutil.rmtree(dataset.unpacked, ignore_errors=True)
+        return finished
+
+
+def _scan(dataset: Dataset) -> Contents:
+    """Lists a data set, and unpacks what can only be read in order."""
+    if dataset.unpacked:
+        storage.remove(_whole(dataset))
+    contents = dataset.scan()
+    if dataset.unpacked:
+        storage.write(_whole(dataset), b"")
+    return contents
+
+
+def _whole(dataset: Dataset) -> str:
+    """The file that says that all is unpacked."""
+    return storage.join(dataset.unpacked, "whole")
 
 
 def _describe_plan(dataset: Dataset, options: plan.Options, request: dict, log: Callable[[str], None]) -> None:

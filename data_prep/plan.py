@@ -1,7 +1,7 @@
 """The plan of a conversion: which image goes into which shard, at which place.
 
 A pure function of the inputs and the options. On disk it is two files, the second written last:
-  members.jsonl   a line a shard: its members in order, each [path, offset, size, class index, bounding boxes]
+  members.jsonl   a line a shard: its members in order, each a `Member`
   plan.json       what all shards share, and where each shard's line is
 """
 
@@ -63,15 +63,17 @@ class Shard(NamedTuple):
     start: int
     length: int
     line: str  # SHA-256
-    inputs: str  # SHA-256 of the line, the images' versions, the classes, how images are stored
+    inputs: str  # SHA-256 of the images' names, sizes, versions and boxes, the classes, how images are stored
 
 
 class Member(NamedTuple):
     """An image of a shard: see `data_prep.sources.dataset.Image`."""
 
     path: str
+    archive: str
     offset: int
     size: int
+    packed: Sequence[int]
     class_index: int
     boxes: Sequence[Box]
 
@@ -158,9 +160,10 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
             members = order[index * least + min(index, more) : (index + 1) * least + min(index + 1, more)]
             rows = [
                 Member(
-                    i.path, i.offset, i.size, class_index[i.synset], contents.boxes.get(i.name.rpartition(".")[0], ())
+                    *(image.path, image.archive, image.offset, image.size, image.packed, class_index[image.synset]),
+                    boxes=contents.boxes.get(image.name.rpartition(".")[0], ()),
                 )
-                for i in members
+                for image in members
             ]
             line = json.dumps(rows, separators=(",", ":")).encode() + b"\n"
             identity.update(line)
@@ -168,7 +171,11 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
             file = f"{split}-{index:05}-of-{count:05}"
             digest = hashlib.sha256(line).hexdigest()
             used = [(k, *classes[k]) for k in sorted({member.class_index for member in rows})]
-            inputs = json.dumps([digest, [image.version for image in members], used, storage_options]).encode()
+            # Where an image lies does not matter: an archive that is made again may hold it elsewhere.
+            images_of = [
+                (row.path, row.size, row.boxes, image.version) for row, image in zip(rows, members, strict=True)
+            ]
+            inputs = json.dumps([images_of, [row.class_index for row in rows], used, storage_options]).encode()
             size = sum(image.size for image in members)
             where = start, len(line), digest, hashlib.sha256(inputs).hexdigest()
             shards.append(Shard(file, split, len(members), size, *where))

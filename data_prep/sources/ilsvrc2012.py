@@ -4,18 +4,22 @@ Known forms, found by name below one folder or given one by one:
   the release     ILSVRC2012_img_train.tar (a tar of 1,000 class tars), ILSVRC2012_img_val.tar (flat),
                   ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_bbox_train_v2.tar.gz, ILSVRC2012_bbox_val_v3.tgz
   torchvision's   train/WNID/*.JPEG, val/WNID/*.JPEG
-  Kaggle's        ILSVRC/Data/CLS-LOC/{train/WNID,val}/*.JPEG, LOC_val_solution.csv, LOC_synset_mapping.txt
+  Kaggle's        ILSVRC/Data/CLS-LOC/{train/WNID,val}/*.JPEG, LOC_val_solution.csv, LOC_synset_mapping.txt: the folder,
+                  its zip, or patched2019.tar.gz, which has annotations in place of the CSV
+  Hugging Face's  data/{train,validation}-*.parquet, or data/{train_images_*,val_images}.tar.gz
+  Tiny ImageNet   train/WNID/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt, words.txt: the folder or its zip
 
 The class index is the position of the WordNet id (wnid) in sorted order, as everywhere since Caffe. The devkit numbers
 the classes differently (ILSVRC2012_ID, the order of meta.mat), and only these numbers are in its validation ground
 truth: they are mapped through the wnid.
 """
 
+import contextlib
 import csv
+import dataclasses
 import functools
 import gzip
 import io
-import os
 import posixpath
 import re
 import tarfile
@@ -26,17 +30,24 @@ from xml.etree import ElementTree
 
 from data_prep import storage
 from data_prep.errors import InputError
-from data_prep.sources import image_folder, tar
-from data_prep.sources.dataset import SPLITS, Box, Contents, Dataset, Found, Image, check_classes
+from data_prep.sources import archives, image_folder, share
+from data_prep.sources.archives import Place, Unpacked, locate
+from data_prep.sources.dataset import SPLITS, Box, Contents, Dataset, Found, Image, check_classes, check_splits
 
 NAME = "imagenet2012"
 CLASSES = 1000
 IMAGES = {"train": 1_281_167, "validation": 50_000}
 
+# How the names of archives end that hold all parts, as Kaggle and Stanford call them.
+_WHOLE = ("challenge.zip", "patched2019.tar.gz", "patched2019.tar", "imagenet-200.zip")
+
 # Where each part is below the folder given as --imagenet; the first that exists counts.
 _PLACES = {
-    "train": ("ILSVRC2012_img_train.tar", "train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train"),
-    "validation": ("ILSVRC2012_img_val.tar", "val", "validation", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val"),
+    "train": ("ILSVRC2012_img_train.tar", "train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train", "CLS-LOC/train"),
+    "validation": (
+        *("ILSVRC2012_img_val.tar", "val", "validation"),
+        *("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val"),
+    ),
     "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", "devkit"),
     "train_boxes": (
         "ILSVRC2012_bbox_train_v2.tar.gz",
@@ -44,11 +55,19 @@ _PLACES = {
         "Annotations/CLS-LOC/train",
     ),
     "validation_boxes": ("ILSVRC2012_bbox_val_v3.tgz", "ILSVRC/Annotations/CLS-LOC/val", "Annotations/CLS-LOC/val"),
-    "validation_labels": ("LOC_val_solution.csv",),
-    "synset_words": ("LOC_synset_mapping.txt",),
+    # Tiny ImageNet has its own; somebody may have given a folder inside of Kaggle's.
+    "validation_labels": (
+        *("LOC_val_solution.csv", "val/val_annotations.txt"),
+        *("../LOC_val_solution.csv", "../../LOC_val_solution.csv", "../../../LOC_val_solution.csv"),
+    ),
+    "synset_words": (
+        *("LOC_synset_mapping.txt", "words.txt"),
+        *("../LOC_synset_mapping.txt", "../../LOC_synset_mapping.txt", "../../../LOC_synset_mapping.txt"),
+    ),
 }
 
 _WNID = re.compile(r"n\d{8}")
+_WORDS = re.compile(r"(n\d{8})[ \t](.*)")
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
 _MAX_TEXT = 1 << 26  # bytes of a devkit (2.5 MB) or of one small file in it: more is no devkit
 _MAX_XML = 1 << 20  # bytes of one annotation (under 10 kB)
@@ -56,10 +75,10 @@ _MAX_XML = 1 << 20  # bytes of one annotation (under 10 kB)
 
 @dataclass(frozen=True)
 class Release:
-    """Where the parts are: paths, empty for what there is not."""
+    """Where the parts are: paths, empty for what there is not; without validation images a share of all is taken."""
 
-    train: str
-    validation: str
+    train: str | Place
+    validation: str | Place
     devkit: str = ""
     train_boxes: str = ""
     validation_boxes: str = ""
@@ -68,24 +87,67 @@ class Release:
 
 
 def find(folder: str, given: dict[str, str]) -> Release:
-    """The parts found below `folder`, after those `given` by name of part.
+    """The parts in a folder or archive, or in the one folder or known archive in it, after those `given` by name.
 
     Raises:
       InputError: no such folder, or no training or no validation images in it.
     """
-    if folder and not storage.is_folder(folder):
+    if folder and not archives.exists(folder):
         raise InputError(f"--imagenet={folder}: no such folder; give the one that holds {_PLACES['train'][0]}")
-    parts = {}
-    for part, places in _PLACES.items():
-        candidates = (storage.join(folder, place) for place in places) if folder else ()
-        parts[part] = given.get(part) or next((path for path in candidates if storage.exists(path)), "")
+    parts, root = {}, folder
+    if folder and not all(given.get(split) for split in SPLITS):
+        root = next((place for place in _roots(folder) if _part(place, "train")), folder)
+    for part in _PLACES:
+        parts[part] = given.get(part) or (_part(root, part) if folder else "")
+    if folder and not any(parts[split] for split in SPLITS):
+        parts |= archives.splits(root)[0]
     for split in SPLITS:
         if not parts[split]:
             raise InputError(f"--imagenet={folder}: holds none of {', '.join(_PLACES[split])}; or give --{split}=PATH")
     for part, path in parts.items():
-        if path and not storage.exists(path):
+        if isinstance(path, str) and path and not archives.exists(path):
             raise InputError(f"--{part}={path}: no such file or folder")
     return Release(**parts)
+
+
+def _part(folder: str, part: str) -> str:
+    """The path of a part of the release in a folder or archive, "" if it has none."""
+    return next((path for place in _PLACES[part] if archives.exists(path := storage.join(folder, place))), "")
+
+
+def _roots(folder: str, depth: int = 3) -> Iterator[str]:
+    """A folder or archive, the known archives in it, the one folder in it, and so on down."""
+    yield folder
+    below = archives.folders(folder)
+    if storage.is_folder(folder):
+        below = [name for name in storage.names(folder) if name.lower().endswith(_WHOLE)] + below[: len(below) == 1]
+    if depth and len(below) == 1:
+        yield from _roots(storage.join(folder, below[0]), depth - 1)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was asked for beside the places.
+
+    Attributes:
+      strict: assert 1,000 synsets, 1,281,167 training and 50,000 validation images.
+      share: of validation, between 0 and 1, where images are not split; None: 0.2. `seed` decides which.
+      label_column: of Parquet files.
+      note: a line about how the places were found.
+    """
+
+    strict: bool = False
+    share: float | None = None
+    seed: int = 0
+    label_column: str = ""
+    note: str = ""
+
+
+NOTHING = Given()
+
+
+def _share(given: Given) -> float:
+    return 0.2 if given.share is None else given.share
 
 
 @dataclass(frozen=True)
@@ -161,11 +223,10 @@ def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
     Coordinates become fractions of the size the annotation states, clipped to [0, 1]; boxes without area, which the
     release contains, are left out, as TF-Slim's process_bounding_boxes.py does.
     """
-    if storage.is_folder(path):
-        listed = (name for name, _, _ in image_folder.list_files(path) if name.endswith(".xml"))
-        files = ((name, storage.read(storage.join(path, name))) for name in listed)
-    else:
+    if path.endswith(("gz", ".GZ")) and not storage.is_folder(path):
         files = _small_files(path, _MAX_XML, lambda name: name.endswith(".xml") and not name.startswith("."))
+    else:
+        files = archives.files(path, ".xml")
     for name, content in files:
         try:
             boxes = _parse_boxes(content)
@@ -175,10 +236,14 @@ def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
         yield posixpath.splitext(posixpath.basename(name))[0], boxes
 
 
-def _parse_boxes(content: bytes) -> list[Box]:
+def _parse_annotation(content: bytes) -> ElementTree.Element:
     if b"<!" in content:
         raise ValueError("declares entities or a document type")
-    root = ElementTree.fromstring(content)
+    return ElementTree.fromstring(content)
+
+
+def _parse_boxes(content: bytes) -> list[Box]:
+    root = _parse_annotation(content)
     width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
     if not (0 < width < 1e6 and 0 < height < 1e6):
         raise ValueError(f"a size of {width} x {height}")
@@ -193,75 +258,42 @@ def _parse_boxes(content: bytes) -> list[Box]:
     return boxes
 
 
-def _archive_images(archive: str, found: Found) -> list[Image]:
-    """The images of a tar, in class tars or class folders; of class "" beside these, or if there is but one folder.
-
-    Folders that are around all others, such as train/ around train/WNID/, are no classes.
-    """
-    version = " ".join(map(str, storage.version(archive)))
-    with storage.open_read(archive) as file:
-
-        def read_through(offset: int, size: int) -> bytes:
-            file.seek(offset)
-            return file.read(size)
-
-        # A remote file is read on end, in large blocks; of a local one only the headers.
-        read = read_through if storage.is_remote(archive) else functools.partial(storage.read_range, archive)
-        members = _archive_members(archive, read, version, found)
-        listed, left_out = image_folder.pictures(archive, members, found)
-    folders = {member.synset for member in listed}
-    around = os.path.commonpath(folders) if len(folders) > 1 else posixpath.dirname("".join(folders))
-    inside = f"{around}/" if around else ""
-    classes = {folder: folder.removeprefix(inside).partition("/")[0] for folder in folders} | {around: ""}
-    for place, member in enumerate(listed):
-        if classes[member.synset] != member.synset:
-            listed[place] = member._replace(synset=classes[member.synset])
-    below = {folder: kinds for folder, kinds in left_out.items() if folder.startswith(inside)}
-    found.left_out[archive] = image_folder.by_class(below, lambda f: f.removeprefix(inside).partition("/")[0])
-    return listed
-
-
-def _archive_members(archive: str, read, version: str, found: Found) -> Iterator[Image]:
-    """The files and folders of a tar and of the tars in it, each with its folder for a class."""
-    for member in tar.index(read, 0, storage.size(archive), archive):
-        folder, _, name = member.name.rpartition("/")
-        if member.rejected:
-            found.rejected.append((f"{archive}/{member.name}", member.rejected))
-        elif not name.endswith(".tar"):
-            yield Image(folder, member.name, member.size, member.offset, version)
-        else:
-            synset = name.removesuffix(".tar")
-            yield Image(synset, f"{synset}/", 0)
-            for inner in tar.index(read, member.offset, member.offset + member.size, f"{archive}: {member.name}"):
-                if inner.name.endswith("/"):
-                    continue
-                path = f"{synset}/{posixpath.basename(inner.name)}"
-                why = inner.rejected
-                if _WNID.fullmatch(synset) and not path.startswith(f"{synset}/{synset}_"):
-                    why = why or "is not named after its class"
-                if why:
-                    found.rejected.append((f"{archive}/{member.name}/{inner.name}", why))
-                else:
-                    yield Image(synset, path, inner.size, inner.offset, version)
+def _truth(release: Release, flat: list[Image], devkit: Devkit | None) -> dict[str, str]:
+    """Validation image's name without ending -> wnid, from whichever file says so."""
+    labels = release.validation_labels
+    if labels:
+        text = archives.read(labels).decode("utf-8", "replace")
+        if labels.endswith(".txt"):  # Tiny ImageNet's: name, wnid and box, with tabs between
+            rows = (line.split("\t") for line in text.splitlines())
+            return {posixpath.splitext(row[0])[0]: row[1] for row in rows if len(row) > 1}
+        try:
+            return {row[0]: row[1].split(" ")[0] for row in csv.reader(io.StringIO(text)) if len(row) > 1}
+        except csv.Error as error:
+            raise InputError(f"{labels}: no table of labels ({error}); fix: download it") from None
+    if devkit:
+        return {
+            f"ILSVRC2012_val_{number:08}": devkit.wnids[label] for number, label in enumerate(devkit.ground_truth, 1)
+        }
+    if release.validation_boxes and not release.validation_boxes.endswith("gz"):  # patched2019 has nothing else
+        truth = {}
+        for name, content in archives.files(release.validation_boxes, ".xml"):
+            with contextlib.suppress(ElementTree.ParseError, ValueError):
+                truth[posixpath.splitext(posixpath.basename(name))[0]] = _parse_annotation(content).findtext(
+                    "object/name"
+                )
+        return truth
+    place = locate(release.validation)
+    raise InputError(
+        f"{place.path}: its {len(flat)} images, such as {flat[0].path}, are in no class folder, so their labels "
+        "are needed; fix: give one folder a class, or of ImageNet's also "
+        f"--devkit={_PLACES['devkit'][0]} (from image-net.org), or put Kaggle's LOC_val_solution.csv beside"
+    )
 
 
 def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | None, found: Found) -> Iterator[Image]:
     """Validation images that are in no class folder, with the class the ground truth gives them."""
-    if release.validation_labels:
-        text = storage.read(release.validation_labels).decode("utf-8", "replace")
-        try:
-            truth = {row[0]: row[1].split(" ")[0] for row in csv.reader(io.StringIO(text)) if len(row) > 1}
-        except csv.Error as error:
-            raise InputError(f"{release.validation_labels}: no table of labels ({error}); fix: download it") from None
-    elif devkit:
-        truth = {
-            f"ILSVRC2012_val_{number:08}": devkit.wnids[label] for number, label in enumerate(devkit.ground_truth, 1)
-        }
-    else:
-        raise InputError(
-            f"{release.validation}: its {len(flat)} images, such as {flat[0].path}, are in no class folder, so their "
-            f"labels are needed; fix: give one folder a class, or of ImageNet's also --devkit={_PLACES['devkit'][0]}"
-        )
+    truth, place = _truth(release, flat, devkit), locate(release.validation)
+    found.left_out.pop(place.path, None)  # its folders are no classes
     for image in flat:
         name = posixpath.basename(image.path)
         wnid = truth.get(posixpath.splitext(name)[0])
@@ -269,30 +301,27 @@ def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | N
             yield image._replace(synset=wnid)
         else:
             why = "has no label in the ground truth" if _VALIDATION_NAME.fullmatch(name) else "is no validation image"
-            found.rejected.append((storage.join(release.validation, image.path), why))
+            found.rejected.append((f"{place.path}/{image.path}", why))
 
 
-def _scan(release: Release, files: dict, strict: bool) -> Contents:
-    found = Found()
+def _scan(release: Release, folder: str, given: Given) -> Contents:
+    found, unpacked = Found(notes=[given.note] if given.note else []), Unpacked(folder)
     devkit = read_devkit(release.devkit) if release.devkit else None
-    images = {}
-    for split in SPLITS:
-        source = getattr(release, split)
-        if split in files:
-            images[split] = image_folder.images(source, files[split], found)
-        else:
-            images[split] = _archive_images(source, found)
+    places = _places(release)
+    images = {split: archives.images(place, unpacked, found, given.label_column) for split, place in places.items()}
+    if "validation" not in images:
+        images = share.split(places["train"].source(folder), images["train"], _share(given), given.seed, found)
     train, validation = ({image.synset for image in images[split]} for split in SPLITS)
     if not train & validation and (release.validation_labels or devkit or validation == {""}):
         images["validation"] = list(_labelled_validation(release, images["validation"], devkit, found))
-    sources = {split: getattr(release, split) for split in SPLITS}
-    synsets = check_classes(images, sources, found)
-    if strict:
-        _assert_complete(images, synsets, sources)
-    words = devkit.words if devkit else {}
+    named = {"validation": f"the validation share of {release.train}"} | {s: place.path for s, place in places.items()}
+    synsets = check_classes(images, named, found)
+    if given.strict:
+        _assert_complete(images, synsets, named)
+    words = devkit.words if devkit else dict(found.classes.values())
     if release.synset_words:
-        lines = storage.read(release.synset_words).decode("utf-8", "replace").splitlines()
-        words = words or {wnid: text for wnid, _, text in (line.partition(" ") for line in lines)}
+        lines = archives.read(release.synset_words).decode("utf-8", "replace").splitlines()
+        words = words or {match[1]: match[2] for line in lines if (match := _WORDS.fullmatch(line))}
     if devkit and (unknown := [synset for synset in synsets if synset not in words]):
         found.notes.append(f"{release.devkit}: knows no words for {len(unknown)} classes, such as {unknown[0]}")
     boxes = {}
@@ -300,6 +329,10 @@ def _scan(release: Release, files: dict, strict: bool) -> Contents:
         if path:
             boxes.update(read_boxes(path, found))
     return Contents(images, synsets, [words.get(s, s) for s in synsets], boxes, found.notes, found.rejected)
+
+
+def _places(release: Release) -> dict[str, Place]:
+    return {split: locate(getattr(release, split)) for split in SPLITS if getattr(release, split)}
 
 
 def _assert_complete(images: dict[str, list[Image]], synsets: list[str], sources: dict[str, str]) -> None:
@@ -312,32 +345,55 @@ def _assert_complete(images: dict[str, list[Image]], synsets: list[str], sources
             raise InputError(f"{sources[split]}: --strict_imagenet: {have}; fix: look for what is missing or too much")
 
 
-def dataset(release: Release, name: str = "", strict: bool = False) -> Dataset:
-    """The data set of a release.
+def dataset(release: Release, name: str = "", given: Given = NOTHING, unpacked: str = "") -> Dataset:
+    """The data set of a release, or of any other folders and archives.
 
     Args:
       release: see `find`.
       name: for the manifest; by default `NAME` of the release's archives, of others what they are called.
-      strict: assert 1,000 synsets, 1,281,167 training and 50,000 validation images.
+      given: what else was asked for.
+      unpacked: local folder to unpack into what can only be read in order.
     Raises:
       InputError: a folder is missing; `scan` raises more.
     """
-    sources = {split: getattr(release, split) for split in SPLITS}
-    files = {split: image_folder.list_files(path) for split, path in sources.items() if storage.is_folder(path)}
-    stamp = {}
+    places, stamp = _places(release), {}
+    check_splits(release.train, release.validation)
     for part in _PLACES:
         path = getattr(release, part)
-        if part in files:
-            stamp[part] = image_folder.digest(files[part])
-        elif path and storage.is_folder(path):
-            stamp[part] = image_folder.digest(image_folder.list_files(path))
-        elif path:
-            stamp[part] = [posixpath.basename(path), *storage.version(path)]
-    is_release = posixpath.basename(release.train) == _PLACES["train"][0]
+        if part in places:
+            stamp[part] = places[part].stamp()
+        elif path and storage.exists(path):
+            stamp[part] = locate(path).stamp() if storage.is_folder(path) else storage.version(path)
+    if "validation" not in places:
+        stamp["share"] = _share(given)
+    sources = {split: places.get(split, places["train"]).source(unpacked) for split in SPLITS}
+    train = places["train"].path
+    is_release = posixpath.basename(train) == _PLACES["train"][0]
     return Dataset(
-        name=name or (NAME if is_release else image_folder.name_after(release.train)),
-        origin=" and ".join(posixpath.basename(path.rstrip("/")) for path in sources.values()),
+        name=name or (NAME if is_release else image_folder.name_after(train, is_split="validation" in places)),
+        origin=" and ".join(posixpath.basename(place.path.rstrip("/")) for place in places.values()),
         sources=sources,
         stamp=stamp,
-        scan=functools.partial(_scan, release, files, strict),
+        scan=functools.partial(_scan, release, unpacked, given),
+        unpacked=unpacked if any(place.is_unpacked for place in places.values()) else "",
+        named={split: places.get(split, places["train"]).path for split in SPLITS},
     )
+
+
+def of_images(path: str, name: str = "", given: Given = NOTHING, unpacked: str = "") -> Dataset:
+    """The data set of a folder or archive that holds training and validation images, or images to be split.
+
+    Args:
+      path: of the folder or archive.
+      name, given, unpacked: see `dataset`.
+    Raises:
+      InputError: a share was given, and the images are split already.
+    """
+    places, note = archives.splits(path)
+    if not places:
+        return dataset(Release(path, ""), name, given, unpacked)
+    if given.share is not None:
+        raise InputError(f"{note}: they need no --validation_share; to split one of them give it as --images")
+    root = next((root for root in _roots(path) if _part(root, "validation_labels")), path)
+    labels = {part: _part(root, part) for part in ("validation_labels", "synset_words")}
+    return dataset(Release(**places, **labels), name, dataclasses.replace(given, note=note), unpacked)

@@ -1,14 +1,27 @@
 """An image-folder data set: one folder a class, the class index being the position in the sorted folder names."""
 
 import hashlib
+import itertools
+import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from data_prep import storage
 from data_prep.errors import InputError
 from data_prep.formats import image
-from data_prep.sources.dataset import SPLITS, Contents, Dataset, Found, Image, by_kind, check_classes
+from data_prep.sources.dataset import (
+    SPLITS,
+    Contents,
+    Dataset,
+    Found,
+    Image,
+    archive_of,
+    by_kind,
+    check_classes,
+    check_splits,
+    head,
+)
 from data_prep.storage import File
 
 # Endings that people keep pictures under. Those that cannot be decoded are bad images, named, and not left out.
@@ -74,11 +87,14 @@ def images(source: str, files: list[File], found: Found) -> list[Image]:
     return [file for file in listed if file.size >= 0]
 
 
-def pictures(source: str, files: Iterable[Image], found: Found) -> tuple[list[Image], dict[str, Counter]]:
+def pictures(
+    source: str, files: Iterable[Image], found: Found, named: str = ""
+) -> tuple[list[Image], dict[str, Counter]]:
     """Tells pictures from other files, by the ending or, where that does not say, by the first bytes.
 
     Args:
       source: the folder or archive.
+      named: what notes call it, if another name.
       files: every file in it, and the folders (path with a slash at the end), with the folder it is in for a class.
       found: gets a note that counts all by kind.
     Returns:
@@ -94,12 +110,8 @@ def pictures(source: str, files: Iterable[Image], found: Found) -> tuple[list[Im
             others.append(file)
         else:
             unknown.append(file)
-    places = []
-    for file in unknown:
-        path, start = (source, file.offset) if file.offset >= 0 else (storage.join(source, file.path), 0)
-        places.append((path, start, start + min(file.size, image.SIGNATURE_BYTES)))
-    for file, head in zip(unknown, storage.heads(places), strict=True):
-        if head is None or image.is_picture(head):
+    for file, start in zip(unknown, _heads(source, unknown), strict=True):
+        if start is None or image.is_picture(start):
             kept.append(file)
             kinds[_ending(file.path)] += 1
         else:
@@ -111,11 +123,25 @@ def pictures(source: str, files: Iterable[Image], found: Found) -> tuple[list[Im
         if not file.path.endswith("/"):
             folder[kind] += 1
             example = example or file.path
-    found.notes.append(f"{source}: {by_kind(kinds) or 'no images'}")
+    found.notes.append(f"{named or source}: {by_kind(kinds) or 'no images'}")
     if example:
         left = by_kind(sum(left_out.values(), Counter()))
         found.notes[-1] += f"; left out what is no image: {left}, such as {example}"
     return kept, left_out
+
+
+def _heads(source: str, files: list[Image]) -> Iterator[bytes | None]:
+    """The first bytes of each file, None if it cannot be read."""
+    deflated = [bool(file.packed) and file.packed[0] >= 0 for file in files]
+    places = []
+    for file in itertools.compress(files, map(operator.not_, deflated)):
+        path, start = (archive_of(source, file), file.offset)
+        if start < 0:
+            path, start = storage.join(source, file.path), 0
+        places.append((path, start, start + min(file.size, image.SIGNATURE_BYTES)))
+    plain = iter(storage.heads(places))
+    for file, is_deflated in zip(files, deflated, strict=True):
+        yield head(source, file, image.SIGNATURE_BYTES) if is_deflated else next(plain)
 
 
 def by_class(left_out: dict[str, Counter], class_of: Callable[[str], str]) -> dict[str, Counter]:
@@ -132,20 +158,26 @@ def _ending(path: str) -> str:
     return "" if "/" in ending or len(ending) == len(path) else ending.lower()
 
 
-def name_after(train: str) -> str:
-    """What a data set is called unless a person names it: after its archive, or else the folder above."""
-    stem = os.path.splitext(os.path.basename(train))[0]
+def name_after(train: str, is_split: bool = True) -> str:
+    """What a data set is called unless a person names it: after its archive, or else the folder above `train`.
+
+    Args:
+      train: a folder or an archive.
+      is_split: whether it holds training images only.
+    """
+    stem = os.path.splitext(os.path.basename(train.rstrip("/")))[0]
     if not storage.is_folder(train) and not stem.lower().startswith("train"):
         return stem
-    return os.path.basename(os.path.dirname(os.path.abspath(train))) or "images"
+    return os.path.basename(os.path.dirname(os.path.abspath(train)) if is_split else os.path.abspath(train)) or "images"
 
 
 def dataset(train: str, validation: str, name: str = "") -> Dataset:
     """The data set of two folders that each hold one folder a class.
 
     Raises:
-      InputError: see `list_files`; `scan` raises those of `check_classes`.
+      InputError: both splits are of the same images; see `list_files`; `scan` raises those of `check_classes`.
     """
+    check_splits(train, validation)
     sources = {"train": train, "validation": validation}
     files = {split: list_files(source) for split, source in sources.items()}
 

@@ -31,11 +31,9 @@ _REJECTED_KINDS = {
 
 # What people have in place of a tar, by its first bytes, and what to do about it.
 _OTHER_ARCHIVES = {
-    b"\x1f\x8b": ("is compressed with gzip, so members cannot be found quickly", "gunzip it"),
     b"BZh": ("is compressed with bzip2, so members cannot be found quickly", "bunzip2 it"),
     b"\xfd7zXZ\0": ("is compressed with xz, so members cannot be found quickly", "unxz it"),
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd, so members cannot be found quickly", "unzstd it"),
-    b"PK\3\4": ("is a zip archive", "unzip it and give the folder"),
     b"7z\xbc\xaf\x27\x1c": ("is a 7z archive", "unpack it and give the folder"),
     b"Rar!": ("is a RAR archive", "unpack it and give the folder"),
 }
@@ -48,6 +46,7 @@ class Member(NamedTuple):
     offset: int  # of its bytes, in the file that was indexed
     size: int
     rejected: str = ""
+    packed: tuple[int, int] = ()  # of a zip's: the bytes it takes if it is deflated, else -1; CRC-32
 
 
 def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
@@ -118,17 +117,22 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
             rejected = f"is {_REJECTED_KINDS.get(kind, f'of unknown type {kind!r}')}, not a file"
         elif any(key.startswith("GNU.sparse") for key in extensions):
             rejected = "is a sparse file"
-        elif name.startswith("/") or "\\" in name or (".." in name and ".." in name.split("/")):
-            rejected = "has an absolute path or one with '..'"
-        elif not name or _CONTROL.search(name):
-            rejected = "has a name with control characters"
-        elif name in seen:
-            rejected = "is the second member of that name"
+        else:
+            rejected = unusable_name(name, seen)
         seen.add(name)
         yield Member(name, offset, size, rejected)
     rest = read(position, min(end - position, _PADDING))
-    if any(rest) or end - position > _PADDING:
+    if any(rest) or (end - position > _PADDING and read(position + _PADDING, 1)):
         raise broken("something follows the end mark")
+
+
+def unusable_name(name: str, seen: set[str]) -> str:
+    """Why a member of this name must not be used, "" if it may; `seen` are the names before it."""
+    if name.startswith("/") or "\\" in name or (".." in name and ".." in name.split("/")):
+        return "has an absolute path or one with '..'"
+    if not name or _CONTROL.search(name):
+        return "has a name with control characters"
+    return "is the second member of that name" if name in seen else ""
 
 
 def _blocks(size: int) -> int:

@@ -1,0 +1,426 @@
+"""Where a split's images are: a folder of class folders, an archive, a folder inside of one, or several archives.
+
+A folder inside of an archive is written as one below a folder: `data.zip/train`. Tar and zip archives are read where
+they lie. What can only be read in order is unpacked beside the plan: gzip to the tar in it, Parquet to its images.
+"""
+
+import functools
+import glob
+import gzip
+import json
+import os
+import posixpath
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from data_prep import storage
+from data_prep.errors import InputError
+from data_prep.sources import image_folder, parquet, tar, zip
+from data_prep.sources.dataset import MOST_CLASSES, Found, Image, read_image
+from data_prep.sources.zip import Read
+
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".parquet")
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "validation",
+}
+"""What people call the splits, each before those it is taken instead of."""
+
+_WNID = re.compile(r"n\d{8}")
+_HUGGING_FACE = re.compile(r"(.*)_(n\d{8})(\.JPEG)", re.DOTALL)  # n01440764_10026_n01440764.JPEG
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|test)(?:ing)?(?:[^a-z]|$)")
+_SMALL = (".csv", ".txt")
+_MAX_LABEL = 1 << 16  # bytes of a .cls or .json
+_MAX_TEXT = 1 << 26  # bytes of a table of labels or an annotation
+_BLOCK = 1 << 20
+_INSIDE = re.compile(r"(.*?\.(?:zip|tar|tar\.gz|tgz))/(.*)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where images are.
+
+    Attributes:
+      path: as a person wrote it.
+      folder: the folder, or the one archive.
+      archives: names of archives in the folder; "" for the one; none: the folder holds images.
+      inside: folder in each archive, "" for all.
+    """
+
+    path: str
+    folder: str
+    archives: tuple[str, ...] = ()
+    inside: str = ""
+
+    def file(self, archive: str) -> str:
+        return storage.join(self.folder, archive) if archive else self.folder
+
+    @functools.cached_property
+    def is_unpacked(self) -> bool:
+        """Whether its archives can only be read in order."""
+        return any(_kind(self.file(archive)) in ("gzip", "parquet") for archive in self.archives)
+
+    def source(self, unpacked: str) -> str:
+        """The folder or archive that its images' offsets refer to; `unpacked` is the folder to unpack into."""
+        return unpacked if self.is_unpacked else self.folder
+
+    def stamp(self) -> object:
+        """A JSON value that changes when its files do."""
+        if self.archives:
+            return [[archive, *storage.version(self.file(archive))] for archive in self.archives]
+        return image_folder.digest(image_folder.list_files(self.folder))
+
+
+def locate(path: str | Place) -> Place:
+    """The place that a path names; a place is its own.
+
+    Raises:
+      InputError: there is nothing.
+    """
+    if isinstance(path, Place):
+        return path
+    if storage.is_folder(path):
+        names = [name for name in storage.names(path) if not storage.is_clutter(name)]
+        held = tuple(name for name in names if name.lower().endswith(ENDINGS))
+        if held and not any(storage.is_folder(storage.join(path, name)) for name in names):
+            return Place(path, path, held)
+        return Place(path, path.rstrip("/") or path)
+    if storage.exists(path):
+        return Place(path, path, ("",))
+    if (match := _INSIDE.fullmatch(path)) and storage.exists(match[1]):
+        return Place(path, match[1], ("",), match[2].strip("/"))
+    if glob.has_magic(path) and (found := sorted(glob.glob(path))):
+        return Place(path, os.path.dirname(path), tuple(map(os.path.basename, found)))
+    raise InputError(f"{path}: no such folder; give a folder that holds one folder a class, or an archive of it")
+
+
+def _kind(file: str) -> str:
+    """The kind of an archive, by its first bytes."""
+    (start,) = storage.heads([(file, 0, 4)])
+    kinds = {**dict.fromkeys(zip.SIGNATURES, "zip"), b"PAR1": "parquet"}
+    return "gzip" if (start or b"").startswith(b"\x1f\x8b") else kinds.get(start, "tar")
+
+
+@dataclass
+class Unpacked:
+    """A folder into which archives are unpacked that can only be read in order.
+
+    Attributes:
+      folder: its path.
+      names: archive -> name of the file that was made of it.
+    """
+
+    folder: str
+    names: dict[str, str] = field(default_factory=dict)
+
+    def name(self, archive: str, ending: str) -> str:
+        """The name of the file to make of an archive."""
+        stem = posixpath.basename(archive).partition(".")[0]
+        return self.names.setdefault(archive, f"{len(self.names)}-{stem}.{ending}")
+
+
+def _reader(file: str) -> Read:
+    """(offset, size) -> bytes of a file, of a gzip file those in it.
+
+    What is remote or compressed is read on end; of a local file what is asked.
+    """
+    is_gzip = _kind(file) == "gzip"
+    if not storage.is_remote(file) and not is_gzip:
+        return functools.partial(storage.read_range, file)
+    opened = storage.open_read(file)
+    if is_gzip:
+        opened = gzip.GzipFile(fileobj=opened)
+
+    def read_through(offset: int, size: int) -> bytes:
+        opened.seek(offset)
+        return opened.read(size)
+
+    return read_through
+
+
+def _index(file: str, read: Read, named: str, inside: str = "") -> Iterator[tar.Member]:
+    """The members of a zip or tar archive, or of a folder of it, that `_reader` reads."""
+    if _kind(file) == "zip":
+        yield from zip.index(read, storage.size(file), named, inside)
+        return
+    for member in _tar_index(file, read, named):
+        if not inside or member.name.startswith(f"{inside}/"):
+            yield member
+
+
+def _tar_index(file: str, read: Read, named: str) -> Iterator[tar.Member]:
+    end = 1 << 62 if _kind(file) == "gzip" else storage.size(file)  # only its end says how long it is
+    try:
+        yield from tar.index(read, 0, end, named)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{named}: damaged archive ({error}); fix: download it again") from None
+
+
+# Names in archives
+
+
+@functools.lru_cache(maxsize=4)
+def _names(file: str, version: tuple) -> frozenset[str]:
+    """The folders of a zip or tar archive, and its files that may say what its images show."""
+    found = set()
+    if _kind(file) == "zip":
+        listed = zip.names(_reader(file), storage.size(file), file)
+    else:
+        listed = (member.name for member in _tar_index(file, _reader(file), file))
+    for name in listed:
+        folder = posixpath.dirname(name)
+        while folder and folder not in found:
+            found.add(folder)
+            folder = posixpath.dirname(folder)
+        if name.endswith(_SMALL):
+            found.add(name)
+    return frozenset(found)
+
+
+def _inside(path: str) -> tuple[str, str] | None:
+    """The tar or zip archive that a path leads into, and the path in it; "" for the archive itself."""
+    match = _INSIDE.fullmatch(path if path.endswith("/") else f"{path}/")
+    if match and storage.size(match[1]) >= 0 and _kind(match[1]) != "parquet":
+        return match[1], posixpath.normpath(match[2]) if match[2] else ""
+    return None
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder, also in an archive."""
+    if storage.exists(path):
+        return True
+    place = _inside(path)
+    return bool(place) and place[1] in _names(place[0], tuple(storage.version(place[0])))
+
+
+def folders(path: str) -> list[str]:
+    """The names of the folders in a folder, or at the top of an archive, that are no clutter."""
+    if storage.is_folder(path):
+        names = (name for name in storage.names(path) if not storage.is_clutter(name))
+        return [name for name in names if storage.is_folder(storage.join(path, name))]
+    place = _inside(path)
+    if not place:
+        return []
+    prefix = f"{place[1]}/" if place[1] else ""
+    names = _names(place[0], tuple(storage.version(place[0])))
+    below = {name.removeprefix(prefix).partition("/")[0] for name in names if name.startswith(prefix)}
+    return sorted(name for name in below if f"{prefix}{name}" in names and not name.endswith(_SMALL))
+
+
+def read(path: str) -> bytes:
+    """The bytes of a file, also of one in an archive."""
+    if storage.exists(path):
+        return storage.read(path)
+    archive, name = _inside(path)
+    return next(content for member, content in _contents(archive, posixpath.dirname(name)) if member == name)
+
+
+def files(path: str, ending: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the files with this ending below a folder, also of one in an archive."""
+    if storage.is_folder(path):
+        for file in image_folder.list_files(path):
+            if file.path.endswith(ending):
+                yield file.path, storage.read(storage.join(path, file.path))
+        return
+    yield from _contents(*_inside(path), ending)
+
+
+def _contents(archive: str, inside: str, ending: str = _SMALL) -> Iterator[tuple[str, bytes]]:
+    read = _reader(archive)
+    for member in _index(archive, read, archive, inside):
+        if member.name.endswith(ending) and not member.rejected and member.size <= _MAX_TEXT:
+            image = Image("", member.name, member.size, member.offset, packed=member.packed)
+            yield member.name, read_image(archive, image) if member.packed else read(member.offset, member.size)
+
+
+def splits(path: str) -> tuple[dict[str, Place], str]:
+    """The training and validation images below a folder or in an archive, by their names; none if these do not say.
+
+    Folders `train` and `val`, or archives that have these words in their names, also in the folder `data`.
+
+    Returns:
+      Split -> place, and a line that says so.
+    """
+    below = folders(path)
+    while len(below) == 1 and below[0].lower() not in (*SPLIT_NAMES, "data"):  # a folder around all
+        path = storage.join(path, below[0])
+        below = folders(path)
+    named, note = _by_split({name: name.lower() for name in below}, path)
+    if named:
+        return {split: locate(storage.join(path, names[0])) for split, names in named.items()}, note
+    for folder in (path, storage.join(path, "data")):
+        held = (
+            [name for name in storage.names(folder) if name.lower().endswith(ENDINGS)]
+            if storage.is_folder(folder)
+            else []
+        )
+        words = {name: match[1] for name in held if (match := _SPLIT.search(name.lower()))}
+        named, note = _by_split(words, folder)
+        if named:
+            return {split: Place(folder, folder, tuple(names)) for split, names in named.items()}, note
+    return {}, ""
+
+
+def _by_split(words: dict[str, str], path: str) -> tuple[dict[str, list[str]], str]:
+    """Split -> names in a folder, by the word that says which split each is of; none unless both are there."""
+    present = [word for word in SPLIT_NAMES if word in words.values()]
+    chosen = {SPLIT_NAMES[word]: word for word in reversed(present)}
+    if len(chosen) < 2:
+        return {}, ""
+    named = {
+        split: [name for name, word in words.items() if word == chosen[split]] for split in ("train", "validation")
+    }
+    others = sorted(set(words) - {name for names in named.values() for name in names})
+    said = " and ".join(f"{len(names)} archives" if len(names) > 1 else names[0] for names in named.values())
+    left = f"; left out: {', '.join(others[:5])}" if others else ""
+    return named, f"{path}: training and validation images are {said}{left}"
+
+
+# Images
+
+
+def images(place: Place, unpacked: Unpacked, found: Found, label_column: str = "") -> list[Image]:
+    """The images of a place, each with its class; of class "" where that is not said.
+
+    Folders that are around all others, such as train/ around train/WNID/, are no classes.
+
+    Args:
+      place: where they are.
+      unpacked: gets what can only be read in order.
+      found: gets what else there is.
+      label_column: the column of a Parquet file that holds the class; "": the one that is called so.
+    Raises:
+      InputError: an archive is cut or damaged, or says no classes.
+    """
+    if not place.archives:
+        return image_folder.images(place.folder, image_folder.list_files(place.folder), found)
+    if place.is_unpacked:
+        storage.make_folder(unpacked.folder)
+    if _kind(place.file(place.archives[0])) == "parquet":
+        listed = []
+        for archive in place.archives:
+            named = archive or posixpath.basename(place.folder)
+            target = storage.join(unpacked.folder, unpacked.name(place.file(archive), "images"))
+            listed += parquet.images(place.file(archive), named, target, found, label_column)
+        return listed
+    labels = _Labels()
+    members = (image for archive in place.archives for image in _members(place, archive, unpacked, labels, found))
+    listed, left_out = image_folder.pictures(place.source(unpacked.folder), members, found, place.path)
+    if labels:
+        return labels.given_to(listed, place, found)
+    listed = [_unsuffixed(image) for image in listed]
+    around = _around({image.synset for image in listed} - {""})
+    inside = f"{around}/" if around else ""
+    classes = {image.synset: image.synset.removeprefix(inside).partition("/")[0] for image in listed} | {around: ""}
+    below = {folder: kinds for folder, kinds in left_out.items() if folder.startswith(inside)}
+    found.left_out[place.path] = image_folder.by_class(below, lambda f: f.removeprefix(inside).partition("/")[0])
+    return [image._replace(synset=classes[image.synset]) for image in listed]
+
+
+def _around(folders: set[str]) -> str:
+    """The folder around all class folders."""
+    return os.path.commonpath(folders) if len(folders) > 1 else posixpath.dirname("".join(folders))
+
+
+def _unsuffixed(image: Image) -> Image:
+    """An image in no folder whose name ends with its class, as in Hugging Face's parts of ImageNet."""
+    match = _HUGGING_FACE.fullmatch(image.path) if not image.synset else None
+    return image._replace(synset=match[2], path=match[1] + match[3]) if match else image
+
+
+def _members(place: Place, archive: str, unpacked: Unpacked, labels: "_Labels", found: Found) -> Iterator[Image]:
+    """The files and folders of an archive and of the tars in it, each with its folder for a class."""
+    file, name = place.file(archive), archive
+    prefix = f"{archive}/" if archive else ""
+    version = " ".join(map(str, storage.version(file)))
+    if _kind(file) == "gzip":
+        file, name = _gunzipped(file, unpacked)
+    single = re.fullmatch(r"(.*)\.tar", archive) if len(place.archives) > 1 else None
+    of_class = single[1] if single and _WNID.fullmatch(single[1]) else ""
+    read, is_zip = _reader(file), _kind(file) == "zip"
+    for member in _index(file, read, f"{place.path}/{archive}" if archive else place.path, place.inside):
+        folder, _, base = member.name.rpartition("/")
+        folder = folder[len(place.inside) :].strip("/")
+        if member.rejected:
+            found.rejected.append((f"{place.path}/{prefix}{member.name}", member.rejected))
+        elif is_zip or not base.endswith(".tar"):
+            where = member.offset, member.packed[1] if member.packed else version, name, member.packed
+            path = f"{prefix}{member.name}"
+            labels.note(path, member, read)
+            yield Image(of_class or folder, path, member.size, *where)
+        else:
+            synset = base.removesuffix(".tar")
+            yield Image(synset, f"{synset}/", 0)
+            end = member.offset + member.size
+            for inner in tar.index(read, member.offset, end, f"{place.path}: {prefix}{member.name}"):
+                if not inner.name.endswith("/"):
+                    path = f"{synset}/{posixpath.basename(inner.name)}"
+                    if why := inner.rejected or _misplaced(path, synset):
+                        found.rejected.append((f"{place.path}/{prefix}{member.name}/{inner.name}", why))
+                    else:
+                        yield Image(synset, path, inner.size, inner.offset, version, name)
+
+
+def _misplaced(path: str, synset: str) -> str:
+    named_after = not _WNID.fullmatch(synset) or path.startswith(f"{synset}/{synset}_")
+    return "" if named_after else "is not named after its class"
+
+
+def _gunzipped(file: str, unpacked: Unpacked) -> tuple[str, str]:
+    """The tar in a gzip file, unpacked unless it has been, and its name.
+
+    Raises:
+      InputError: it is cut or damaged, or the checksum at its end is another.
+    """
+    known, name = file in unpacked.names, unpacked.name(file, "tar")
+    target = storage.join(unpacked.folder, name)
+    if not known:
+        try:
+            with gzip.open(storage.open_read(file)) as stream, storage.written_aside(target) as output:
+                while block := stream.read(_BLOCK):
+                    output.write_all([block])
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{file}: damaged archive ({error}); fix: download it again") from None
+    return target, name
+
+
+class _Labels(dict):
+    """The classes of a WebDataset: path without endings -> class, from N.cls or N.json beside N.jpg."""
+
+    def note(self, path: str, member: tar.Member, read) -> None:
+        """Takes a file of the archive, if it is one that holds a class."""
+        stem, _, ending = path.rpartition(".")
+        if ending not in ("cls", "json") or member.size > _MAX_LABEL or member.packed:
+            return
+        text = read(member.offset, member.size)
+        if ending == "json":
+            try:
+                text = str(json.loads(text)["label"]).encode()
+            except (ValueError, KeyError, TypeError, RecursionError):
+                return
+            self.setdefault(stem, text.decode("utf-8", "replace").strip())
+        else:
+            self[stem] = text.decode("utf-8", "replace").strip()
+
+    def given_to(self, listed: list[Image], place: Place, found: Found) -> list[Image]:
+        """The images with their classes; those without one are rejected."""
+        labelled = []
+        for image in listed:
+            folder, _, base = image.path.rpartition("/")
+            stem = f"{folder}/{base.partition('.')[0]}" if folder else base.partition(".")[0]
+            if label := self.get(stem):
+                labelled.append(image._replace(synset=label))
+            else:
+                found.rejected.append((f"{place.path}/{image.path}", "has no class: no .cls beside it"))
+        numbers = {image.synset for image in labelled}
+        if all(re.fullmatch("[0-9]{1,6}", number) for number in numbers):
+            most = max(map(int, numbers), default=-1)
+            if most < MOST_CLASSES:
+                found.classes |= {number: (str(number), str(number)) for number in range(most + 1)}
+                return [image._replace(synset=str(int(image.synset))) for image in labelled]
+        return labelled
