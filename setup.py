@@ -77,6 +77,8 @@ setup(
         "imagenet": ["scipy>=1.14"],
         "beam": ["apache-beam>=2.77"],
         "remote": ["fsspec>=2024.2"],
+        "parquet": ["pyarrow>=18"],
+        "heic": ["pillow-heif>=0.22"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],
         "readers": ["tensorflow-datasets>=4.9.10", "tfrecord>=1.14"],  # independent readers, for the converter's tests
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],

@@ -62,6 +62,12 @@ flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: by size."
 flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: by size.", 0, 99999)
 flags.DEFINE_integer("limit", 0, "At most so many images a split, a random choice; 0: all.", 0)
 flags.DEFINE_integer("max_side", 0, "Shrink images whose larger side has more pixels, such as 500; 0: never.", 0)
+flags.DEFINE_enum(
+    "orientation",
+    None,
+    ["apply", "keep"],
+    "EXIF orientation: turn pictures upright, or keep pixels as stored. By default of ImageNet keep, of others apply.",
+)
 flags.DEFINE_integer("quality", 95, "JPEG quality of images that are re-encoded (shrunk or repaired).", 1, 100)
 flags.DEFINE_integer("workers", _cores(), "Processes; the output does not depend on it.", 1)
 flags.DEFINE_enum("on_bad", "fail", ["fail", "skip", "report"], "Bad images: stop; leave out; list all, then fail.")
@@ -136,6 +142,7 @@ def _convert() -> None:
             max_side=FLAGS.max_side,
             quality=FLAGS.quality,
             decode=FLAGS.verify == "decode",
+            upright=(FLAGS.orientation or ("keep" if _of_imagenet() else "apply")) == "apply",
         ),
         workers=FLAGS.workers,
         on_bad=FLAGS.on_bad,

@@ -193,8 +193,10 @@ def _claim(output_dir: str, request: dict) -> plan.Plan | None:
 
 
 def _difference(name: str, there, here) -> str:
-    if name == "decode":  # the one that is not called as its flag
+    if name == "decode":  # these two are not called as their flags
         return f"--verify=decode was given {'there and not here' if there else 'here and not there'}"
+    if name == "upright":
+        return f"--orientation is {'apply' if there else 'keep'} there and {'apply' if here else 'keep'} here"
     return f"{name} is {there!r} there and {here!r} here"
 
 

@@ -35,7 +35,7 @@ class Options:
       label_base: label of class index 0.
       train_shards, validation_shards: how many; 0: by size.
       limit: at most so many images a split, the first of the shuffled order; 0: all.
-      max_side, quality: see `data_prep.formats.image.Storage`.
+      max_side, quality, upright: see `data_prep.formats.image.Storage`.
       decode: decode every image to find damage that no header shows.
     """
 
@@ -47,6 +47,7 @@ class Options:
     max_side: int = 0
     quality: int = 95
     decode: bool = False
+    upright: bool = False
 
 
 class Shard(NamedTuple):
@@ -143,7 +144,7 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
     class_index = {synset: index for index, synset in enumerate(contents.synsets)}
     identity = hashlib.sha256(json.dumps([contents.synsets, contents.class_names, asdict(options)]).encode())
     classes = list(zip(contents.synsets, contents.class_names, strict=True))
-    storage_options = [options.label_base, options.max_side, options.quality, options.decode]
+    storage_options = [options.label_base, options.max_side, options.quality, options.decode, options.upright]
     shards, images, start = [], {}, 0
     for split in SPLITS:
         order = shuffled(options.seed, split, contents.images[split])[: options.limit or None]

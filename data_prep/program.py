@@ -26,7 +26,10 @@ _EXTRAS = {
     "matplotlib": "demo",
     "mlxtend": "demo",
     "onnx": "onnx",
+    "pillow_heif": "heic",
+    "pyarrow": "parquet",
     "scipy": "imagenet",
+    "tensorflow_datasets": "readers",
     "tensorflow": "cpu",
     "tf2onnx": "onnx",
 }

@@ -97,7 +97,7 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
     planned, options, source = task.shard, task.options, task.source
     work_folder, path = storage.join(task.output_dir, WORK_FOLDER), storage.join(task.output_dir, planned.file)
     classes = plan.load_once(work_folder, task.fingerprint).classes
-    kept = images.Storage(options.max_side, options.quality, options.decode)
+    kept = images.Storage(options.max_side, options.quality, options.decode, options.upright)
     storage.remove(journal(task.output_dir, planned.file))  # it speaks of what is replaced here
     bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
     with storage.written_aside(path) as output:
@@ -117,6 +117,8 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
                 bad.append((place, str(error), member.class_index))
                 count(1, member.size, 1)
                 continue
+            if stored.repaired == images.UPRIGHT and member.boxes:
+                raise InputError(f"{place}: its bounding boxes are of the pixels as stored; fix: --orientation=keep")
             synset, text = classes[member.class_index]
             label = options.label_base + member.class_index
             shard.write(*tfrecord.encode_example(_features(stored, member.path, label, synset, text, member.boxes)))

@@ -1,12 +1,15 @@
 """What is stored for one image file: its own bytes where training decodes them as they are, else a re-encoding.
 
-Gray stays gray. EXIF orientation is not applied: TF-Slim, TFDS and torchvision train on the stored pixels too, and
-ImageNet's bounding boxes refer to them. What is transparent is put on white, 16 bits become the upper 8, floats from 0
-to 1 become 0 to 255, and of several pictures in a file (animations, pages) the first is taken. CMYK becomes RGB by
-(255 - C)(255 - K)/255; a JPEG with Adobe's marker holds 255 - C, ..., 255 - K, one without holds C, ..., K, as
-`tf.io.decode_jpeg` has it.
+Gray stays gray. A picture whose EXIF orientation says that it lies on its side or is mirrored is turned upright and
+encoded again, if that is asked for: Pillow cannot turn a JPEG without decoding it. ImageNet stays as it is: TF-Slim,
+TFDS and torchvision train on the stored pixels, and its bounding boxes refer to them.
+
+What is transparent is put on white, 16 bits become the upper 8, floats from 0 to 1 become 0 to 255, and of several
+pictures in a file (animations, pages) the first is taken. CMYK becomes RGB by (255 - C)(255 - K)/255; a JPEG with
+Adobe's marker holds 255 - C, ..., 255 - K, one without holds C, ..., K, as `tf.io.decode_jpeg` has it.
 """
 
+import functools
 import io
 import re
 import warnings
@@ -22,7 +25,7 @@ MAX_SIDE = 1_000_000  # libpng, and with it TensorFlow, reads no wider PNG
 MAX_FILE_BYTES = 1 << 26
 
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
-_LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")  # the others are stored as PNG
+_LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")  # the others are stored as PNG
 _DECODED_FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "PPM", "JPEG2000"),
     *("ICO", "CUR", "ICNS", "PCX", "SGI", "PSD", "QOI", "DDS"),
@@ -60,6 +63,18 @@ class Storage(NamedTuple):
     max_side: int = 0
     quality: int = 95
     decode: bool = False  # decode every image, to find damage that no header shows
+    upright: bool = False  # apply EXIF orientation
+
+
+AS_IT_IS = Storage()
+UPRIGHT = "turned upright by its EXIF orientation"
+
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+    **{6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+_EXIF_WITHIN = 1 << 17  # bytes: a segment of 64 KiB may stand before EXIF's
 
 
 def prepare(data: bytes, name: str, storage: Storage) -> Stored:
@@ -78,16 +93,18 @@ def prepare(data: bytes, name: str, storage: Storage) -> Stored:
     kind = "JPEG" if data.startswith(jpeg.SIGNATURE) else "PNG" if data.startswith(png.SIGNATURE) else ""
     if storage.decode and kind == "JPEG":
         _check_coded_data(data)
+    if storage.upright and _turn(data):
+        return _reencode(*_decode(data, storage), jpeg_name, storage, UPRIGHT)
     if not kind or (kind == "PNG" and jpeg_name):
-        image, kind = _decode(data, storage.max_side, name.lower().endswith(_TGA_NAMES))
+        image, kind = _decode(data, storage, name.lower().endswith(_TGA_NAMES))
         return _reencode(image, kind, jpeg_name, storage, f"{kind} {'under a JPEG name' if jpeg_name else 'image'}")
     try:
         header = (jpeg if kind == "JPEG" else png).parse(data)
     except jpeg.UnusualError as unusual:
-        return _reencode(*_decode(data, storage.max_side), jpeg_name, storage, str(unusual))
+        return _reencode(*_decode(data, storage), jpeg_name, storage, str(unusual))
     _check_pixels(header.width, header.height)
     if storage.max_side and max(header.width, header.height) > storage.max_side:
-        return _reencode(*_decode(data, storage.max_side), jpeg_name, storage)
+        return _reencode(*_decode(data, storage), jpeg_name, storage)
     if storage.decode:
         _decode(data)
     return Stored(data, kind, *header)
@@ -100,36 +117,67 @@ def _check_pixels(width: int, height: int) -> None:
         raise BadImageError(f"declares {width} x {height} pixels, more than {MAX_SIDE:,} a side")
 
 
-def _decode(data: bytes, max_side: int = 0, tga: bool = False):
+def _turn(data: bytes) -> str:
+    """The transposition that turns a file's picture upright, as its EXIF orientation says; "" if it is."""
+    from PIL import Image
+
+    if data.startswith(jpeg.SIGNATURE) and data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+        return ""
+    if data.startswith(png.SIGNATURE) and b"eXIf" not in data:
+        return ""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if image.format == "TIFF":  # Pillow turns these itself
+                return ""
+            return _TURNS.get(image.getexif().get(_ORIENTATION), "")
+    except Exception:  # whatever a damaged file makes of Pillow; it is decoded, or bad, later
+        return ""
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are decoded, with HEIC if pillow-heif is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return _DECODED_FORMATS
+    pillow_heif.register_heif_opener()
+    return (*_DECODED_FORMATS, "HEIF")
+
+
+def _decode(data: bytes, storage: Storage = AS_IT_IS, tga: bool = False):
     """Decodes every pixel with Pillow; raises BadImageError.
 
     Args:
       data: a file.
-      max_side: shrink to at most so many pixels a side; 0: do not.
+      storage: the size, and whether EXIF orientation is applied.
       tga: the file's name says that it is TGA.
     Returns:
       A Pillow image of mode L or RGB, and the file's format.
     """
     from PIL import Image, UnidentifiedImageError
 
+    turn = _turn(data) if storage.upright else ""
     if data.startswith(png.SIGNATURE):
         data = png.without_text(data)
-    formats = (*_DECODED_FORMATS, "TGA") if tga else _DECODED_FORMATS
+    formats = (*_formats(), "TGA") if tga else _formats()
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=formats) as image:
             _check_pixels(*image.size)
             kind = image.format
             if image.mode not in ("L", "RGB") or image.has_transparency_data:
                 image = _gray_or_rgb(image, kind)
-            if max_side:  # as the last step, as a palette's indices cannot be averaged
-                image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # decodes JPEGs at a fitting scale
+            if storage.max_side:  # as the last step, as a palette's indices cannot be averaged
+                # JPEGs are decoded at a fitting scale.
+                image.thumbnail((storage.max_side, storage.max_side), Image.Resampling.LANCZOS)
             image.load()
-            return image, kind
+            return image.transpose(Image.Transpose[turn]) if turn else image, kind
     except BadImageError:
         raise
     except UnidentifiedImageError:
         known = re.match(_UNDECODED, data, re.DOTALL)
-        what = "HEIC or JPEG XL, which Pillow cannot decode" if known else "no image of a known kind"
+        fix = "HEIC or JPEG XL, which Pillow cannot decode; for HEIC: pip install 'bn-keras[heic]'"
+        what = fix if known else "no image of a known kind"
         raise BadImageError(f"is {what}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for damaged files
         raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from error

@@ -212,14 +212,10 @@ def test_a_folder_whose_name_ends_in_tar_is_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.zip", b"PK\3\4" + bytes(600), ("is a zip archive", "unzip it and give the folder")),
-        ("a.tar.gz", gzip.compress(bytes(600), mtime=0), ("compressed with gzip", "gunzip it")),
-        ("a.tgz", gzip.compress(bytes(600), mtime=0), ("compressed with gzip", "gunzip it")),
         ("a.tar.xz", b"\xfd7zXZ\0" + bytes(600), ("compressed with xz", "unxz it")),
         ("a.tar.bz2", b"BZh9" + bytes(600), ("compressed with bzip2", "bunzip2 it")),
         ("a.7z", b"7z\xbc\xaf\x27\x1c", ("is a 7z archive", "unpack it and give the folder")),
         ("a.rar", b"Rar!\x1a\7", ("is a RAR archive", "unpack it and give the folder")),
-        ("a.tar", b"PK\3\4" + bytes(600), ("is a zip archive", "unzip it and give the folder")),
         ("a.jpg", miniature_release.jpeg(np.random.default_rng(0)), ("no POSIX or GNU tar header",)),
     ],
 )
@@ -383,7 +379,7 @@ def test_cut_or_damaged_archives_are_refused(release, tmp_path):
         (whole[:-20480], "damaged tar archive"),
         (whole[:100] + b"7" + whole[101:], "checksum"),
         (b"\0" + whole[:-1], "no POSIX or GNU tar header"),
-        (gzip.compress(whole), "gunzip"),
+        (gzip.compress(whole)[:-1000], "damaged archive"),
         (b"", "end mark"),
         (whole + whole, "follows the end mark"),
     ):
