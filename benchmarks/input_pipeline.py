@@ -196,16 +196,11 @@ def pytorch(jpegs, windows, draws):
 
 
 def ours(dataset, distort_on):
+    from bn_keras.input.options import InputOptions
     from bn_keras.input.pipeline import training_batches
 
-    return training_batches(
-        dataset,
-        batch_size=BATCH,
-        image_size=SIZE,
-        seed=SEED,
-        photometric_distortion="full",
-        distort_on=distort_on,
-    )
+    options = InputOptions(SIZE, photometric_distortion="full", distort_on=distort_on)
+    return training_batches(dataset, options, batch_size=BATCH, seed=SEED)
 
 
 def rate(iterator):
@@ -257,6 +252,7 @@ def measure_start(folder, jpeg):
     import tensorflow as tf
 
     from bn_keras import read_dataset
+    from bn_keras.input.options import InputOptions
     from bn_keras.input.pipeline import training_batches
 
     counts = np.full(1024, 1_281_167 // 1024)
@@ -275,7 +271,8 @@ def measure_start(folder, jpeg):
     for step in np.random.default_rng(0).integers(0, 6_000_000, 5):
         started = time.perf_counter()
         dataset = read_dataset(str(folder))
-        next(iter(training_batches(dataset, batch_size=BATCH, image_size=SIZE, seed=SEED, start_step=int(step))))
+        batches = training_batches(dataset, InputOptions(SIZE), batch_size=BATCH, seed=SEED, start_step=int(step))
+        next(iter(batches))
         seconds.append(time.perf_counter() - started)
     print(
         f"\nStart at a random step of 1,281,167 examples in 1,024 shards of {shards[0]['bytes'] / 1e6:.0f} MB, in the "
@@ -288,10 +285,13 @@ def check_equal(dataset):
     import numpy as np
 
     from bn_keras.input import pipeline
+    from bn_keras.input.options import InputOptions
 
     def batches(hosts=1, host=0):
-        options = {"batch_size": BATCH, "image_size": SIZE, "seed": SEED, "start_step": 3, "hosts": hosts, "host": host}
-        return [[part.numpy() for part in b] for b in pipeline.training_batches(dataset, **options).take(3)]
+        found = pipeline.training_batches(
+            dataset, InputOptions(SIZE), batch_size=BATCH, seed=SEED, start_step=3, hosts=hosts, host=host
+        )
+        return [[part.numpy() for part in batch] for batch in found.take(3)]
 
     def digest(batches):
         return hashlib.sha256(b"".join(part.tobytes() for batch in batches for part in batch)).hexdigest()
@@ -317,7 +317,7 @@ def measure_order(folder):
     import tensorflow as tf
 
     from bn_keras import read_dataset
-    from bn_keras.input.pipeline import training_records
+    from bn_keras.input.training_order import training_records
 
     shards, each, classes = 64, 1600, 100
     total = shards * each

@@ -31,13 +31,15 @@ def main():
     dataset, skipped = records.read_records()
     config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))
     with program.loading_tensorflow():
-        from bn_keras.input import pipeline, speed
+        from bn_keras.input import speed
+        from bn_keras.input.records import PARALLEL_CALLS
         from bn_keras.input.run_batches import RunBatches
+        from bn_keras.input.training_order import memory_bound
 
     fed = RunBatches(config, dataset, skipped)
     print(
-        f"{dataset.name} for {config.variant.title}, {os.cpu_count()} cores, {pipeline.PARALLEL_CALLS} parallel calls, "
-        f"records in memory: at most {pipeline.memory_bound(dataset) / 1e6:,.0f} MB",
+        f"{dataset.name} for {config.variant.title}, {os.cpu_count()} cores, {PARALLEL_CALLS} parallel calls, "
+        f"records in memory: at most {memory_bound(dataset) / 1e6:,.0f} MB",
         flush=True,
     )
     with fed.naming_damage("train"):

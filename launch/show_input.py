@@ -10,6 +10,7 @@ from pathlib import Path
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 
+import dataclasses
 import os
 
 from absl import flags
@@ -35,17 +36,18 @@ def main():
     dataset, skipped = records.read_records()
     config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))
     with program.loading_tensorflow():
-        from bn_keras.input import contact_sheet, pipeline
+        from bn_keras.input import contact_sheet
+        from bn_keras.input.records import PADDING_LABEL
         from bn_keras.input.run_batches import RunBatches
 
-    fed = RunBatches(config, dataset, skipped)
+    fed = RunBatches(dataclasses.replace(config, batch_size=FLAGS.images), dataset, skipped)
     if FLAGS.split == "validation":
         batches = fed.evaluation(batch_size=min(FLAGS.images, dataset.examples("validation")))
     else:
-        batches = fed.training(0, batch_size=FLAGS.images, start_step=FLAGS.step)
+        batches = fed.training(FLAGS.step * FLAGS.images)
     with fed.naming_damage(FLAGS.split):
         images, labels = (part.numpy() for part in next(iter(batches)))
-    shown = labels != pipeline.PADDING_LABEL
+    shown = labels != PADDING_LABEL
     captions = [f"{label} {dataset.class_names[label]}" for label in labels[shown]]
     title = (
         f"{dataset.name}, {FLAGS.split}, {config.variant.title}, {config.augmentation}, "

@@ -49,7 +49,8 @@ def main():
 
     machines.check_services()
     with machines.loading_tensorflow(FLAGS.dry_run):
-        from bn_keras.input.pipeline import cache_shards, memory_bound
+        from bn_keras.input.shard_cache import cache_shards
+        from bn_keras.input.training_order import memory_bound
         from bn_keras.training.trainer import Outcome, train
 
     strategy, config = machines.strategy_for(config, FLAGS.dry_run)

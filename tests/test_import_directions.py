@@ -52,6 +52,7 @@ STANDARD_LIBRARY_ONLY = (
     "input.bad_records",
     "input.dataset",
     "input.dataset_formats",
+    "input.options",
     "evaluation.report",
     "training.recipes",
     "paper.figure_1",

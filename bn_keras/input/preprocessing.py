@@ -1,19 +1,17 @@
-"""One image from its encoded bytes to the network's input: the training crop, distortion, and the single crop.
+"""One image from its encoded bytes to the network's input: the training crop and the views of evaluation.
 
-Pixels are uint8 or float32 in [0, 255] until `to_network_range` or `photometric_distortion` makes them [-1, 1]. Every
+Pixels are uint8 or float32 in [0, 255] until `to_network_range` or `distort_colors` makes them [-1, 1]. Every
 random choice is a function of `DRAWS` numbers in [0, 1) that are given, so an example looks the same at any
 parallelism and after any resume. To preprocess one image as in training:
 
     draws = uniform_draws(seed=(epoch, example))
     image = training_crop(encoded, random_crop(draws), image_size=224, channels=3)
-    image = random_distortion(image, draws, "reduced")
+    image = photometric_distortion.random_distortion(image, draws, "reduced")
 """
 
 import math
 from typing import NamedTuple
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from bn_keras.input.image_header import MOST_PIXELS
@@ -29,13 +27,6 @@ SINGLE_CROP_FRACTION = 0.875
 # Not in the paper: He et al. (2016), who move CIFAR's 32 pixels by up to 4.
 SHIFT = 1 / 8
 
-# Not in the paper: TF-Slim's. Brightness as a fraction of full scale, hue in radians of the YIQ plane (TF-Slim's
-# 0.2 of a turn in HSV), saturation and contrast as the half-width of a factor's range around 1.
-_FULL_DISTORTION = (32 / 255, 0.2 * 2 * math.pi, 0.5, 0.5)
-
-INTERPOLATIONS = ("bilinear", "bicubic", "area", "lanczos3")
-"""How a crop is resized. Not in the paper: bilinear is TF-Slim's, without filtering where it makes an image smaller."""
-
 _OVERSHOOTING = ("bicubic", "lanczos3")  # their weights are negative in part
 
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
@@ -45,8 +36,8 @@ _AREA = 0
 _ASPECT = slice(1, 11)  # not in the paper: ten attempts, as in TF-Slim; when none fits, all of the image is taken
 _PLACE = slice(_ASPECT.stop, _ASPECT.stop + 2)
 MIRROR = _PLACE.stop
-_COLOR = slice(MIRROR + 1, MIRROR + 5)
-DRAWS = _COLOR.stop
+COLOR = slice(MIRROR + 1, MIRROR + 5)
+DRAWS = COLOR.stop
 
 
 def uniform_draws(seed, examples: int | None = None):
@@ -261,125 +252,6 @@ def shifted_image(encoded, draws, *, image_size: int, channels: int):
     image = image[top : top + image_size, left : left + image_size]
     image = tf.cond(draws[MIRROR] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
     return tf.ensure_shape(image, (image_size, image_size, channels))
-
-
-class Colors(NamedTuple):
-    """An affine map of colors, but for the mean over the pixels, of one example or a batch.
-
-    Attributes:
-      matrix: float32 `[..., C, C]`, by which a row of a pixel's channels is multiplied.
-      contrast: float32 `[...]`, a factor.
-      brightness: float32 `[...]`, as a fraction of full scale.
-    """
-
-    matrix: tf.Tensor
-    contrast: tf.Tensor
-    brightness: tf.Tensor
-
-
-def random_colors(draws, amount: str, channels: int) -> Colors:
-    """Random brightness, hue, saturation and contrast.
-
-    Args:
-      draws: float32 `[..., DRAWS]`, of `uniform_draws`.
-      amount: "full" (TF-Slim's ranges) or "reduced" (half of them; the seventh change of Section 4.2.1).
-      channels: with one, hue and saturation change nothing.
-    """
-    factor = {"full": 1.0, "reduced": 0.5}[amount]
-    moves = (2.0 * draws[..., _COLOR] - 1.0) * (factor * tf.constant(_FULL_DISTORTION))
-    brightness, hue, saturation, contrast = tf.unstack(moves, axis=-1)
-    if channels == 3:
-        matrix = tf.linalg.matrix_transpose(hue_saturation_matrix(hue, 1.0 + saturation))
-    else:
-        matrix = tf.ones_like(hue)[..., None, None]
-    return Colors(matrix, 1.0 + contrast, brightness)
-
-
-def photometric_distortion(images, colors: Colors):
-    """Changes brightness, hue, saturation and contrast by one affine map of each image's colors.
-
-    With `M` the color matrix of `hue_saturation_matrix`, `b` the brightness offset, `k` the contrast factor and `mean`
-    the mean over an image's pixels: `y = k * (M x - M mean) + M mean + b`, scaled to the network's range and clipped
-    to it. Compiled by XLA, it is one pass over the pixels.
-
-    Args:
-      images: uint8 or float32 `[H, W, C]` or `[N, H, W, C]` in [0, 255].
-      colors: of `random_colors`, for each image.
-
-    Returns:
-      float32, of the images' shape, in [-1, 1].
-    """
-    images = tf.cast(images, tf.float32)
-    k, brightness = (part[..., None, None, None] for part in (colors.contrast, colors.brightness))
-    rows = tf.unstack(colors.matrix[..., None, None, :, :], axis=-2)
-
-    def turned(pixels):
-        return tf.add_n([pixels[..., c, None] * row for c, row in enumerate(rows)])
-
-    offset = ((1.0 - k) * turned(_mean_color(images)) + 255.0 * brightness) / 127.5 - 1.0
-    return tf.clip_by_value((k / 127.5) * turned(images) + offset, -1.0, 1.0)
-
-
-def _mean_color(images):
-    """The mean over an image's pixels, `[..., 1, 1, C]`."""
-    *_, height, width, channels = images.shape
-    several, length = (-1,) * (len(images.shape) - 3), height * width * channels
-    sums = tf.reshape(images, (*several, length))
-    # XLA makes vector instructions of additions, not of reductions: 30 in place of 120 us for 224 x 224 pixels.
-    while length % (4 * channels) == 0:
-        length //= 4
-        sums = tf.add_n([sums[..., k * length : (k + 1) * length] for k in range(4)])
-    sums = tf.reshape(sums, (*several, length // channels, 1, channels))
-    return tf.reduce_sum(sums, -3, keepdims=True) / (height * width)
-
-
-def random_distortion(images, draws, amount: str):
-    """`photometric_distortion` by the `random_colors` of each image's draws; arguments and result are theirs."""
-    return photometric_distortion(images, random_colors(draws, amount, images.shape[-1]))
-
-
-@keras.saving.register_keras_serializable("bn_keras")
-class PhotometricDistortion(keras.layers.Layer):
-    """`random_distortion` inside the model, so that the accelerator does it and the host sends bytes.
-
-    Takes `(images, draws)`, uint8 `[N, H, W, C]` and float32 `[N, DRAWS]`, as `training_batches(distort_on="device")`
-    yields them, and returns float32 in [-1, 1], at any precision policy. Nothing is random in it: what it does is in
-    `draws`.
-
-    Args:
-      amount: "full" or "reduced".
-    """
-
-    def __init__(self, amount: str, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # which would round the draws
-        self.amount = amount
-
-    def call(self, inputs):
-        return random_distortion(*inputs, self.amount)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape[0]
-
-    def get_config(self):
-        return super().get_config() | {"amount": self.amount}
-
-
-def hue_saturation_matrix(delta_hue, scale_saturation):
-    """Color matrices that turn the IQ plane by `delta_hue` radians and scale it: TensorFlow Addons' `hsv_in_yiq`.
-
-    Args:
-      delta_hue: float32 `[...]`, radians.
-      scale_saturation: float32 `[...]`, a factor.
-
-    Returns:
-      float32 `[..., 3, 3]`; it times a column of RGB values is the distorted color.
-    """
-    yiq = np.array(RGB_TO_YIQ)
-    cosine, sine = scale_saturation * tf.cos(delta_hue), scale_saturation * tf.sin(delta_hue)
-    one, zero = tf.ones_like(cosine), tf.zeros_like(cosine)
-    turn = tf.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], -1)
-    turn = tf.reshape(turn, (*(-1,) * len(turn.shape[:-1]), 3, 3))
-    return tf.constant(np.linalg.inv(yiq), tf.float32) @ turn @ tf.constant(yiq, tf.float32)
 
 
 def to_network_range(images):

@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Literal
 
 import tensorflow as tf
 
 from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.input.dataset import Dataset
-from bn_keras.input.pipeline import naming_damage, training_batches, validation_batches
+from bn_keras.input.options import InputOptions
+from bn_keras.input.pipeline import training_batches, validation_batches
+from bn_keras.input.records import naming_damage
 from bn_keras.runs.run_config import RunConfig
 
 
@@ -29,23 +31,49 @@ class RunBatches:
     skipped: SkippedRecords | None = None
     data_service: str | None = None
 
-    def training(self, examples: int, *, hosts: int = 1, host: int = 0, **changes: Any) -> tf.data.Dataset:
+    def training(
+        self, examples: int, *, hosts: int = 1, host: int = 0, distort_on: Literal["host", "device"] | None = None
+    ) -> tf.data.Dataset:
         """A host's share of `training_batches`, from where `examples` examples were seen.
 
         Args:
-          changes: of the run's own arguments of `training_batches`.
+          distort_on: in place of the run's own.
         """
-        arguments = self.config.training_arguments(examples) | changes
         return training_batches(
-            self.dataset, skipped=self.skipped, data_service=self.data_service, hosts=hosts, host=host, **arguments
+            self.dataset,
+            self._options(distort_on or self.config.distort_on),
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start_step=self.config.start_step(examples),
+            hosts=hosts,
+            host=host,
+            data_service=self.data_service,
+            skipped=self.skipped,
         )
 
     def evaluation(
-        self, *, hosts: int = 1, host: int = 0, view: Callable | None = None, **changes: Any
+        self, *, hosts: int = 1, host: int = 0, batch_size: int | None = None, view: Callable | None = None
     ) -> tf.data.Dataset:
-        """A host's share of `validation_batches`; `view` in place of the run's own, `changes` of its arguments."""
-        arguments = self.config.evaluation_arguments() | changes
-        return validation_batches(self.dataset, skipped=self.skipped, hosts=hosts, host=host, view=view, **arguments)
+        """A host's share of `validation_batches`; `batch_size` and `view` in place of the run's own."""
+        return validation_batches(
+            self.dataset,
+            self._options("host"),
+            batch_size=batch_size or self.config.eval_batch_size,
+            hosts=hosts,
+            host=host,
+            view=view,
+            skipped=self.skipped,
+        )
+
+    def _options(self, distort_on):
+        config, variant = self.config, self.config.variant
+        return InputOptions(
+            image_size=config.image_size,
+            augmentation=config.augmentation,
+            shuffling=variant.shuffling,
+            photometric_distortion=variant.photometric_distortion,
+            distort_on=distort_on,
+        )
 
     @contextlib.contextmanager
     def naming_damage(self, split: str) -> Iterator[None]:

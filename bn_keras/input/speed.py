@@ -2,8 +2,8 @@
 
 import time
 
-from bn_keras.input import pipeline
 from bn_keras.input.run_batches import RunBatches
+from bn_keras.input.training_order import training_records
 
 ADVICE = {
     "reading": "copy the records to a faster disk with `cache=FOLDER`, or into memory with `cache=memory`",
@@ -23,7 +23,7 @@ def stage_rates(batches: RunBatches, *, seconds: float) -> dict[str, float]:
     config = batches.config
     skip_bad = batches.skipped is not None
     order = {"shuffling": config.variant.shuffling, "skip_bad": skip_bad}
-    records = pipeline.training_records(batches.dataset, config.seed, 0, **order)
+    records = training_records(batches.dataset, config.seed, 0, **order)
     stages = {"reading": records.batch(config.batch_size).prefetch(2)}
     pipelines = {"decoding, cropping, resizing": "device", "distortion": "host"}
     if config.augmentation != "imagenet":

@@ -14,6 +14,7 @@ import tensorflow as tf
 from bn_keras.errors import InputError
 from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.input.dataset import Dataset
+from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import validation_batches
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.paper.figure_1 import NETWORKS, PERCENTILES
@@ -40,7 +41,7 @@ def read_binary_images(dataset: Dataset, split: str) -> tuple[np.ndarray, np.nda
     if dataset.channels != 1:
         raise InputError(f"{dataset.name} has color images; Section 4.1 takes gray digits, such as MNIST")
     once = dataclasses.replace(dataset, splits={"validation": dataset.splits[split]})
-    batches = validation_batches(once, batch_size=500, image_size=IMAGE_SIZE, augmentation="none")
+    batches = validation_batches(once, InputOptions(IMAGE_SIZE, augmentation="none"), batch_size=500)
     images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
     real = labels >= 0
     return (images[real].reshape(-1, IMAGE_SIZE**2) > 0).astype("float32"), labels[real]

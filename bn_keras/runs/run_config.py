@@ -121,20 +121,6 @@ class RunConfig(Configuration):
         another on the way."""
         return -(-examples // self.batch_size)
 
-    def training_arguments(self, examples: int = 0) -> dict[str, Any]:
-        """What `training_batches` needs to go on after so many examples."""
-        own = {name: getattr(self, name) for name in ("batch_size", "image_size", "seed", "augmentation", "distort_on")}
-        shown = {name: getattr(self.variant, name) for name in ("shuffling", "photometric_distortion")}
-        return own | shown | {"start_step": self.start_step(examples)}
-
-    def evaluation_arguments(self) -> dict[str, Any]:
-        """What `validation_batches` needs."""
-        return {
-            "batch_size": self.eval_batch_size,
-            "image_size": self.image_size,
-            "augmentation": self.augmentation,
-        }
-
     def check(self) -> None:
         """Refuses what cannot work, on any data and any devices, or on those that are known.
 

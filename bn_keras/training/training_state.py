@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from bn_keras.errors import InputError
 from bn_keras.evaluation.accuracy import count_correct
-from bn_keras.input.preprocessing import PhotometricDistortion
+from bn_keras.input.photometric_distortion import PhotometricDistortion
 from bn_keras.networks.inception import build_network
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.learning_rate import learning_rate

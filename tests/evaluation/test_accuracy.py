@@ -104,6 +104,7 @@ from bn_keras.evaluation import multicrop
 from bn_keras.input.dataset_formats import read_dataset
 from bn_keras.training.distribution import make_strategy
 from bn_keras.evaluation.accuracy import Evaluator, evaluate
+from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import validation_batches
 devices, data_dir = int(sys.argv[1]), sys.argv[2]
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
@@ -116,12 +117,12 @@ with strategy.scope():
         keras.layers.Flatten(),
         keras.layers.Dense(3),
     ])
-images, _ = next(iter(validation_batches(dataset, batch_size=21, image_size=32)))
+images, _ = next(iter(validation_batches(dataset, InputOptions(32), batch_size=21)))
 model.layers[-1].bias.assign(-tf.reduce_mean(model(images), 0))  # or one class would be the answer to all
 squares = functools.partial(multicrop.squares, image_size=32, channels=1)
 found = []
 for batch_size, view in [*((size, None) for size in (1, 7, 32, 1000)), (1, squares), (7, squares), (32, squares)]:
-    batches = validation_batches(dataset, batch_size=batch_size, image_size=32, view=view)
+    batches = validation_batches(dataset, InputOptions(32), batch_size=batch_size, view=view)
     (evaluation,) = evaluate([model], batches, strategy)
     found.append([batch_size, view is not None, evaluation.counts, evaluation.confusion.tolist()])
     if batch_size == 7 and view is None:

@@ -11,6 +11,7 @@ from conftest import run_program
 
 from bn_keras import InputError, read_dataset
 from bn_keras.input.dataset_formats import count_records
+from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import training_batches, validation_batches
 
 
@@ -61,9 +62,8 @@ def tfds_dir(data_dir, tmp_path):
 
 
 def batches_of(dataset):
-    options = {"batch_size": 7, "image_size": 16}
-    training = training_batches(dataset, seed=3, **options).take(3)
-    validation = validation_batches(dataset, **options, augmentation="none")
+    training = training_batches(dataset, InputOptions(16), batch_size=7, seed=3).take(3)
+    validation = validation_batches(dataset, InputOptions(16, augmentation="none"), batch_size=7)
     return [part.numpy() for batches in (training, validation) for batch in batches for part in batch]
 
 

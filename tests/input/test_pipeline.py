@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import typing
 
 import keras
 import numpy as np
@@ -14,18 +15,14 @@ import tensorflow as tf
 from conftest import ROOT, start_program
 
 from bn_keras import InputError, read_dataset
-from bn_keras.input import pipeline, preprocessing
+from bn_keras.input import photometric_distortion, pipeline, preprocessing
 from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.input.dataset import Dataset, Shard
-from bn_keras.input.pipeline import (
-    PADDING_LABEL,
-    cache_shards,
-    find_damage,
-    memory_bound,
-    training_batches,
-    training_records,
-    validation_batches,
-)
+from bn_keras.input.options import InputOptions, Interpolation
+from bn_keras.input.pipeline import training_batches, validation_batches
+from bn_keras.input.records import PADDING_LABEL, find_damage
+from bn_keras.input.shard_cache import cache_shards
+from bn_keras.input.training_order import memory_bound, training_records
 
 TRAIN, VALIDATION = 60, 21
 
@@ -35,9 +32,13 @@ def dataset(data_dir):
     return read_dataset(str(data_dir))
 
 
-def batches(dataset, count, **options):
-    options = {"batch_size": 7, "image_size": 16, "seed": 3, "augmentation": "imagenet", **options}
-    return [(images.numpy(), labels.numpy()) for images, labels in training_batches(dataset, **options).take(count)]
+OPTIONS = InputOptions(image_size=16)
+WHOLE = InputOptions(image_size=20, augmentation="none")
+
+
+def batches(dataset, count, *, batch_size=7, seed=3, options=OPTIONS, **where):
+    found = training_batches(dataset, options, batch_size=batch_size, seed=seed, **where).take(count)
+    return [(images.numpy(), labels.numpy()) for images, labels in found]
 
 
 def assert_equal_batches(one, other):
@@ -49,9 +50,10 @@ def assert_equal_batches(one, other):
 
 @pytest.mark.parametrize("shuffling", ["within_shard", "shard_order"])
 def test_a_pipeline_started_at_any_step_continues_the_one_from_0(dataset, shuffling):
-    whole = batches(dataset, 26, shuffling=shuffling)  # three epochs: 182 of 180 examples
+    options = dataclasses.replace(OPTIONS, shuffling=shuffling)
+    whole = batches(dataset, 26, options=options)  # three epochs: 182 of 180 examples
     for start in (1, 5, 8, 9, 17, 25):
-        assert_equal_batches(batches(dataset, 26 - start, start_step=start, shuffling=shuffling), whole[start:])
+        assert_equal_batches(batches(dataset, 26 - start, start_step=start, options=options), whole[start:])
 
 
 def test_batches_do_not_depend_on_parallelism(dataset, monkeypatch):
@@ -65,8 +67,9 @@ def test_batches_do_not_depend_on_parallelism(dataset, monkeypatch):
 
 @pytest.mark.parametrize("shuffling", ["within_shard", "shard_order"])
 def test_an_epoch_holds_every_example_once_in_a_new_order(dataset, shuffling):
-    options = {"batch_size": TRAIN, "augmentation": "none", "shuffling": shuffling}
-    first, second = (images.reshape(TRAIN, -1) for images, _ in batches(dataset, 2, **options))
+    options = InputOptions(image_size=16, augmentation="none", shuffling=shuffling)
+    both = batches(dataset, 2, batch_size=TRAIN, options=options)
+    first, second = (images.reshape(TRAIN, -1) for images, _ in both)
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(np.unique(first, axis=0), np.unique(second, axis=0))
 
@@ -123,7 +126,14 @@ def test_a_batch_that_hosts_cannot_share_is_refused(dataset):
     with pytest.raises(InputError, match="batch of 7 cannot be shared by 2 hosts"):
         batches(dataset, 1, hosts=2)
     with pytest.raises(InputError, match="batch of 7 cannot be shared by 2 hosts"):
-        validation_batches(dataset, batch_size=7, image_size=16, hosts=2)
+        validation_batches(dataset, OPTIONS, batch_size=7, hosts=2)
+
+
+@pytest.mark.parametrize("wrong", [{"augmentation": "imagnet"}, {"distort_on": "gpu"}, {"image_size": 0}])
+def test_an_unknown_option_is_named(wrong):
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"^{name}="):
+        InputOptions(**{"image_size": 16} | wrong)
 
 
 def test_another_seed_is_another_order_and_another_crop(dataset):
@@ -138,7 +148,7 @@ def test_an_example_is_cropped_anew_in_every_epoch(dataset):
 
 
 def test_images_are_in_the_networks_range(dataset):
-    images, labels = batches(dataset, 1, batch_size=TRAIN, photometric_distortion="full")[0]
+    images, labels = batches(dataset, 1, batch_size=TRAIN, options=InputOptions(16, photometric_distortion="full"))[0]
     assert images.dtype == np.float32 and images.shape == (TRAIN, 16, 16, 1)
     assert images.min() >= -1 and images.max() <= 1
     assert set(labels) == {0, 1, 2}
@@ -146,7 +156,7 @@ def test_images_are_in_the_networks_range(dataset):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 21, 32])
 def test_evaluation_sees_every_example_once_at_any_batch_size(dataset, batch_size):
-    found = list(validation_batches(dataset, batch_size=batch_size, image_size=20, augmentation="none"))
+    found = list(validation_batches(dataset, WHOLE, batch_size=batch_size))
     assert all(images.shape[0] == batch_size for images, _ in found)
     labels = np.concatenate([labels for _, labels in found])
     assert np.bincount(labels[labels != PADDING_LABEL]).tolist() == [7, 7, 7]
@@ -157,7 +167,7 @@ def test_evaluation_sees_every_example_once_at_any_batch_size(dataset, batch_siz
 @pytest.mark.parametrize(("hosts", "batch_size"), [(2, 2), (2, 8), (3, 9), (4, 32)])
 def test_hosts_evaluate_every_example_once_in_equally_many_batches(dataset, hosts, batch_size):
     def evaluated(**options):
-        found = list(validation_batches(dataset, image_size=20, augmentation="none", **options))
+        found = list(validation_batches(dataset, WHOLE, **options))
         images, labels = (np.concatenate(part) for part in zip(*found, strict=True))
         return len(found), images[labels != PADDING_LABEL]
 
@@ -173,7 +183,7 @@ def test_the_whole_image_is_the_stored_pixels(dataset, image_folders):
         np.asarray(Image.open(path)).astype("float32").tobytes()
         for path in (image_folders / "validation").rglob("*.png")
     }
-    (images, _), *_ = validation_batches(dataset, batch_size=VALIDATION, image_size=20, augmentation="none")
+    (images, _), *_ = validation_batches(dataset, WHOLE, batch_size=VALIDATION)
     read = {np.round((image.numpy() + 1) * 127.5).astype("float32").tobytes() for image in images}
     assert read == stored
 
@@ -313,7 +323,7 @@ class TestBadExamples:
 
     def test_without_skip_they_end_training(self, damaged):
         with pytest.raises(tf.errors.OpError):
-            batches(damaged[0], 10, augmentation="none")
+            batches(damaged[0], 10, options=WHOLE)
 
     def test_skipped_ones_leave_every_other_example_where_it_is(self, damaged, dataset, capfd):
         damaged, bad, _ = damaged
@@ -340,7 +350,7 @@ class TestBadExamples:
 
         def evaluated(dataset, **options):
             dataset = dataclasses.replace(dataset, splits={"validation": dataset.splits["train"]})
-            batches = validation_batches(dataset, batch_size=16, image_size=16, augmentation="none", **options)
+            batches = validation_batches(dataset, WHOLE, batch_size=16, **options)
             return (np.concatenate(part) for part in zip(*batches, strict=True))
 
         found = SkippedRecords()
@@ -459,7 +469,7 @@ class TestCrop:
             assert abs(image - (crop[:, ::-1] if mirrored else crop)).mean() < 1.5
         assert 3 < mirrors < 17
 
-    @pytest.mark.parametrize("interpolation", preprocessing.INTERPOLATIONS)
+    @pytest.mark.parametrize("interpolation", typing.get_args(Interpolation))
     def test_no_interpolation_leaves_the_range_of_bytes(self, interpolation):
         """Bicubic and Lanczos overshoot at an edge: -20 would be 236 as a byte."""
         edge = np.repeat([[0, 255]], 8, 1)[..., None].repeat(16, 0).astype(np.uint8)
@@ -479,8 +489,8 @@ class TestPhotometricDistortion:
         draws[:, -4:] = (np.array(moves) + 1) / 2
 
         def distort(images, draws):
-            colors = preprocessing.random_colors(draws, amount, images.shape[-1])
-            return preprocessing.photometric_distortion(images, colors)
+            colors = photometric_distortion.random_colors(draws, amount, images.shape[-1])
+            return photometric_distortion.distort_colors(images, colors)
 
         distorted = distort(images, draws).numpy()
         one_by_one = [distort(image, draw) for image, draw in zip(images, draws, strict=True)]
@@ -504,13 +514,15 @@ class TestPhotometricDistortion:
     def test_hue_and_saturation_are_tensorflow_addons(self):
         """Its reference values (version 0.23.0), of which those with scale_value 1 are hue and saturation alone."""
         golden = np.load(ROOT / "tests" / "golden" / "hsv_in_yiq.npz")
-        matrix = preprocessing.hue_saturation_matrix(golden["delta_hue_radians"], golden["scale_saturation"]).numpy()
+        matrix = photometric_distortion.hue_saturation_matrix(
+            golden["delta_hue_radians"], golden["scale_saturation"]
+        ).numpy()
         adjusted = np.einsum("nij,nhwj->nhwi", matrix, golden["image"]) * golden["scale_value"][:, None, None, None]
         np.testing.assert_allclose(adjusted, golden["adjusted"], atol=1e-6)
 
     def test_all_at_once_is_hue_and_saturation_then_contrast_then_brightness(self):
         moves = (0.4, -0.5, 0.6, 0.3)
-        matrix = preprocessing.hue_saturation_matrix(-0.5 * 0.4 * np.pi, 1 + 0.6 * 0.5).numpy()
+        matrix = photometric_distortion.hue_saturation_matrix(-0.5 * 0.4 * np.pi, 1 + 0.6 * 0.5).numpy()
         turned = self.images @ matrix.T
         mean = turned.mean((1, 2), keepdims=True)
         expected = (turned - mean) * 1.15 + mean + 0.4 * 32
@@ -528,21 +540,21 @@ class TestPhotometricDistortion:
 
     def test_in_the_model_it_is_the_hosts(self, dataset):
         (images, labels), *_ = batches(dataset, 1)
-        options = {"batch_size": 7, "image_size": 16, "seed": 3, "distort_on": "device"}
-        (inputs, other_labels), *_ = training_batches(dataset, **options).take(1)
+        options = dataclasses.replace(OPTIONS, distort_on="device")
+        (inputs, other_labels), *_ = training_batches(dataset, options, batch_size=7, seed=3).take(1)
         assert inputs[0].dtype == tf.uint8
-        layer = preprocessing.PhotometricDistortion("reduced")
+        layer = photometric_distortion.PhotometricDistortion("reduced")
         assert layer.get_config()["amount"] == "reduced"
         np.testing.assert_array_equal(labels, other_labels)
         np.testing.assert_allclose(layer(inputs), images, atol=1e-6)
 
     def test_the_layer_is_part_of_a_saved_model(self, tmp_path):
         images, draws = keras.Input((4, 4, 3), dtype="uint8"), keras.Input((preprocessing.DRAWS,))
-        model = keras.Model([images, draws], preprocessing.PhotometricDistortion("full")([images, draws]))
+        model = keras.Model([images, draws], photometric_distortion.PhotometricDistortion("full")([images, draws]))
         inputs = [tf.cast(self.images[:, :3, :3], tf.uint8), preprocessing.uniform_draws((1, 2), 5)]
         inputs[0] = tf.pad(inputs[0], ((0, 0), (0, 1), (0, 1), (0, 0)))
         model.save(tmp_path / "model.keras")
         again = keras.saving.load_model(tmp_path / "model.keras")
         np.testing.assert_array_equal(again(inputs), model(inputs))
-        colors = preprocessing.random_colors(inputs[1], "full", 3)
-        np.testing.assert_array_equal(model(inputs), preprocessing.photometric_distortion(inputs[0], colors))
+        colors = photometric_distortion.random_colors(inputs[1], "full", 3)
+        np.testing.assert_array_equal(model(inputs), photometric_distortion.distort_colors(inputs[0], colors))

@@ -91,14 +91,16 @@ def test_population_statistics_are_algorithm_2s(data_dir, trained_runs):
     from bn_keras import population_statistics
     from bn_keras.evaluation.trained_network import load_network
     from bn_keras.input.dataset_formats import read_dataset
+    from bn_keras.input.options import InputOptions
     from bn_keras.input.pipeline import training_batches
+    from bn_keras.input.run_batches import RunBatches
 
     run, dataset = RunDirectory(str(trained_runs[0])), read_dataset(str(data_dir))
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32")
-    found = load_network(run, population_of=dataset, population_steps=3)(images)
+    found = load_network(run, population_of=RunBatches(run.read_trained(), dataset), population_steps=3)(images)
     model = keras.models.load_model(trained_runs[0] / "model.keras")
     moving = model(images, training=False)
-    batches = training_batches(dataset, batch_size=16, image_size=32, seed=0, start_step=12)
+    batches = training_batches(dataset, InputOptions(32), batch_size=16, seed=0, start_step=12)
     population_statistics(model, batches, steps=3)
     np.testing.assert_allclose(found, model(images, training=False), rtol=1e-3, atol=1e-4)
     assert np.abs(found - moving).max() > 0.01

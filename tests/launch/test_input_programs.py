@@ -14,6 +14,7 @@ from PIL import Image
 from bn_keras import read_dataset
 from bn_keras.input import run_batches
 from bn_keras.input.contact_sheet import contact_sheet
+from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import training_batches
 from bn_keras.input.speed import seconds_per_image, stage_rates
 from bn_keras.runs import checkpoint
@@ -45,19 +46,8 @@ def test_show_input_draws_the_first_training_batch(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(output) in done.stdout
     sheet = np.asarray(Image.open(output))
-    images, _ = next(
-        iter(
-            training_batches(
-                read_dataset(str(data_dir)),
-                batch_size=3,
-                image_size=160,
-                seed=5,
-                start_step=2,
-                shuffling="shard_order",
-                photometric_distortion="full",
-            )
-        )
-    )
+    options = InputOptions(160, shuffling="shard_order", photometric_distortion="full")
+    images, _ = next(iter(training_batches(read_dataset(str(data_dir)), options, batch_size=3, seed=5, start_step=2)))
     for number, image in enumerate(images.numpy()):
         tile = sheet[27 : 27 + 160, 6 + number * 166 : 166 + number * 166]
         np.testing.assert_allclose(tile / 127.5 - 1, np.broadcast_to(image, (160, 160, 3)), atol=0.5 / 127.5 + 1e-6)

@@ -14,6 +14,7 @@ from bn_keras import InputError, read_dataset
 from bn_keras.evaluation.trained_network import image_view
 from bn_keras.input import preprocessing
 from bn_keras.input.dataset import Shard
+from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import training_batches, validation_batches
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.training.recipes import PAPER, make_config, recipe_for
@@ -57,22 +58,21 @@ def test_a_shifted_image_is_a_window_of_the_reflected_one_or_its_mirror():
 
 def test_shifts_keep_the_colors_and_evaluation_sees_the_whole_image(colors):
     dataset = read_dataset(str(colors))
-    options = {"batch_size": 6, "image_size": 32, "augmentation": "shift"}
-    images, labels = next(iter(training_batches(dataset, seed=0, photometric_distortion="full", **options)))
+    shift, plain = (InputOptions(32, augmentation, photometric_distortion="full") for augmentation in ("shift", "none"))
+    images, labels = next(iter(training_batches(dataset, shift, batch_size=6, seed=0)))
     order = [dataset.class_names.index(name) for name in ("red", "green", "blue")]
     brightest = np.argmax(images.numpy().mean((1, 2)), axis=-1)
     np.testing.assert_array_equal([order[channel] for channel in brightest], labels.numpy())
-    images, _ = next(iter(validation_batches(dataset, **options)))
-    plain, _ = next(iter(validation_batches(dataset, **options | {"augmentation": "none"})))
-    np.testing.assert_array_equal(images.numpy(), plain.numpy())
+    evaluated, expected = (next(iter(validation_batches(dataset, view, batch_size=6)))[0] for view in (shift, plain))
+    np.testing.assert_array_equal(evaluated.numpy(), expected.numpy())
 
 
 @pytest.mark.parametrize("augmentation", ["imagenet", "shift", "none"])
 def test_evaluate_predict_and_export_show_the_network_what_training_evaluates_on(image_folders, data_dir, augmentation):
     dataset = read_dataset(str(data_dir))
     config = make_run_config(augmentation=augmentation, image_size=32)
-    view, options = image_view(config), {"batch_size": 21, "image_size": 32, "augmentation": augmentation}
-    evaluated = next(iter(validation_batches(dataset, **options)))[0].numpy()
+    view = image_view(config)
+    evaluated = next(iter(validation_batches(dataset, InputOptions(32, augmentation), batch_size=21)))[0].numpy()
     shown = set()
     for path in (image_folders / "validation").glob("*/*.png"):
         shown.add(preprocessing.to_network_range(view(path.read_bytes())).numpy().tobytes())

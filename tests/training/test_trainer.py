@@ -505,7 +505,9 @@ def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, 
 def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
     from bn_keras.errors import InputError
     from bn_keras.input.dataset_formats import read_dataset
-    from bn_keras.input.pipeline import naming_damage, training_batches
+    from bn_keras.input.options import InputOptions
+    from bn_keras.input.pipeline import training_batches
+    from bn_keras.input.records import naming_damage
 
     copy = shutil.copytree(data_dir, tmp_path / "copy")
     manifest = json.loads((copy / "dataset.json").read_text())
@@ -513,5 +515,5 @@ def test_a_label_that_the_manifest_does_not_allow_is_named(data_dir, tmp_path):
     (copy / "dataset.json").write_text(json.dumps(manifest))
     dataset = read_dataset(str(copy))
     with pytest.raises(InputError, match=r"a label is outside 1\.\.2") as error, naming_damage(dataset, "train"):
-        list(training_batches(dataset, batch_size=14, image_size=32, seed=0).take(5))
+        list(training_batches(dataset, InputOptions(32), batch_size=14, seed=0).take(5))
     assert str(copy / "train-") in str(error.value)

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from conftest import make_run_config
 
-from bn_keras.input.preprocessing import photometric_distortion, random_colors, uniform_draws
+from bn_keras.input.photometric_distortion import distort_colors, random_colors
+from bn_keras.input.preprocessing import uniform_draws
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.dropout import Dropout
 from bn_keras.layers.local_response_normalization import LocalResponseNormalization
@@ -176,7 +177,7 @@ def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy)
             keras.config.set_dtype_policy("float32")
         seen = (images, draws)
         if distort_on == "host":
-            seen = tf.function(lambda: photometric_distortion(images, random_colors(draws, "reduced", 3)))()
+            seen = tf.function(lambda: distort_colors(images, random_colors(draws, "reduced", 3)))()
         tf.function(lambda step=step, seen=seen: step(seen, labels, RATE, tf.constant(0, tf.int64)))()
         learned[distort_on] = model.get_weights()
     for one, other in zip(learned["host"], learned["device"], strict=True):

@@ -1,0 +1,47 @@
+"""What the input pipeline makes of an example; standard library only."""
+
+import dataclasses
+import typing
+from typing import Literal
+
+from bn_keras.errors import InputError
+
+Interpolation = Literal["bilinear", "bicubic", "area", "lanczos3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """How images are ordered and what is made of each.
+
+    Attributes:
+      image_size: height and width in pixels of what comes out.
+      augmentation: "imagenet" trains on GoogLeNet's crop, mirrored half of the time and with distorted colors;
+        "shift" on small shifts, mirrored half of the time; "none" on the whole image. It also says what is evaluated:
+        see `preprocessing.evaluated_view`.
+      shuffling: "within_shard" mixes all examples of several shards; "shard_order" permutes only the shards and keeps
+        the order in each.
+      photometric_distortion: "full", TF-Slim's ranges, or "reduced", half of them; without effect unless augmentation
+        is "imagenet".
+      distort_on: "host", or "device", which leaves the photometric distortion to a
+        `photometric_distortion.PhotometricDistortion` in the model; without effect unless augmentation is "imagenet".
+      interpolation: how a training crop is resized. Not in the paper: "bilinear" is TF-Slim's, without filtering where
+        it makes an image smaller.
+
+    Raises:
+      InputError: a value is none of those.
+    """
+
+    image_size: int
+    augmentation: Literal["imagenet", "shift", "none"] = "imagenet"
+    shuffling: Literal["within_shard", "shard_order"] = "within_shard"
+    photometric_distortion: Literal["full", "reduced"] = "reduced"
+    distort_on: Literal["host", "device"] = "host"
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self):
+        if self.image_size < 1:
+            raise InputError(f"image_size={self.image_size} must be at least 1")
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), typing.get_args(field.type)
+            if known and value not in known:
+                raise InputError(f"{field.name}={value!r} is none of {', '.join(known)}")

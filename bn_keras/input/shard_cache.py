@@ -1,0 +1,48 @@
+"""Shards copied to a local folder or into memory, for training to read them there."""
+
+import concurrent.futures
+import dataclasses
+import os
+import shutil
+
+from bn_keras.errors import InputError
+from bn_keras.input.dataset import Dataset
+
+
+def cache_shards(dataset: Dataset, cache: str) -> Dataset:
+    """Copies every shard to a local folder, or into memory, and returns the data set that reads them there.
+
+    A copy that is there in its full size is not made again.
+
+    Args:
+      cache: a folder, or "memory", which is one in /dev/shm.
+
+    Raises:
+      InputError: there is not so much room.
+    """
+    folder = "/dev/shm/bn_keras" if cache == "memory" else cache
+    folder = os.path.join(folder, dataset.fingerprint[:16])
+    os.makedirs(folder, exist_ok=True)
+    copies = {
+        shard: dataclasses.replace(shard, path=os.path.join(folder, os.path.basename(shard.path)))
+        for shards in dataset.splits.values()
+        for shard in shards
+    }
+    missing = {
+        shard: copy
+        for shard, copy in copies.items()
+        if not os.path.exists(copy.path) or os.path.getsize(copy.path) != copy.bytes
+    }
+    needed, free = sum(shard.bytes for shard in missing), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"`cache={cache}` needs {needed:,} bytes, {folder} has {free:,} free: give another folder")
+
+    def copy_one(shard):
+        temporary = f"{missing[shard].path}.{os.getpid()}"
+        shutil.copyfile(shard.path, temporary)
+        os.replace(temporary, missing[shard].path)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(copy_one, missing))
+    splits = {split: tuple(copies[shard] for shard in shards) for split, shards in dataset.splits.items()}
+    return dataclasses.replace(dataset, splits=splits)
