@@ -107,7 +107,7 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
         for path in sorted(glob.glob(os.path.join(glob.escape(data_dir), below, name)))
     ]
     if found:
-        raise InputError(f"{data_dir} is no data set but holds some: give `data_dir={' or '.join(found[:5])}")
+        raise InputError(f"{data_dir} is no data set but holds some: give `data_dir={' or '.join(found[:5])}`")
     raise InputError(
         f"{data_dir} has no {MANIFEST}, no {TFDS_INFO} and no shards train-00000-of-...: prepare it, or finish "
         f"preparing it, with `python -m data_prep --output_dir={data_dir} ...`"
