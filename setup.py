@@ -65,7 +65,7 @@ setup(
     ],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bn_keras*", "data_prep*", "launch"]),
-    package_data={"bn_keras": ["py.typed", "*.pyi"]},
+    package_data={"": ["*.pyi"], "bn_keras": ["py.typed"]},
     install_requires=["keras>=3.13,<3.16", "numpy>=2.0"],  # the layer's; whoever has Keras has one of its backends
     extras_require={
         "prep": PREP,

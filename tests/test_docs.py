@@ -62,6 +62,20 @@ def test_the_speeds_of_the_page_for_users_of_keras_are_measured():
     assert all(re.search(rf"^\|.*\| {re.escape(ratio)} \|", measured, re.MULTILINE) for _, ratio in rows)
 
 
+def test_the_lines_of_python_that_train_a_network_of_ones_own_do(data_dir, tmp_path, monkeypatch, capsys):
+    """Twice, as the page says that the same lines continue; then a program takes the run like any other."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mnist").symlink_to(data_dir)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        exec(script, {"__name__": "__main__"})
+        assert capsys.readouterr().out == "Outcome.FINISHED\n"
+    done = run_program("-m", "launch.evaluate", f"--workdir={tmp_path}/runs/mine", f"--data_dir={data_dir}")
+    assert done.returncode == 0 and "21" in done.stdout, done.stderr
+
+
 def test_the_multiply_adds_of_the_tutorial_are_those_of_figure_5():
     from bn_keras import build_network
 

@@ -1,9 +1,12 @@
 """The trained network of a run, for inference: batch normalization by moving or population statistics, then folded."""
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation import multicrop
@@ -17,13 +20,41 @@ from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import note
 
+Network = Callable[[RunConfig], keras.Model]
+"""A function from a run's configuration to a model that is not trained yet, from images to logits."""
+
+
+def network_of(config: RunConfig) -> keras.Model:
+    """The network of the configuration's variant."""
+    return build_network(config.variant, **config.network_arguments())
+
+
+@contextlib.contextmanager
+def building(config: RunConfig) -> Iterator[None]:
+    """The dtype policy of a run, and names of layers that begin anew, in a `with` block that builds its network.
+
+    So a network that is built twice in a process has variables of the same names.
+    """
+    names, policy = global_state.get_global_attribute(_NAMES), keras.config.dtype_policy()
+    global_state.set_global_attribute(_NAMES, None)
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_NAMES, names)
+        keras.config.set_dtype_policy(policy)
+
+
+_NAMES = "object_name_uids"  # Keras's counts of layers, which no public function puts back
+
 
 def load_network(
-    directory: RunDirectory,
+    directory: str | RunDirectory[RunConfig],
     strategy: tf.distribute.Strategy | None = None,
     *,
     population_of: RunBatches | None = None,
     population_steps: int = 100,
+    network: Network | None = None,
 ) -> keras.Model:
     """Loads a run's network, of the newest step, with every batch normalization folded into its convolution.
 
@@ -33,6 +64,7 @@ def load_network(
       population_of: of the run, to replace the moving averages by the population statistics of Algorithm 2 over its
         training mini-batches, where training would have gone on. None keeps the moving averages.
       population_steps: mini-batches to take for that.
+      network: the function that built it in training, where it is not the variant's.
 
     Returns:
       A model from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits float32 `[N, classes]`.
@@ -40,8 +72,9 @@ def load_network(
     Raises:
       InputError: there is no run, or nothing of it is whole.
     """
+    directory = RunDirectory(directory) if isinstance(directory, str) else directory
     config = directory.read_trained()
-    model = _read_newest(directory, config)
+    model = _read_newest(directory, config, network)
     if population_of and batch_normalizations(model):
         batches = population_of.training(_examples_seen(directory, config), distort_on="host")
         population_statistics(model, batches, steps=population_steps)
@@ -49,10 +82,10 @@ def load_network(
         return fold_batch_normalization(model)
 
 
-def _read_newest(directory, config):
+def _read_newest(directory, config, network):
     """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step."""
     step = directory.newest_step()
-    if step is None or (directory.model_step() or 0) >= step:
+    if step is None or (network is None and (directory.model_step() or 0) >= step):
         try:
             return keras.models.load_model(directory.model_path, compile=False)
         except Exception as error:  # whatever zipfile, h5py and Keras make of damaged bytes
@@ -60,12 +93,13 @@ def _read_newest(directory, config):
             raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
     if step < config.steps:
         note(f"{directory.path} is at step {step} of {config.steps}")
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.precision)
-    try:
-        model = build_network(config.variant, **config.network_arguments())
-    finally:
-        keras.config.set_dtype_policy(policy)
+    if config.builder and network is None:
+        raise InputError(
+            f"{directory.path} has no model of its step {step} yet, and its network is of the function "
+            f"{config.builder}: train it to its end, or give that function as `network`"
+        )
+    with building(config):
+        model = (network or network_of)(config)
     arrays = checkpoint.load_newest(directory.path)[1]
     for weight in model.weights:
         weight.assign(arrays[f"model/{weight.path}"])

@@ -86,6 +86,7 @@ class RunConfig(Configuration):
     distort_on: str = setting(
         "Where colors are changed: by the input pipeline, or with the step.", "host", choices=("host", "device")
     )
+    builder: str = _read("Function that built a network of the person's own.", default="", on_continuing="never")
     deterministic: bool = setting("Have GPUs give the same bits each time, as CPUs do.", True)
 
     @property

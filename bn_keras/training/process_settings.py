@@ -11,12 +11,12 @@ from keras.src.backend.common import global_state
 from tensorflow.python.eager import context
 from tensorflow.python.framework import config as tensorflow_config
 
+from bn_keras.evaluation.trained_network import building
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.distribution import uses_gpus
 
-# No public function says what they are.
-NAMES = "object_name_uids"
-_KERAS_STATE = NAMES, "global_random_seed", "global_seed_generator"
+# No public function says what these are.
+_KERAS_STATE = "global_random_seed", "global_seed_generator"
 _TF_SEED = "_seed", "_rng"
 
 
@@ -27,25 +27,21 @@ def enforces_determinism(config: RunConfig, strategy: tf.distribute.Strategy) ->
 
 @contextlib.contextmanager
 def process_settings(config: RunConfig, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Seeds, names and dtype policy of a run in a `with` block; after it, the process has those back that it had.
-
-    The names that Keras makes begin anew, so that a network built twice in a process has the same variables.
+    """`building`, seeds and determinism of a run in a `with` block; after it, the process has back what it had.
 
     Args:
       config: of the run.
       strategy: that it trains under, whose GPUs are made to give the same bits each time.
     """
     with contextlib.ExitStack() as after:
-        after.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        after.enter_context(building(config))
         for name in _KERAS_STATE:
             after.callback(global_state.set_global_attribute, name, global_state.get_global_attribute(name))
         after.callback(random.setstate, random.getstate())
         after.callback(np.random.set_state, np.random.get_state())
         tensorflow = vars(context.context())
         after.callback(tensorflow.update, {name: tensorflow[name] for name in _TF_SEED if name in tensorflow})
-        global_state.set_global_attribute(NAMES, None)
         keras.utils.set_random_seed(config.seed)
-        keras.config.set_dtype_policy(config.precision)
         if enforces_determinism(config, strategy) and not tensorflow_config.is_op_determinism_enabled():
             after.callback(tensorflow_config.disable_op_determinism)
             tf.config.experimental.enable_op_determinism()

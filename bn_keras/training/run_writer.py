@@ -40,7 +40,7 @@ class RunRecord:
         if writes:
             self._curve.truncate(step)
             self._board = TensorBoardWriter(directory.path, config.flat(), self._curve.rows)
-            self._progress = Progress(config.variant.name, config.steps, skipped)
+            self._progress = Progress(config.builder or config.variant.name, config.steps, skipped)
         else:
             self._curve.forget(step)
 

@@ -8,6 +8,7 @@ With several worker processes every one runs this program on its share of each m
 directory, which all of them see; the chief writes it.
 """
 
+import dataclasses
 import enum
 import functools
 import math
@@ -19,6 +20,7 @@ import tensorflow as tf
 from bn_keras import population_statistics
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation.accuracy import Evaluator
+from bn_keras.evaluation.trained_network import Network, network_of
 from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.input.dataset import Dataset
 from bn_keras.input.run_batches import RunBatches
@@ -26,7 +28,7 @@ from bn_keras.runs import checkpoint
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training.activation_monitor import PERCENTILES, Monitor
-from bn_keras.training.distribution import Agreement, distribute, is_chief, uses_gpus
+from bn_keras.training.distribution import Agreement, distribute, is_chief, make_strategy, uses_gpus
 from bn_keras.training.interruption import Interruption
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.process_settings import process_settings
@@ -50,6 +52,7 @@ def train(
     directory: str | RunDirectory[RunConfig],
     strategy: tf.distribute.Strategy | None = None,
     *,
+    network: Network | None = None,
     allow_change: Collection[str] | None = None,
     skipped: SkippedRecords | None = None,
     data_service: str | None = None,
@@ -64,7 +67,10 @@ def train(
       config: of `make_config`.
       dataset: of `read_dataset`.
       directory: of the run; a new one, or that of the same run, which goes on.
-      strategy: to train under; by default the one that is current.
+      strategy: of `make_strategy`; by default over all GPUs, or on the CPU.
+      network: a function from the configuration to a network of your own, from images float32
+        `[N, image_size, image_size, channels]` in [-1, 1] to logits; its weights may have L2 regularizers. By default
+        the variant's. The same function again continues the run.
       allow_change: fields of the configuration that may differ from those of the run that goes on.
       skipped: takes note of the records that cannot be used and are left out; None: they are errors.
       data_service: as in `training_batches`.
@@ -74,14 +80,16 @@ def train(
       InputError: the directory holds another run, or another process trains in it; the devices cannot share the batch;
         a record is damaged; another worker is gone; nothing more can be written, and the last checkpoint is whole.
     """
-    strategy = strategy or tf.distribute.get_strategy()
+    strategy = strategy or make_strategy("auto")
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
     config = config.on_devices(strategy.num_replicas_in_sync, uses_gpus(strategy))
+    if network:
+        config = dataclasses.replace(config, builder=network.__qualname__)
     directory.check(config, dataset.class_names, allow_change)
     batches = RunBatches(config, dataset, skipped, data_service)
     try:
         with process_settings(config, strategy), Interruption() as interruption:
-            return Trainer(batches, directory, strategy, interruption, profiled_steps).run()
+            return Trainer(batches, directory, strategy, interruption, profiled_steps, network or network_of).run()
     except OSError as error:
         newest = directory.newest_step()
         whole = "no checkpoint was written" if newest is None else f"the checkpoint of step {newest} is whole"
@@ -104,11 +112,12 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         interruption: Interruption,
         profiled_steps: range,
+        network: Network,
     ):
         self.config = config = batches.config
         self.batches_of_run = batches
         self.strategy = strategy
-        self.state = TrainingState(config, strategy)
+        self.state = TrainingState(config, strategy, network)
         self.agreement = Agreement(strategy)
         # Twice: what does not fit is to fail before anything is written, and another process may train until `open`.
         self.step = self._restore(directory)

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from bn_keras.errors import InputError
 from bn_keras.evaluation.accuracy import count_correct
+from bn_keras.evaluation.trained_network import Network, network_of
 from bn_keras.input.photometric_distortion import PhotometricDistortion
-from bn_keras.networks.inception import build_network
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
@@ -25,9 +25,9 @@ class TrainingState:
 
     _OWN = ("step", "examples", "row_examples", "loss_sum", "correct", "best_step", "best_accuracy")
 
-    def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy):
+    def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy, network: Network = network_of):
         with process_settings(config, strategy), strategy.scope():
-            self.model = build_network(config.variant, **config.network_arguments())
+            self.model = _built(network, config)
             self.optimizer = MomentumSGD(self.model.trainable_variables, config.clip_norm, config.ema)
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
             self.step = _counter(tf.int64, 0)
@@ -81,6 +81,22 @@ class TrainingState:
         model = {f"model/{variable.path}": variable.value for variable in self.model.variables}
         optimizer = self.optimizer.variables() | (self.loss_scale.variables() if self.loss_scale else {})
         return own | model | {f"optimizer/{name}": variable for name, variable in optimizer.items()}
+
+
+def _built(network, config):
+    """The model that a function makes of the configuration, whose variables are there.
+
+    Raises:
+      InputError: it is not from images to logits, or has losses that training would leave out.
+    """
+    model = network(config)
+    logits = model(tf.zeros((1, config.image_size, config.image_size, config.channels)), training=False)
+    if not tf.is_tensor(logits) or logits.shape != (1, config.classes):
+        shapes = tf.nest.map_structure(lambda output: tuple(output.shape), logits)
+        raise InputError(f"`network` makes outputs of the shape {shapes}, not the logits (1, {config.classes})")
+    if len(model.losses) > sum(weight.regularizer is not None for weight in model.trainable_variables):
+        raise InputError("`network` adds losses of its own, but training knows the cross-entropy and L2 of weights")
+    return model
 
 
 def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy):
