@@ -90,6 +90,8 @@ def _built(network, config):
       InputError: it is not from images to logits, or has losses that training would leave out.
     """
     model = network(config)
+    if network is network_of:
+        return model
     logits = model(tf.zeros((1, config.image_size, config.image_size, config.channels)), training=False)
     if not tf.is_tensor(logits) or logits.shape != (1, config.classes):
         shapes = tf.nest.map_structure(lambda output: tuple(output.shape), logits)

@@ -10,7 +10,8 @@ import sys, time, types
 sys.path.insert(0, "tests")
 import keras, numpy as np, tensorflow as tf
 from bn_keras import BatchNormalization
-from bn_keras.training import cost_estimate, training_state
+from bn_keras.evaluation import trained_network
+from bn_keras.training import cost_estimate
 from bn_keras.training.distribution import make_strategy
 from conftest import make_run_config
 
@@ -28,7 +29,7 @@ def batches(examples, *, hosts, host):
     spec = tf.TensorSpec((8, 4, 4, 1)), tf.TensorSpec((8,), tf.int32)
     return tf.data.Dataset.from_generator(slowly, output_signature=spec).prefetch(2)
 
-training_state.build_network = build_network
+trained_network.build_network = build_network
 config = make_run_config(batch_size=8, replicas=devices, deterministic=False)
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
 print(cost_estimate.describe_cost(types.SimpleNamespace(config=config, training=batches), strategy))

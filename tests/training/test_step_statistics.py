@@ -20,7 +20,7 @@ from conftest import make_run_config
 SECONDS, BATCH = 0.2, 8
 devices, deterministic = map(int, sys.argv[1:])
 
-def build_network(*_, **__):
+def small_network(config):
     layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), BatchNormalization(), keras.layers.Dense(3)]
     return keras.Sequential(layers)
 
@@ -32,11 +32,11 @@ def apply_slowly(self, gradients, *others):
     with tf.control_dependencies([slept]):
         apply(self, gradients, *others)
 
-training_state.build_network, MomentumSGD.apply = build_network, apply_slowly
+MomentumSGD.apply = apply_slowly
 process_settings.uses_gpus = lambda strategy: bool(deterministic)  # which have another clock
 strategy = make_strategy("mirrored" if devices > 1 else "one_device", devices)
-config = make_run_config(batch_size=BATCH, replicas=devices, deterministic=bool(deterministic))
-state = training_state.TrainingState(config, strategy)
+config = make_run_config(image_size=4, batch_size=BATCH, replicas=devices, deterministic=bool(deterministic))
+state = training_state.TrainingState(config, strategy, small_network)
 train_steps = training_state.make_train_steps(state, config, strategy)
 batch = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 1)).astype("float32"), np.arange(BATCH, dtype="int32") % 3
 
