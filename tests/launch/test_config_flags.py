@@ -90,9 +90,10 @@ def test_a_field_is_in_tensorboards_tables(tmp_path):
     tags = {tag: events.SummaryMetadata(tag).plugin_data for tag in events.Tags()["tensors"]}
     (text,) = (tag for tag, data in tags.items() if data.plugin_name == "text")
     assert "| label_smoothing | 0.25 |" in make_ndarray(events.Tensors(text)[0].tensor_proto).item().decode()
-    (table,) = (data.content for data in tags.values() if data.plugin_name == "hparams")
-    hparams = HParamsPluginData.FromString(table).session_start_info.hparams
-    assert hparams["label_smoothing"].number_value == 0.25
+    tables = [HParamsPluginData.FromString(data.content) for data in tags.values() if data.plugin_name == "hparams"]
+    (session,) = (table.session_start_info for table in tables if table.HasField("session_start_info"))
+    (column,) = (name for name in session.hparams if name.endswith("label_smoothing"))
+    assert session.hparams[column].number_value == 0.25
 
 
 @pytest.mark.parametrize("name", [name for name, field in fields_of(RunConfig).items() if field.setting.given])
