@@ -13,6 +13,7 @@ from conftest import make_run_config
 
 from bn_keras import BatchNormalization, InputError, population_statistics, read_dataset
 from bn_keras.evaluation.trained_network import load_network
+from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import training_batches
 from bn_keras.input.run_batches import RunBatches
 from bn_keras.runs import checkpoint
@@ -102,8 +103,8 @@ def test_population_statistics_go_on_where_the_examples_end_that_training_saw(da
     fed = RunBatches(RunConfig.read(str(copy)), dataset)
     found = load_network(str(copy), network=my_network, population_of=fed, population_steps=2)
     model = keras.models.load_model(mine / "model.keras")
-    options = {"batch_size": 14, "image_size": 16, "seed": 0, "augmentation": "none", "start_step": 5}
-    population_statistics(model, training_batches(dataset, **options), steps=2)
+    batches = training_batches(dataset, InputOptions(16, "none"), batch_size=14, seed=0, start_step=5)
+    population_statistics(model, batches, steps=2)
     images = np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 1)).astype("float32")
     np.testing.assert_allclose(found(images), model(images, training=False), atol=1e-5)
 
