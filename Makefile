@@ -15,7 +15,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo ensemble setup test test-slow format results benchmark site docs
+.PHONY: demo ensemble setup test test-slow format results benchmark site docs lesson lesson-check screenshots
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 	@n=0; for variant in $(VARIANTS); do \
 		n=$$((n + 1)); echo; echo "[$$n/$(words $(VARIANTS))] $$variant"; \
 		launch/train --variant=$$variant --data_dir=$(DATA) --workdir=$(RUNS)/$$variant --on_divergence=record \
-			|| exit; \
+			--monitor=inception_5b_1x1 || exit; \
 	done
 	@echo; launch/report --workdir=$(RUNS)
 
@@ -72,6 +72,17 @@ site: $(VENV)/installed
 
 docs: site
 	$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site 8000
+
+# A notebook for a lesson; lesson-check runs all of it, as CI does.
+lesson lesson-check: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lesson]'
+	$(if $(filter lesson,$@),$(VENV)/bin/jupyter lab docs/lesson.ipynb,$(VENV)/bin/jupyter nbconvert \
+		--log-level=ERROR --execute --to html --output-dir build docs/lesson.ipynb)
+
+# Pictures of TensorBoard for the documentation, of the runs that make demo left.
+screenshots: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'
+	$(VENV)/bin/python docs/screenshots.py $(RUNS) docs
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix

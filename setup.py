@@ -82,6 +82,8 @@ setup(
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],
         "readers": ["tensorflow-datasets>=4.9.10", "tfrecord>=1.14"],  # independent readers, for the converter's tests
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
+        "lesson": ["jupyterlab>=4.3", "nbconvert>=7.16"],
+        "screenshots": ["playwright>=1.50"],
         "demo": ["matplotlib>=3.9", "mlxtend>=0.24"],
         "test": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "scipy>=1.14"],
     },

@@ -1,6 +1,7 @@
 """The documentation: its links lead somewhere, its commands exist, its arithmetic is right."""
 
 import importlib.util
+import json
 import pickle
 import re
 import shlex
@@ -64,8 +65,7 @@ def test_the_speeds_of_the_page_for_users_of_keras_are_measured():
 
 def test_the_lines_of_python_that_train_a_network_of_ones_own_do(data_dir, tmp_path, monkeypatch, capsys):
     """Twice, as the page says that the same lines continue; then a program takes the run like any other."""
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (script,) = python_blocks("training.md")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mnist").symlink_to(data_dir)
     monkeypatch.chdir(tmp_path)
@@ -74,6 +74,12 @@ def test_the_lines_of_python_that_train_a_network_of_ones_own_do(data_dir, tmp_p
         assert capsys.readouterr().out == "Outcome.FINISHED\n"
     done = run_program("-m", "launch.evaluate", f"--workdir={tmp_path}/runs/mine", f"--data_dir={data_dir}")
     assert done.returncode == 0 and "21" in done.stdout, done.stderr
+
+
+def test_the_lesson_is_kept_without_what_it_printed():
+    """CI runs it: `make lesson-check`."""
+    lesson = json.loads((ROOT / "docs" / "lesson.ipynb").read_text(encoding="utf-8"))
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in lesson["cells"])
 
 
 def test_the_multiply_adds_of_the_tutorial_are_those_of_figure_5():
