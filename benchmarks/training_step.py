@@ -3,11 +3,10 @@
   python benchmarks/training_step.py                    BN-x5, 224x224, batch 32: three minutes on two cores
   python benchmarks/training_step.py --rounds=8 --variant=bn_baseline
 
-Four ways take a step of the same network on the same mini-batch, in turns, so that a noisy machine is noisy for all:
+Three ways take a step of the same network on the same mini-batch, in turns, so that a noisy machine is noisy for all:
 
   ours    the trainer's own step: `bn_keras.training.training_state`
-  keras   Keras's BatchNormalization, Conv2D and SGD, the L2 penalties as losses, one `tf.function`
-          and the same with `bn_keras.layers.convolution.Conv2D`, so that only normalization and optimizer differ
+  keras   Keras's BatchNormalization and SGD, the L2 penalties as losses, one `tf.function`
   torch   PyTorch, channels_last, torch.optim.SGD with weight decay, as many threads
 
 The table gives medians, and the median of the rounds' ratios. Then: the loop of the trainer against its bare step, what
@@ -82,7 +81,7 @@ def our_steps(state, config, strategy, images, labels):
     return lambda count: train_steps(batches, tf.constant(count)).numpy(), bare_steps
 
 
-def keras_steps(config, images, labels, convolution):
+def keras_steps(config, images, labels):
     """The same network with Keras's BatchNormalization, trained as its users write it."""
     import keras
     import tensorflow as tf
@@ -96,7 +95,6 @@ def keras_steps(config, images, labels, convolution):
         classes=CLASSES,
         width=config.width,
         batch_normalization=keras.layers.BatchNormalization,
-        convolution=convolution,
     )
     optimizer = keras.optimizers.SGD(config.initial_learning_rate, momentum=MOMENTUM)
     optimizer.build(model.trainable_variables)
@@ -278,10 +276,8 @@ def main(_):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the launchers do
     os.environ["OMP_NUM_THREADS"] = str(FLAGS.threads)
-    import keras
     import tensorflow as tf
 
-    from bn_keras.layers.convolution import Conv2D
     from bn_keras.training.training_state import TrainingState
 
     tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
@@ -295,8 +291,7 @@ def main(_):
     loop, bare = our_steps(state, config, strategy, images, labels)
     ways = {
         "ours": loop,
-        "keras": keras_steps(config, images, labels, keras.layers.Conv2D),
-        "keras, our Conv2D": keras_steps(config, images, labels, Conv2D),
+        "keras": keras_steps(config, images, labels),
         "torch": torch_steps(config, images, labels),
     }
     ways = {name: steps for name, steps in ways.items() if steps}

@@ -6,17 +6,18 @@ import pytest
 from conftest import ROOT
 
 _INPUT = {"errors", "json_files", "settings", "runs", "networks", "input"}
-_EVALUATION = _INPUT | {"inference", "layers", "evaluation"}
+_EVALUATION = _INPUT | {"private_names", "inference", "layers", "evaluation"}
 MAY_IMPORT = {
     "bn_keras": {
         "errors": set(),
         "markdown": set(),
         "plots": set(),
         "progress": set(),
+        "private_names": set(),
         "json_files": {"errors"},
         "settings": {"errors", "json_files"},
-        "layers": {"errors", "layers"},
-        "inference": {"errors", "layers", "inference"},
+        "layers": {"errors", "private_names", "layers"},
+        "inference": {"errors", "private_names", "layers", "inference"},
         "networks": {"errors", "layers", "networks", "settings"},
         "runs": {"errors", "json_files", "networks", "runs", "settings"},
         "input": _INPUT,

@@ -15,19 +15,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from bn_keras.inference.keras_graph import (
-    call_arguments,
-    from_own_config,
-    functional_graph,
-    graph_calls,
-    layers_within,
-    mask_of,
-    new_inputs,
-    outside_graphs,
-)
+from bn_keras.inference.keras_graph import call_arguments, from_own_config, functional_graph, graph_calls, new_inputs
 from bn_keras.layers.batch_normalization import BatchNormalization
-from bn_keras.layers.convolution import Conv2D
 from bn_keras.layers.scale_and_shift import ScaleAndShift
+from bn_keras.private_names import layers_within, mask_of, outside_graphs
 
 
 def fold_batch_normalization(model: keras.Model) -> keras.Model:
@@ -102,7 +93,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
 
 _NORMALIZATIONS = (BatchNormalization, keras.layers.BatchNormalization)
 _LAYERS = keras.layers
-_KERNEL_ENDS_IN_OUTPUTS = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, Conv2D, _LAYERS.Conv3D)
+_KERNEL_ENDS_IN_OUTPUTS = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
 _SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
 _TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
 _DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)

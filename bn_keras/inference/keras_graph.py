@@ -1,18 +1,26 @@
-"""The graph of calls behind a functional Keras model. Every name here that Keras keeps private has a test."""
+"""The graph of calls behind a functional Keras model."""
 
 import contextlib
 import inspect
 from types import FunctionType
 
 import keras
-from keras.src.models.functional import Functional
-from keras.src.saving.serialization_lib import SafeModeScope
+
+from bn_keras.private_names import (
+    Functional,
+    SafeModeScope,
+    calls_by_depth,
+    functional_of,
+    layers_within,
+    operation_before,
+    without_dropout_preparation,
+)
 
 
 def functional_graph(model):
     """The functional model that a model runs when it is called; None where it runs code of its own, or is not built."""
     if isinstance(model, keras.Sequential):
-        return model._functional if runs_call_of(model, keras.Sequential) else None
+        return functional_of(model) if runs_call_of(model, keras.Sequential) else None
     return model if isinstance(model, Functional) and runs_call_of(model, Functional) else None
 
 
@@ -27,7 +35,7 @@ def graph_calls(functional):
     Each has its `operation` (a layer, or one of `keras.ops`), its `arguments`, and the symbolic tensors
     `input_tensors` and `outputs`.
     """
-    by_depth = sorted(functional._nodes_by_depth.items(), reverse=True)
+    by_depth = sorted(calls_by_depth(functional).items(), reverse=True)
     return [call for _, calls in by_depth for call in calls if not call.is_input]
 
 
@@ -43,24 +51,14 @@ def call_arguments(call, values):
     return call.arguments.fill_in(values)
 
 
-def mask_of(tensor):
-    """The mask that a symbolic tensor carries, which Keras gives to the calls that read it; or None."""
-    return getattr(tensor, "_keras_mask", None)
-
-
 def new_inputs(functional):
     """Symbolic inputs of the structure, names, shapes and kinds of a functional model's."""
 
     def renewed(tensor):
-        layer = tensor._keras_history.operation
+        layer = operation_before(tensor)
         return type(layer).from_config(layer.get_config()).output
 
     return keras.tree.map_structure(renewed, functional.input)
-
-
-def layers_within(layer):
-    """A layer and the layers inside of it, of any depth."""
-    return layer._flatten_layers()
 
 
 @contextlib.contextmanager
@@ -72,19 +70,12 @@ def unrolled(rnn):
     """
     before = rnn.unroll
     rnn.unroll = True
-    vars(rnn)["_maybe_config_dropout_masks"] = lambda cell, inputs, states: None
+    put_back = without_dropout_preparation(rnn)
     try:
         yield
     finally:
         rnn.unroll = before
-        del vars(rnn)["_maybe_config_dropout_masks"]
-
-
-def outside_graphs(operation):
-    """An operation that shares everything with this one, but takes part in no graph yet."""
-    twin = object.__new__(type(operation))
-    vars(twin).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
-    return twin
+        put_back()
 
 
 def from_own_config(layer, **changes):

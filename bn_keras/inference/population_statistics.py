@@ -20,9 +20,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from bn_keras.inference.keras_graph import called_by_graphs, layers_within, runs_call_of, unrolled
+from bn_keras.inference.keras_graph import called_by_graphs, runs_call_of, unrolled
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.moments import Moments
+from bn_keras.private_names import layers_within
 
 
 def population_statistics(
@@ -321,22 +322,35 @@ class _BatchMode:
 
         def call(layer, inputs, training=None, mask=None):
             ours = self._ours_for(layer)
-            ours.moments_observer = lambda _, moments: observe(layer, moments)
+            vars(ours)["statistics"] = _Recorder(layer, observe)
             return ours.call(inputs, mask=mask)
 
+        replaced = []
         for layer in self.layers:
             if isinstance(layer, BatchNormalization):
-                layer.moments_observer = observe
+                replaced.append((layer, "statistics", _Recorder(layer, observe)))
             else:
-                vars(layer)["call"] = functools.partial(call, layer)
+                replaced.append((layer, "call", functools.partial(call, layer)))
+        for layer, name, value in replaced:
+            vars(layer)[name] = value
         try:
             yield
         finally:
-            for layer in self.layers:
-                if isinstance(layer, BatchNormalization):
-                    layer.moments_observer = None
-                else:
-                    del vars(layer)["call"]
+            for layer, name, _ in replaced:
+                del vars(layer)[name]
+
+
+class _Recorder:
+    """The statistics of a layer in batch mode: it always normalizes by the mini-batch, whose Moments are handed on."""
+
+    def __init__(self, layer, observe):
+        self.layer, self.observe = layer, observe
+
+    def by_mini_batch(self, training):
+        return True
+
+    def update(self, _, moments):
+        self.observe(self.layer, moments)
 
 
 @contextlib.contextmanager

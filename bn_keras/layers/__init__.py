@@ -6,10 +6,14 @@
 Keras looks layers up by their registered names, and imports no package but its own for them.
 """
 
+import keras
+
 from bn_keras.layers.batch_normalization import BatchNormalization
-from bn_keras.layers.convolution import Conv2D
 from bn_keras.layers.dropout import Dropout
 from bn_keras.layers.local_response_normalization import LocalResponseNormalization
 from bn_keras.layers.scale_and_shift import ScaleAndShift
 
-__all__ = ["BatchNormalization", "Conv2D", "Dropout", "LocalResponseNormalization", "ScaleAndShift"]
+__all__ = ["BatchNormalization", "Dropout", "LocalResponseNormalization", "ScaleAndShift"]
+
+# Networks saved before December 2026 name a convolution of this package's, which computed what Keras's does.
+keras.saving.get_custom_objects()["bn_keras>Conv2D"] = keras.layers.Conv2D

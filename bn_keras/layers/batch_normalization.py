@@ -8,20 +8,10 @@ from typing import Any, TypedDict, Unpack
 import keras
 from keras import ops
 
-from bn_keras.layers.moments import (
-    Moments,
-    average_of_groups,
-    is_from_linear_operation,
-    moments_over,
-    normalize,
-    replica_count,
-    scale_and_shift,
-    takes_fused_inference,
-    tensorflow_kernels_fit,
-    transform,
-    transform_fused,
-    when_one,
-)
+from bn_keras.layers import tensorflow_kernels
+from bn_keras.layers.moments import Moments, moments_over, scale_and_shift, transform
+from bn_keras.layers.moving_averages import MovingAverages
+from bn_keras.layers.replicas import replica_count
 
 # What Keras takes for an initializer, a regularizer or a constraint: its name, its configuration, or itself.
 KerasObject = str | dict[str, Any] | Callable[..., Any]
@@ -93,6 +83,8 @@ class BatchNormalization(keras.layers.Layer):
     Raises:
         ValueError: an argument out of range; a mask of the wrong rank.
     """
+
+    statistics = MovingAverages()
 
     def __init__(
         self,
@@ -166,8 +158,6 @@ class BatchNormalization(keras.layers.Layer):
         self.moving_variance = None
         self.moving_weight = None
         self._has_warned = False
-        # Set by `population_statistics`: called with (layer, Moments) in batch mode, instead of moving the averages.
-        self.moments_observer = None
 
     def build(self, input_shape):
         rank = len(input_shape)
@@ -239,14 +229,11 @@ class BatchNormalization(keras.layers.Layer):
         # Statistics of float16 and bfloat16 inputs are float32: 70000 is beyond float16, 257 is no bfloat16.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         gamma, beta = (value if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
-        if self.moments_observer is not None:
-            outputs, moments = self._normalize(inputs, mask, gamma, beta)
-            self.moments_observer(self, moments)
-        elif training and self.trainable:
-            if mask is None and not (self.synchronized and replica_count() > 1):
+        if self.statistics.by_mini_batch(training and self.trainable):
+            if training and mask is None and not (self.synchronized and replica_count() > 1):
                 self._warn_where_one_value(inputs)
             outputs, moments = self._normalize(inputs, mask, gamma, beta)
-            self._update_moving_averages(moments)
+            self.statistics.update(self, moments)
         else:
             mean, variance = ops.cast(self.moving_mean, dtype), ops.cast(self.moving_variance, dtype)
             outputs = self._transform(inputs, mean, variance, gamma, beta)
@@ -258,7 +245,7 @@ class BatchNormalization(keras.layers.Layer):
         if self.virtual_batch_size == 1:
             sizes = sizes[1:]
         if math.prod(size for size in sizes if isinstance(size, int)) == 1:
-            when_one(math.prod(sizes), self._warn_of_one_value)
+            tensorflow_kernels.when_one(math.prod(sizes), self._warn_of_one_value)
 
     def _warn_of_one_value(self):
         if not self._has_warned:
@@ -273,16 +260,16 @@ class BatchNormalization(keras.layers.Layer):
     def _transform(self, x, mean, variance, gamma, beta):
         """Normalizes x by a given mean and variance, [*gamma.shape]."""
         axis = self.axis % len(x.shape)
-        if not self.per_activation and takes_fused_inference(x, axis):
-            return transform_fused(x, axis, mean, variance, gamma, beta, self.epsilon)
+        if not self.per_activation and tensorflow_kernels.takes_fused_inference(x, axis):
+            return tensorflow_kernels.transform_fused(x, axis, mean, variance, gamma, beta, self.epsilon)
         mean, variance, gamma, beta = (self._broadcast(value) for value in (mean, variance, gamma, beta))
-        form = scale_and_shift if is_from_linear_operation(x) else transform
+        form = scale_and_shift if tensorflow_kernels.is_from_linear_operation(x) else transform
         return form(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
 
     def _normalize(self, x, mask, gamma, beta):
         """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
         groups = self._equal_groups(x)
-        if tensorflow_kernels_fit(x) and groups and mask is None and not self.renorm:
+        if tensorflow_kernels.fit(x) and groups and mask is None and not self.renorm:
             return self._normalize_unmasked(x, groups, gamma, beta)
         x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
         if mask is not None:
@@ -301,7 +288,8 @@ class BatchNormalization(keras.layers.Layer):
     def _normalize_unmasked(self, x, groups, gamma, beta):
         view, axis, parameters = self._channel_view(x, gamma, beta)
         parts = ops.split(view, groups) if groups > 1 else [view]
-        results = (normalize(part, axis, *parameters, self.epsilon, self.synchronized) for part in parts)
+        arguments = axis, *parameters, self.epsilon, self.synchronized
+        results = (tensorflow_kernels.normalize(part, *arguments) for part in parts)
         outputs, moments = zip(*results, strict=True)
         outputs = ops.concatenate(outputs) if groups > 1 else outputs[0]
         shape = (groups, *self.moving_mean.shape)
@@ -342,27 +330,6 @@ class BatchNormalization(keras.layers.Layer):
         shape = (groups, size, *rest)
         return ops.reshape(x, shape), mask if mask is None else ops.reshape(mask, shape)
 
-    def _update_moving_averages(self, moments):
-        """Moves the averages towards the batch: the mean over groups and replicas, alike on every replica."""
-        mean, variance, known = average_of_groups(moments, self.unbiased, across_replicas=not self.synchronized)
-        step = known * (1.0 - self.momentum)
-        if self.debias:
-            # The moving average, from 0, of the constant 1: 1 - momentum^t after t steps.
-            weight = self.moving_weight * (1.0 - step) + step
-            self.moving_weight.assign(weight)
-            step = step / ops.maximum(weight, keras.backend.epsilon())
-        _move(self.moving_mean, mean, step)
-        if self.renorm:
-            # Averages the deviation (Ioffe, 2017, Algorithm 1); sqrt(v + epsilon)^2 - epsilon may round below 0.
-            _move(self.moving_stddev, ops.sqrt(variance + self.epsilon), step)
-            variance = ops.relu(ops.square(self.moving_stddev) - self.epsilon)
-            self.moving_variance.assign(ops.where(known > 0, variance, self.moving_variance.value))
-            mean, variance, known = average_of_groups(moments, False, across_replicas=not self.synchronized)
-            _move(self.renorm_mean, mean, known * (1.0 - self.renorm_momentum))
-            _move(self.renorm_stddev, ops.sqrt(variance + self.epsilon), known * (1.0 - self.renorm_momentum))
-        else:
-            _move(self.moving_variance, variance, step)
-
     def _renormalized(self, pivot, moments, gamma, beta):
         """gamma and beta that also hold the correction (r, d) of batch renormalization; moments are of x - pivot."""
         deviation = ops.sqrt(moments.variance + self.epsilon)
@@ -401,12 +368,6 @@ class BatchNormalization(keras.layers.Layer):
             "debias": self.debias,
         }
         return {**super().get_config(), **config}
-
-
-def _move(average, value, step):
-    """average * (1 - step) + value * step; exactly value where step is 1."""
-    step = ops.cast(step, average.dtype)
-    average.assign(average * (1.0 - step) + ops.cast(value, average.dtype) * step)
 
 
 def _square_root_of(initializer):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import keras
 
 from bn_keras.layers.batch_normalization import BatchNormalization
-from bn_keras.layers.convolution import Conv2D
 from bn_keras.layers.dropout import Dropout
 from bn_keras.layers.local_response_normalization import LocalResponseNormalization
 from bn_keras.networks.variants import VARIANTS, Variant
@@ -53,7 +52,6 @@ def build_network(
     classes: int = 1000,
     width: float = 1.0,
     batch_normalization: Callable[..., keras.layers.Layer] = BatchNormalization,
-    convolution: Callable[..., keras.layers.Layer] = Conv2D,
     separable_stem: bool = True,
     projection_4c_4d: int = 96,
     **normalization: Any,
@@ -72,7 +70,6 @@ def build_network(
       width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
       batch_normalization: called with `name=`, and `per_activation=True` where the variant says so, for every
         normalization; another layer class changes them all.
-      convolution: class of every convolution but the separable one.
       separable_stem: the first 7x7 convolution is depthwise with multiplier 8, then 1x1 (Figure 5); False makes it a
         plain convolution.
       projection_4c_4d: maps of the pool projections of 4c and 4d, 96 (the figure's output column) or 128 (its
@@ -121,7 +118,7 @@ def build_network(
     def maps(count):
         return count if width == 1.0 else max(8, int(count * width) // 8 * 8)
 
-    def conv(x, count, size, name, stride=1, layer=convolution, **initial):
+    def conv(x, count, size, name, stride=1, layer=keras.layers.Conv2D, **initial):
         """Convolution, normalization and nonlinearity: `g(BN(Wu))`, or `g(Wu + b)` without BN (Section 3.2)."""
         initial = initial or {"kernel_initializer": initializer(), "kernel_regularizer": l2}
         x = layer(

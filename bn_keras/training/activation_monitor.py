@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from bn_keras.errors import InputError
 from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.private_names import operation_before
 
 PERCENTILES = (15, 50, 85)
 """Figure 1(b, c)."""
@@ -35,7 +36,7 @@ class Monitor:
         looks = {}
         for (name, layer, _), values in zip(self._chosen, self._inputs(self._images), strict=True):
             looks[name] = {"input": _percentiles(values)}
-            before = layer.input._keras_history.operation
+            before = operation_before(layer.input)
             if isinstance(before, BatchNormalization):
                 for what in ("gamma", "beta", "moving_mean", "moving_variance"):
                     looks[name][what] = _percentiles(getattr(before, what))

@@ -91,9 +91,7 @@ class Agreement:
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self._strategy = strategy
-        self.workers = 1
-        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            self.workers = strategy.extended._num_workers
+        self.workers = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
         self._sum = tf.function(self._sum_over_replicas)
 
     def mean(self, *values: float) -> list[float]:

@@ -157,9 +157,9 @@ def test_an_accelerators_kernel_is_as_exact(monkeypatch):
     """What TensorFlow runs on a GPU without XLA, here on a CPU; channels last, whose sums are more exact there."""
     from benchmarks import exactness
     from bn_keras import BatchNormalization
-    from bn_keras.layers import moments
+    from bn_keras.layers import tensorflow_kernels
 
-    monkeypatch.setattr(moments, "only_cpus", lambda: False)
+    monkeypatch.setattr(tensorflow_kernels, "only_cpus", lambda: False)
     draw = np.random.default_rng(0)
     for mean in (0, 3, 1000, 1e5):
         x, dy = (draw.normal(centre, 1, (4, 5, 6, 4)).astype("float32") for centre in (mean, 0))

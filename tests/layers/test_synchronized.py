@@ -30,7 +30,7 @@ def step(layer, x, dy):
 TWO_REPLICAS = (
     COMMON
     + """
-import bn_keras.layers.moments
+import bn_keras.layers.tensorflow_kernels
 from bn_keras.training.distribution import make_strategy
 strategy = make_strategy("mirrored", 2)
 calls = []
@@ -40,7 +40,7 @@ tf.distribute.ReplicaContext.all_reduce = lambda self, *args, **kwargs: (
 results = {}
 for name in inputs["names"]:
     mean, split, device = name.split("_")
-    bn_keras.layers.moments.only_cpus = lambda: device == "cpu"
+    bn_keras.layers.tensorflow_kernels.only_cpus = lambda: device == "cpu"
     part = lambda value: strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.split(value, [int(split)])[context.replica_id_in_sync_group]))
     with strategy.scope():

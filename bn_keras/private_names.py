@@ -1,0 +1,60 @@
+"""What Keras and TensorFlow keep private and this package needs: here and nowhere else.
+
+tests/test_private_names.py has a test of each, which says what breaks without it.
+"""
+
+import keras
+from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SafeModeScope
+
+__all__ = ["Functional", "SafeModeScope"]
+
+
+def functional_of(sequential):
+    """The functional model that a built Sequential model runs; None before it is built."""
+    return sequential._functional
+
+
+def calls_by_depth(functional):
+    """{depth: calls} of a functional model, the calls nearest to the outputs at depth 0."""
+    return functional._nodes_by_depth
+
+
+def operation_before(tensor):
+    """The layer or operation whose call made a symbolic tensor."""
+    return tensor._keras_history.operation
+
+
+def mask_of(tensor):
+    """The mask that a symbolic tensor carries, which Keras gives to the calls that read it; or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def layers_within(layer):
+    """A layer and the layers inside of it, of any depth."""
+    return layer._flatten_layers()
+
+
+def outside_graphs(operation):
+    """An operation that shares everything with this one, but takes part in no graph yet."""
+    twin = object.__new__(type(operation))
+    vars(twin).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
+    return twin
+
+
+def without_dropout_preparation(rnn):
+    """Keeps an RNN from preparing dropout, for which it calls stacked cells once more; returns what undoes that."""
+    vars(rnn)["_maybe_config_dropout_masks"] = lambda cell, inputs, states: None
+    return lambda: vars(rnn).pop("_maybe_config_dropout_masks")
+
+
+def compiled_by_xla():
+    """Whether TensorFlow is tracing a function that XLA will compile."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    if tf.executing_eagerly():
+        return False
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
