@@ -3,7 +3,10 @@
 tests/test_private_names.py has a test of each, which says what breaks without it.
 """
 
+import contextlib
+
 import keras
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
@@ -58,3 +61,46 @@ def compiled_by_xla():
     if tf.executing_eagerly():
         return False
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+@contextlib.contextmanager
+def new_layer_names():
+    """In a `with` block, Keras counts layers anew, so that a network that is built again has the same names."""
+    names = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", names)
+
+
+@contextlib.contextmanager
+def seeds_put_back():
+    """After a `with` block, Keras and TensorFlow draw on as if it had not been."""
+    from tensorflow.python.eager import context
+
+    of_keras = ("global_random_seed", "global_seed_generator")
+    before = {name: global_state.get_global_attribute(name) for name in of_keras}
+    tensorflow = vars(context.context())
+    before_of_tensorflow = {name: tensorflow[name] for name in ("_seed", "_rng") if name in tensorflow}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            global_state.set_global_attribute(name, value)
+        tensorflow.update(before_of_tensorflow)
+
+
+@contextlib.contextmanager
+def same_bits_each_time():
+    """In a `with` block, TensorFlow's operations are deterministic, also on a GPU. Needs a seed."""
+    import tensorflow as tf
+    from tensorflow.python.framework import config
+
+    before = config.is_op_determinism_enabled()
+    tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not before:
+            config.disable_op_determinism()

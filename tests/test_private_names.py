@@ -111,3 +111,34 @@ def test_without_compiled_by_xla_a_kernel_that_xla_expands_inexactly_would_be_ta
     seen = []
     tf.function(lambda: seen.append(private_names.compiled_by_xla()), jit_compile=xla)()
     assert seen == [xla] and not private_names.compiled_by_xla()
+
+
+def test_without_new_layer_names_a_network_that_is_built_again_would_have_other_names():
+    first = layers.Dense(2).name
+    with private_names.new_layer_names():
+        assert layers.Dense(2).name == "dense"
+    assert layers.Dense(2).name not in (first, "dense")
+
+
+def test_without_seeds_put_back_a_run_would_change_what_the_process_draws():
+    def draw():
+        return [keras.random.normal((3,)).numpy(), tf.random.normal((3,)).numpy()]
+
+    keras.utils.set_random_seed(1)
+    draw()
+    expected = draw()
+    keras.utils.set_random_seed(1)
+    draw()
+    with private_names.seeds_put_back():
+        keras.utils.set_random_seed(2)
+        draw()
+    np.testing.assert_array_equal(draw(), expected)
+
+
+def test_without_same_bits_each_time_determinism_could_not_be_put_back():
+    with private_names.seeds_put_back():
+        keras.utils.set_random_seed(0)
+        refused = pytest.raises(tf.errors.FailedPreconditionError, match="determinism is enabled")
+        with private_names.same_bits_each_time(), refused:
+            tf.timestamp()
+        tf.timestamp()

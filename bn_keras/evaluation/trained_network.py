@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state
 
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation import multicrop
@@ -15,6 +14,7 @@ from bn_keras.inference.population_statistics import batch_normalizations, popul
 from bn_keras.input import preprocessing
 from bn_keras.input.run_batches import RunBatches
 from bn_keras.networks.inception import build_network
+from bn_keras.private_names import new_layer_names
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
@@ -35,17 +35,13 @@ def building(config: RunConfig) -> Iterator[None]:
 
     So a network that is built twice in a process has variables of the same names.
     """
-    names, policy = global_state.get_global_attribute(_NAMES), keras.config.dtype_policy()
-    global_state.set_global_attribute(_NAMES, None)
+    policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
-        yield
+        with new_layer_names():
+            yield
     finally:
-        global_state.set_global_attribute(_NAMES, names)
         keras.config.set_dtype_policy(policy)
-
-
-_NAMES = "object_name_uids"  # Keras's counts of layers, which no public function puts back
 
 
 def load_network(
