@@ -10,7 +10,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-ABOVE = ("BUILD.md", "CHANGELOG.md", "SECURITY.md")
+ABOVE = ("BUILD.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Files of the checkout's root that are pages too."""
 
 

@@ -5,11 +5,15 @@ import json
 import pickle
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_program
+from conftest import CLASSES, ROOT, run_program
 from PIL import Image
+
+from data_prep.convert import convert
+from data_prep.verify import verify
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 WRITTEN_BY_PROGRAMS = {"results.md", "benchmarks.md"}  # may not have been made yet
@@ -42,7 +46,7 @@ def test_every_command_is_one_that_its_program_accepts(page):
 
 
 def python_blocks(page):
-    """The code blocks in Python of a page, in order."""
+    """The code blocks in Python of a page of docs/, in order."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
@@ -74,6 +78,43 @@ def test_the_lines_of_python_that_train_a_network_of_ones_own_do(data_dir, tmp_p
         assert capsys.readouterr().out == "Outcome.FINISHED\n"
     done = run_program("-m", "launch.evaluate", f"--workdir={tmp_path}/runs/mine", f"--data_dir={data_dir}")
     assert done.returncode == 0 and "21" in done.stdout, done.stderr
+
+
+def test_the_map_names_files_that_exist_and_every_wing():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:bn_keras|data_prep|launch|tests)/[\w/.]*)`", text))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    wings = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "bn_keras").glob("*/__init__.py")}
+    assert wings <= named
+
+
+def test_a_variant_is_added_as_the_guide_says():
+    exec(python_blocks("../CONTRIBUTING.md")[0], {})
+
+
+def test_a_form_of_images_is_added_as_the_guide_says(image_folders, tmp_path):
+    names = {}
+    exec(python_blocks("../CONTRIBUTING.md")[1], names)
+    files = sorted(image_folders.rglob("*.png"))
+    rows = [f"{file.relative_to(image_folders)},{file.parent.name},{file.parent.parent.name}" for file in files]
+    shutil.copytree(image_folders, tmp_path / "images")
+    (tmp_path / "images" / "labels.csv").write_text("\n".join(rows))
+    done = []
+    convert(names["dataset"](str(tmp_path / "images")), str(tmp_path / "records"), log=done.append)
+    assert verify(str(tmp_path / "records"), decode=False, workers=1) == ([], len(files)), done
+
+
+def test_a_program_is_added_as_the_guide_says(data_dir, tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "classes.py").write_text(python_blocks("../CONTRIBUTING.md")[2])
+    done = run_program(tmp_path / "launch" / "classes.py", f"--data_dir={data_dir}")
+    assert done.returncode == 0 and done.stdout.split() == list(CLASSES), done.stderr
+
+
+def test_every_program_of_the_checkout_is_installed_too():
+    (listed,) = re.findall(r"^PROGRAMS = \[(.*?)^\]", (ROOT / "setup.py").read_text(), re.DOTALL | re.MULTILINE)
+    programs = {path.stem for path in (ROOT / "launch").glob("*.py") if path.with_suffix("").exists()}
+    assert set(re.findall(r'"(\w+)"', listed)) == programs
 
 
 def test_the_lesson_is_kept_without_what_it_printed():
