@@ -264,7 +264,7 @@ def _truth(release: Release, flat: list[Image], devkit: Devkit | None) -> dict[s
     if labels:
         text = archives.read(labels).decode("utf-8", "replace")
         if labels.endswith(".txt"):  # Tiny ImageNet's: name, wnid and box, with tabs between
-            rows = (line.split("\t") for line in text.splitlines())
+            rows = (line.split("\t") for line in text.split("\n"))
             return {posixpath.splitext(row[0])[0]: row[1] for row in rows if len(row) > 1}
         try:
             return {row[0]: row[1].split(" ")[0] for row in csv.reader(io.StringIO(text)) if len(row) > 1}
@@ -320,8 +320,8 @@ def _scan(release: Release, folder: str, given: Given) -> Contents:
         _assert_complete(images, synsets, named)
     words = devkit.words if devkit else dict(found.classes.values())
     if release.synset_words:
-        lines = archives.read(release.synset_words).decode("utf-8", "replace").splitlines()
-        words = words or {match[1]: match[2] for line in lines if (match := _WORDS.fullmatch(line))}
+        lines = archives.read(release.synset_words).decode("utf-8", "replace").split("\n")  # a name may hold others
+        words = words or {match[1]: match[2] for line in lines if (match := _WORDS.fullmatch(line.removesuffix("\r")))}
     if devkit and (unknown := [synset for synset in synsets if synset not in words]):
         found.notes.append(f"{release.devkit}: knows no words for {len(unknown)} classes, such as {unknown[0]}")
     boxes = {}

@@ -246,6 +246,15 @@ def test_tiny_imagenet_has_its_labels_from_val_annotations(release, tmp_path, fo
         assert_release(run(data(path, output), output), release)
 
 
+def test_the_words_of_a_class_may_hold_what_unicode_calls_a_line_break(kaggle, tmp_path):
+    words = [f"{text}\u2028\x85a line" for text in WORDS]
+    copy = shutil.copytree(kaggle, tmp_path / "kaggle")
+    lines = [f"{wnid} {text}\r\n" for wnid, text in zip_pairs(WNIDS, words)]
+    (copy / "LOC_synset_mapping.txt").write_bytes("".join(lines).encode())
+    run(of_imagenet(copy, tmp_path / "out"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["class_names"] == words
+
+
 # Any images
 
 
