@@ -1,9 +1,10 @@
 """Matplotlib as every plot here uses it: without a display, and with names shown as they are."""
 
 import warnings
+from types import ModuleType
 
 
-def pyplot():
+def pyplot() -> ModuleType:
     """`matplotlib.pyplot`; loaded here, because it takes a second."""
     import matplotlib
 

@@ -24,17 +24,17 @@ class Progress:
         self._last_line = time.monotonic()
         self._live = sys.stderr.isatty()
 
-    def update(self, step: int):
+    def update(self, step: int) -> None:
         now = time.monotonic()
         self._first = self._first or (step, now)
         if self._live or now - self._last_line >= _PLAIN_EVERY:
             self._show(step, now)
 
-    def evaluated(self, step: int, accuracy: float):
+    def evaluated(self, step: int, accuracy: float) -> None:
         self._accuracy = f"  validation accuracy {accuracy:.3f} at step {step}"
         self._show(step, time.monotonic())
 
-    def close(self, message: str):
+    def close(self, message: str) -> None:
         print(f"{chr(10) if self._live else ''}{self._name}: {message}", file=sys.stderr, flush=True)
 
     def _show(self, step, now):

@@ -1,5 +1,6 @@
 """What a type checker sees of the public names: right use is accepted, every mistake refused in its line."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -54,3 +55,23 @@ def test_what_type_checkers_read_is_installed_with_the_package(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     built = {path.name for path in (tmp_path / "lib" / "bn_keras").iterdir()}
     assert {"py.typed", "__init__.pyi"} <= built
+
+
+def public_functions(nodes, inside="", method=False):
+    for node in nodes:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body, f"{inside}{node.name}.", method=True)
+        elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+            yield inside + node.name, node, method
+
+
+@pytest.mark.parametrize("wing", ["evaluation", "input", "paper", "runs", "training"])
+def test_every_public_function_of_a_wing_says_its_types(wing):
+    lacking = []
+    for path in sorted((ROOT / "bn_keras" / wing).glob("*.py")):
+        for name, node, method in public_functions(ast.parse(path.read_text(encoding="utf-8")).body):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][method:]
+            arguments += filter(None, (node.args.vararg, node.args.kwarg))
+            lacking += [f"{path.name}: {name}({each.arg})" for each in arguments if each.annotation is None]
+            lacking += [f"{path.name}: {name} ->"] if node.returns is None and name.split(".")[-1] != "__init__" else []
+    assert not lacking

@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
     confusion: np.ndarray | None
 
 
-def count_correct(logits, labels):
+def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Counts of one batch; rows with a negative label are padding and count nowhere.
 
     Args:
@@ -93,7 +93,7 @@ class Evaluator:
       strategy: the one that the model was made under.
     """
 
-    def __init__(self, model, strategy: tf.distribute.Strategy):
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy):
 
         def replica_step(images, labels):
             logits = model(images, training=False)
@@ -136,7 +136,7 @@ def evaluate(
     return [_evaluation(*tally) for tally in tallies]
 
 
-def class_probabilities(models: Sequence[keras.Model], views):
+def class_probabilities(models: Sequence[keras.Model], views: tf.Tensor | tuple[tf.Tensor, ...]) -> tf.Tensor:
     """The class probabilities that each of several networks gives each image, averaged over its crops.
 
     Args:

@@ -11,6 +11,8 @@ Of an image longer than `_LONGEST` times its short side, the three squares are c
 paper: ours), as a line of 30,000 pixels would otherwise be 44 GB long.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from bn_keras.input import preprocessing
@@ -27,7 +29,7 @@ def short_sides(image_size: int) -> tuple[int, ...]:
     return tuple(round(side * image_size / _PAPER_IMAGE_SIZE) for side in SHORT_SIDES)
 
 
-def squares(encoded, *, image_size: int, channels: int):
+def squares(encoded: tf.Tensor, *, image_size: int, channels: int) -> tuple[tf.Tensor, ...]:
     """Three squares at each of the four scales: all that the 144 crops are cut from.
 
     Returns:
@@ -56,7 +58,7 @@ def _cut_squares(image, side):
     return tf.stack([image[y : y + side, x : x + side] for y, x in map(tf.unstack, begins)])
 
 
-def crops_of_squares(squares, image_size: int):
+def crops_of_squares(squares: tf.Tensor, image_size: int) -> tf.Tensor:
     """Of each square four corners, the centre and the whole, then the mirror images of these six.
 
     Args:
@@ -79,7 +81,9 @@ def squares_at_once(image_size: int) -> int:
     return max(1, _PAPER_IMAGE_SIZE**2 // image_size**2)
 
 
-def mean_over_crops(function, squares, image_size: int, output: tf.TensorSpec):
+def mean_over_crops(
+    function: Callable[[tf.Tensor], tf.Tensor], squares: tuple[tf.Tensor, ...], image_size: int, output: tf.TensorSpec
+) -> tf.Tensor:
     """The mean of `function` over the 144 crops of every image, those of `squares_at_once` at a time.
 
     Args:

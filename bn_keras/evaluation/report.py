@@ -136,7 +136,7 @@ def name_of(result: Result) -> str:
     return f"ensemble of {len(result.networks)}" if others else os.path.basename(os.path.normpath(first))
 
 
-def draw_confusion(confusion, class_names: Sequence[str], title: str, path: str) -> None:
+def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], title: str, path: str) -> None:
     """Every pair of (own class, answer) with its count; the shade is its share of the own class.
 
     Right answers, on the diagonal, are blue, and mistakes red.

@@ -1,5 +1,7 @@
 """A network for use without this project and without Keras: a SavedModel that takes image files."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -8,7 +10,9 @@ from bn_keras.input.preprocessing import to_network_range
 TOP = 5
 
 
-def export_saved_model(model: keras.Model, view, class_names: list[str], path: str):
+def export_saved_model(
+    model: keras.Model, view: Callable[[tf.Tensor], tf.Tensor], class_names: list[str], path: str
+) -> None:
     """Writes a SavedModel that needs nothing but TensorFlow and takes the bytes of image files.
 
     Its function `serve`, also the default signature of TensorFlow Serving, goes from `encoded`, strings `[N]`, each an

@@ -102,7 +102,7 @@ def _read_newest(directory, config, network):
     return model
 
 
-def image_view(config: RunConfig, crops: int = 1):
+def image_view(config: RunConfig, crops: int = 1) -> Callable[[tf.Tensor], tf.Tensor | tuple[tf.Tensor, ...]]:
     """What a run's network is shown of an image.
 
     Args:

@@ -13,8 +13,8 @@ import functools
 import itertools
 import warnings
 import weakref
-from collections.abc import Collection, Iterable
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -130,7 +130,7 @@ def _states_of_rnns(model):
 class PopulationStatistics(dict):
     """{layer: Moments(count, mean, variance)}, float64 of the shape of gamma, in the order in which the layers run."""
 
-    def write(self):
+    def write(self) -> None:
         """Makes them the layers' moving_mean and moving_variance, as averages that nothing is missing from."""
         for layer, moments in self.items():
             layer.moving_mean.assign(moments.mean)
@@ -141,7 +141,7 @@ class PopulationStatistics(dict):
                 layer.moving_weight.assign(np.ones(layer.moving_weight.shape))
 
     @contextlib.contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[Self]:
         """Writes them for the time of a `with` block; afterwards the layers have their very bits back."""
         with _kept([variable for layer in self for variable in layer.variables]):
             self.write()

@@ -11,7 +11,7 @@ class SkippedRecords:
     def __init__(self):
         self._found = {}  # for its order
 
-    def add(self, path: str, record: int):
+    def add(self, path: str, record: int) -> None:
         """Notes a record by its file and its number there, from 0."""
         if (path, record) in self._found:
             return

@@ -1,5 +1,7 @@
 """Pictures of what the network is really fed, with their labels, on one sheet."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -7,7 +9,9 @@ _CAPTION_LINES = 2
 _GAP = 6
 
 
-def contact_sheet(images, captions, *, title: str, columns: int = 8, tile: int = 160) -> Image.Image:
+def contact_sheet(
+    images: np.ndarray, captions: Sequence[str], *, title: str, columns: int = 8, tile: int = 160
+) -> Image.Image:
     """Draws images with captions in rows.
 
     Args:

@@ -111,7 +111,7 @@ def read_manifest(data_dir: str) -> Dataset:
     return dataset
 
 
-def check_shards(splits: dict[str, tuple[Shard, ...]], origin: str):
+def check_shards(splits: dict[str, tuple[Shard, ...]], origin: str) -> None:
     """Holds what was written about the shards of a data set against the files.
 
     Args:

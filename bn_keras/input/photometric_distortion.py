@@ -1,7 +1,7 @@
 """Random brightness, hue, saturation and contrast of a batch by one affine map of each image's colors."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ class Colors(NamedTuple):
     brightness: tf.Tensor
 
 
-def random_colors(draws, amount: str, channels: int) -> Colors:
+def random_colors(draws: tf.Tensor, amount: str, channels: int) -> Colors:
     """Random brightness, hue, saturation and contrast.
 
     Args:
@@ -46,7 +46,7 @@ def random_colors(draws, amount: str, channels: int) -> Colors:
     return Colors(matrix, 1.0 + contrast, brightness)
 
 
-def distort_colors(images, colors: Colors):
+def distort_colors(images: tf.Tensor, colors: Colors) -> tf.Tensor:
     """Changes brightness, hue, saturation and contrast by one affine map of each image's colors.
 
     With `M` the color matrix of `hue_saturation_matrix`, `b` the brightness offset, `k` the contrast factor and `mean`
@@ -84,7 +84,7 @@ def _mean_color(images):
     return tf.reduce_sum(sums, -3, keepdims=True) / (height * width)
 
 
-def random_distortion(images, draws, amount: str):
+def random_distortion(images: tf.Tensor, draws: tf.Tensor, amount: str) -> tf.Tensor:
     """`distort_colors` by the `random_colors` of each image's draws; arguments and result are theirs."""
     return distort_colors(images, random_colors(draws, amount, images.shape[-1]))
 
@@ -101,21 +101,21 @@ class PhotometricDistortion(keras.layers.Layer):
       amount: "full" or "reduced".
     """
 
-    def __init__(self, amount: str, **kwargs):
+    def __init__(self, amount: str, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)  # which would round the draws
         self.amount = amount
 
-    def call(self, inputs):
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         return random_distortion(*inputs, self.amount)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape[0]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"amount": self.amount}
 
 
-def hue_saturation_matrix(delta_hue, scale_saturation):
+def hue_saturation_matrix(delta_hue: tf.Tensor, scale_saturation: tf.Tensor) -> tf.Tensor:
     """Color matrices that turn the IQ plane by `delta_hue` radians and scale it: TensorFlow Addons' `hsv_in_yiq`.
 
     Args:

@@ -10,6 +10,7 @@ parallelism and after any resume. To preprocess one image as in training:
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -40,7 +41,7 @@ COLOR = slice(MIRROR + 1, MIRROR + 5)
 DRAWS = COLOR.stop
 
 
-def uniform_draws(seed, examples: int | None = None):
+def uniform_draws(seed: tf.Tensor | tuple[int, int], examples: int | None = None) -> tf.Tensor:
     """The random numbers of one example, float32 `[DRAWS]` in [0, 1), or of several, `[examples, DRAWS]`.
 
     Args:
@@ -49,7 +50,7 @@ def uniform_draws(seed, examples: int | None = None):
     return tf.random.stateless_uniform((DRAWS,) if examples is None else (examples, DRAWS), seed)
 
 
-def decode(encoded, channels: int):
+def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
     """JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[height, width, channels]`, without alpha.
 
     What TensorFlow gives in color alone becomes gray as it makes JPEG and PNG gray, by Rec. 601's luma.
@@ -110,7 +111,7 @@ def _is_webp_with_alpha(encoded):
     return tf.reduce_all(header[:4] == tuple(b"RIFF")) & flag
 
 
-def resize(image, image_size: int, interpolation: str = "bilinear"):
+def resize(image: tf.Tensor, image_size: int, interpolation: str = "bilinear") -> tf.Tensor:
     """To float32 `[image_size, image_size, channels]` in [0, 255]; the aspect ratio is not kept."""
     # Of floats, as TensorFlow resizes bytes 1.4 times slower.
     image = tf.image.resize(tf.cast(image, tf.float32), (image_size, image_size), interpolation)
@@ -131,7 +132,7 @@ class Crop(NamedTuple):
     mirror: tf.Tensor
 
 
-def random_crop(draws) -> Crop:
+def random_crop(draws: tf.Tensor) -> Crop:
     """GoogLeNet's crop: area and aspect ratio as in `CROP_AREA` and `CROP_ASPECT`, anywhere in the image.
 
     The area is drawn once and the aspect ratio until the crop fits, so that areas are spread evenly, as GoogLeNet has
@@ -148,7 +149,7 @@ def random_crop(draws) -> Crop:
     return Crop(tf.stack([side / stretch, side * stretch], -1), draws[..., _PLACE], draws[..., MIRROR] < 0.5)
 
 
-def crop_window(shape, crop: Crop):
+def crop_window(shape: tf.Tensor, crop: Crop) -> tf.Tensor:
     """Where a crop lies in an image: the first of its sizes that fits, or all of the image.
 
     Args:
@@ -166,7 +167,9 @@ def crop_window(shape, crop: Crop):
     return tf.cast(tf.concat([begin, size], 0), tf.int32)
 
 
-def training_crop(encoded, crop: Crop, *, image_size: int, channels: int, interpolation: str = "bilinear"):
+def training_crop(
+    encoded: tf.Tensor, crop: Crop, *, image_size: int, channels: int, interpolation: str = "bilinear"
+) -> tf.Tensor:
     """The crop of an image, mirrored or not, resized.
 
     Args:
@@ -183,7 +186,7 @@ def training_crop(encoded, crop: Crop, *, image_size: int, channels: int, interp
     return tf.ensure_shape(image, (image_size, image_size, channels))
 
 
-def single_crop(encoded, *, image_size: int, channels: int, interpolation: str = "bilinear"):
+def single_crop(encoded: tf.Tensor, *, image_size: int, channels: int, interpolation: str = "bilinear") -> tf.Tensor:
     """The central 87.5% of the short side as a square, resized.
 
     Returns:
@@ -218,7 +221,7 @@ def _decode_window(encoded, window, channels):
     return tf.cond(_is_jpeg(encoded, channels), from_jpeg, from_other)
 
 
-def whole_image(encoded, *, image_size: int, channels: int):
+def whole_image(encoded: tf.Tensor, *, image_size: int, channels: int) -> tf.Tensor:
     """All of the image, resized: for sets such as MNIST, where a crop or a mirror changes what is seen.
 
     Returns:
@@ -227,7 +230,7 @@ def whole_image(encoded, *, image_size: int, channels: int):
     return tf.ensure_shape(resize(decode(encoded, channels), image_size), (image_size, image_size, channels))
 
 
-def evaluated_view(augmentation: str):
+def evaluated_view(augmentation: str) -> Callable[..., tf.Tensor]:
     """What a network is shown of an image once it is trained: the function of this module that makes its view.
 
     Args:
@@ -237,7 +240,7 @@ def evaluated_view(augmentation: str):
     return single_crop if augmentation == "imagenet" else whole_image
 
 
-def shifted_image(encoded, draws, *, image_size: int, channels: int):
+def shifted_image(encoded: tf.Tensor, draws: tf.Tensor, *, image_size: int, channels: int) -> tf.Tensor:
     """All of a small color image, resized, mirrored half of the time and moved by up to `SHIFT` of its side.
 
     What moves in at the border is the image reflected.
@@ -254,11 +257,11 @@ def shifted_image(encoded, draws, *, image_size: int, channels: int):
     return tf.ensure_shape(image, (image_size, image_size, channels))
 
 
-def to_network_range(images):
+def to_network_range(images: tf.Tensor) -> tf.Tensor:
     """[0, 255] to float32 in [-1, 1]."""
     return tf.cast(images, tf.float32) / 127.5 - 1.0
 
 
-def to_bytes(images):
+def to_bytes(images: tf.Tensor) -> tf.Tensor:
     """float32 in [0, 255] to the nearest uint8."""
     return tf.cast(tf.round(images), tf.uint8)

@@ -78,7 +78,7 @@ def prepare_or_blank(records: tf.data.Dataset, prepare: Callable) -> tf.data.Dat
     return records.interleave(attempt, PARALLEL_CALLS, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
-def blank_row(element_spec) -> tuple:
+def blank_row(element_spec: tuple) -> tuple:
     """What fills a row that holds no example: black inputs, `PADDING_LABEL` and, where there is a place, -1."""
     inputs, *others = element_spec
     black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), inputs)

@@ -163,7 +163,7 @@ def plan(
     *,
     gray: bool,
     data_dir: str | None = None,
-    **training,
+    **training: str,
 ) -> list[Experiment]:
     """All runs, those that matter most first.
 

@@ -172,7 +172,7 @@ def figure_1_table(directories: Sequence[RunDirectory]) -> str:
     )
 
 
-def draw(directories: Sequence[RunDirectory], path: str):
+def draw(directories: Sequence[RunDirectory], path: str) -> None:
     """Figure 1: (a) test accuracy by step; (b, c) the percentiles of a typical sigmoid's input without and with BN.
 
     Args:

@@ -201,7 +201,7 @@ def _seeds(row):
     return f"seed{'s' if len(row.runs) > 1 else ''} {', '.join(str(run.seed) for run in row.runs)}"
 
 
-def draw_figure_2(rows: list[Row], path: str, title: str = ""):
+def draw_figure_2(rows: list[Row], path: str, title: str = "") -> None:
     """Figure 2: validation accuracy by steps of 32 images, one line a row: the mean over seeds in the band of all."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")

@@ -101,7 +101,7 @@ def batch_indices(examples: int, batch_size: int, seed: int, start: int, count: 
     return indices.reshape(count, batch_size)
 
 
-def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistConfig]):
+def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistConfig]) -> None:
     """Trains both networks in `directory`, from where it stands to `config.steps`.
 
     A row of the curve is one network at one step, over all test images: `top1` of `of`, the mean `loss` of the

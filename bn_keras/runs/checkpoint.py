@@ -24,7 +24,7 @@ def save(
     arrays: dict[str, np.ndarray],
     texts: Mapping[str, str] | None = None,
     best: int | None = None,
-):
+) -> None:
     """Writes a checkpoint under a temporary name, forces it to the disk, renames it, then drops what `keep` does not.
 
     Args:
@@ -41,12 +41,12 @@ def save(
     keep(directory, step, best)
 
 
-def save_best(directory: str, step: int, arrays: dict[str, np.ndarray], texts: Mapping[str, str] | None = None):
+def save_best(directory: str, step: int, arrays: dict[str, np.ndarray], texts: Mapping[str, str] | None = None) -> None:
     """Writes `best-STEP.npz`, as `save` does, and drops nothing."""
     _write(os.path.join(directory, f"best-{step:08d}.npz"), step, arrays, texts)
 
 
-def keep(directory: str, step: int, best: int | None):
+def keep(directory: str, step: int, best: int | None) -> None:
     """Drops what a run at `step` no longer needs: all but the last two checkpoints, and all best ones but one.
 
     Of two checkpoints the one before is the newest that is whole: damaged ones do not count. Files that are not named

@@ -245,7 +245,7 @@ class RunDirectory(Generic[Config]):
             return not self._changes(found, config)
         return state is not None and state[0] >= config.steps and self.model_step() == state[0]
 
-    def open(self, config: Config, class_names: Sequence[str]):
+    def open(self, config: Config, class_names: Sequence[str]) -> None:
         """Makes the directory, locks it for this process and writes the configuration and the names of the classes.
 
         Raises:

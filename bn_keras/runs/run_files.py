@@ -29,7 +29,7 @@ class DamagedError(ValueError):
 
 
 @functools.cache
-def note(line: str):
+def note(line: str) -> None:
     """Says on stderr what a person should know, once: several parts of a program look at the same file."""
     logging.getLogger("bn_keras").warning("%s", line)
 
@@ -52,13 +52,13 @@ def replacing(path: str) -> Iterator[str]:
         raise
 
 
-def write_text(path: str, text: str):
+def write_text(path: str, text: str) -> None:
     """Writes a whole text in UTF-8; what has no UTF-8, as a file's name may, is written as an escape."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
-def seal(path: str, step: int):
+def seal(path: str, step: int) -> None:
     """Ends a zip without a comment by the step that it holds and the digest of all before."""
     comment = b"step %d sha256 " % step
     with open(path, "rb+") as file:

@@ -83,22 +83,22 @@ class TrainingCurve:
                 others = f", nor are {len(damaged) - 1} others" if len(damaged) > 1 else ""
                 note(f"{path}: line {damaged[0]} is no row of a curve{others}: left out")
 
-    def append(self, row: dict):
+    def append(self, row: dict) -> None:
         self.rows.append(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def sync(self):
+    def sync(self) -> None:
         """Forces the rows to the disk, as must be before a checkpoint that counts on them."""
         if self.rows:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
-    def forget(self, step: int):
+    def forget(self, step: int) -> None:
         """Forgets, in memory, what came after `step`."""
         self.rows = [row for row in self.rows if row["step"] <= step and row["kind"] != "diverged"]
 
-    def truncate(self, step: int):
+    def truncate(self, step: int) -> None:
         """Forgets what came after `step`, where a run resumes, also on disk."""
         self.forget(step)
         with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:

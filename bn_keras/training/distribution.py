@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -70,7 +71,9 @@ def uses_gpus(strategy: tf.distribute.Strategy) -> bool:
     return any("GPU" in device for device in strategy.extended.worker_devices)
 
 
-def distribute(strategy: tf.distribute.Strategy, make_batches):
+def distribute(
+    strategy: tf.distribute.Strategy, make_batches: Callable[..., tf.data.Dataset]
+) -> tf.distribute.DistributedDataset:
     """A distributed dataset, iterable under the strategy.
 
     Args:

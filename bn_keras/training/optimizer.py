@@ -1,6 +1,7 @@
 """SGD with momentum (Section 4.2) as one fused operation a weight, with L2, clipping and averaged weights."""
 
 import contextlib
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -39,7 +40,9 @@ class MomentumSGD:
             return velocities
         return velocities | {f"average/{w.path}": v for w, v in zip(self._weights, self._averages, strict=True)}
 
-    def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, usable: tf.Tensor | None = None):
+    def apply(
+        self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, usable: tf.Tensor | None = None
+    ) -> None:
         """Takes one step, in replica context.
 
         Args:
@@ -74,7 +77,7 @@ class MomentumSGD:
         return update() if usable is None else tf.cond(usable, update, lambda: False)
 
     @contextlib.contextmanager
-    def averages_applied(self):
+    def averages_applied(self) -> Iterator[None]:
         """The averages in the weights' place for the time of a `with` block; then the weights have their bits back."""
         before = [weight.numpy() for weight in self._weights]
         try:
@@ -108,7 +111,7 @@ class LossScale:
     def scale(self) -> tf.Tensor:
         return tf.convert_to_tensor(self._scale)
 
-    def update(self, usable: tf.Tensor):
+    def update(self, usable: tf.Tensor) -> None:
         """Notes whether a step's gradients were finite; in cross-replica context."""
         good = tf.where(usable, self._good_steps + 1, 0)
         grow = good == self.GROWTH_INTERVAL

@@ -1,6 +1,7 @@
 """What a run leaves behind while it trains: its curve, TensorBoard's events, checkpoints, progress, the model."""
 
 import time
+from typing import Any
 
 import keras
 
@@ -44,7 +45,7 @@ class RunRecord:
         else:
             self._curve.forget(step)
 
-    def add(self, kind: str, step: int, examples: int, **fields):
+    def add(self, kind: str, step: int, examples: int, **fields: Any) -> None:
         """Adds a row to the curve and to TensorBoard."""
         row = {"kind": kind, "step": step, "examples": examples, **fields, "wall_time": time.time()}
         if self._writes:
@@ -57,7 +58,7 @@ class RunRecord:
         """The steps that have a row of a kind."""
         return [row["step"] for row in self._curve.rows if row["kind"] == kind]
 
-    def save(self, step: int, arrays: dict, best: int):
+    def save(self, step: int, arrays: dict, best: int) -> None:
         """Writes a checkpoint, after what it counts on; a run keeps the last two, and that of the step `best`.
 
         One best is dropped only when a checkpoint knows of the next, as a kill between the two goes on from before.
@@ -67,21 +68,21 @@ class RunRecord:
             checkpoint.save(self._directory.path, step, arrays, self._directory.texts, best)
             self._board.flush()
 
-    def save_best(self, step: int, arrays: dict):
+    def save_best(self, step: int, arrays: dict) -> None:
         """Writes the checkpoint of the best evaluation, after its row."""
         if self._writes:
             self._curve.sync()
             checkpoint.save_best(self._directory.path, step, arrays, self._directory.texts)
 
-    def progressed(self, step: int):
+    def progressed(self, step: int) -> None:
         if self._writes:
             self._progress.update(step)
 
-    def evaluated(self, step: int, accuracy: float):
+    def evaluated(self, step: int, accuracy: float) -> None:
         if self._writes:
             self._progress.evaluated(step, accuracy)
 
-    def save_model(self, step: int, model: keras.Model, best: int):
+    def save_model(self, step: int, model: keras.Model, best: int) -> None:
         """Writes the model that the run ended with, after a last look at what is kept: a kill may have left more."""
         if self._writes:
             checkpoint.keep(self._directory.path, step, best)
@@ -89,7 +90,7 @@ class RunRecord:
                 model.save(temporary)
                 seal(temporary, step)
 
-    def close(self, message: str):
+    def close(self, message: str) -> None:
         """Says how the run ended."""
         if self._writes:
             self._board.close()

@@ -19,7 +19,7 @@ class StepStatistics:
         self._times = []
         self._images = 0
 
-    def add(self, times: np.ndarray, batch_size: int):
+    def add(self, times: np.ndarray, batch_size: int) -> None:
         """Adds float64 `[steps, 2]` seconds, waiting for input and in all, of steps of `batch_size` images."""
         self._times.append(times)
         self._images += batch_size * len(times)

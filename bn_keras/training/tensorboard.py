@@ -78,15 +78,15 @@ class TensorBoardWriter:
             self.add(row)
         self.flush()
 
-    def add(self, row: dict):
+    def add(self, row: dict) -> None:
         """Adds one row of the curve."""
         for tag, value in _scalars(row):
             self._add(scalar_pb(tag, value), row["step"], row.get("wall_time"))
 
-    def flush(self):
+    def flush(self) -> None:
         self._writer.flush()
 
-    def close(self):
+    def close(self) -> None:
         self._writer.close()
 
     def _add(self, summary, step, wall_time):

@@ -308,7 +308,7 @@ class Profiler:
         ends = (self._steps.start - 1, self._steps.stop - 1) if self._steps else ()
         return min((end for end in ends if end > step), default=math.inf)
 
-    def at(self, step: int):
+    def at(self, step: int) -> None:
         """Starts or stops, between the steps `step` and `step` + 1."""
         if step + 1 in self._steps and not self._running:
             tf.profiler.experimental.start(self._directory)
@@ -316,7 +316,7 @@ class Profiler:
         elif step + 1 not in self._steps:
             self.stop()
 
-    def stop(self):
+    def stop(self) -> None:
         """Writes what was recorded, if anything is."""
         if self._running:
             tf.profiler.experimental.stop()

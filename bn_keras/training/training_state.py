@@ -1,6 +1,7 @@
 """The variables of a run, and the step that moves them."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -50,7 +51,7 @@ class TrainingState:
         """The value of every variable by its name."""
         return {name: np.asarray(variable.numpy()) for name, variable in self._variables().items()}
 
-    def restore(self, arrays: dict[str, np.ndarray]):
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Sets every variable.
 
         Raises:
@@ -101,7 +102,9 @@ def _built(network, config):
     return model
 
 
-def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy):
+def make_train_steps(
+    state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy
+) -> Callable[..., tf.Tensor]:
     """The training loop as one graph.
 
     Returns:
@@ -167,7 +170,7 @@ def make_train_steps(state: TrainingState, config: RunConfig, strategy: tf.distr
     return train_steps
 
 
-def make_replica_step(state: TrainingState, config: RunConfig):
+def make_replica_step(state: TrainingState, config: RunConfig) -> Callable[..., tuple[tf.Tensor, ...]]:
     """One replica's part of a step.
 
     Returns:
