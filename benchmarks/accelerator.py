@@ -99,7 +99,7 @@ def network_step(batch_normalization, images, labels):
     """A function of no arguments: one step of Keras's own training loop."""
     import keras
 
-    from bn_keras.networks.inception import build_network
+    from bn_keras.networks.build import build_network
 
     model = build_network("bn_x5", image_size=224, classes=1000, batch_normalization=batch_normalization)
     model.compile(

@@ -86,8 +86,7 @@ def keras_steps(config, images, labels):
     import keras
     import tensorflow as tf
 
-    from bn_keras.networks.inception import build_network
-    from bn_keras.networks.variants import MOMENTUM
+    from bn_keras.networks.build import build_network
 
     model = build_network(
         config.variant,
@@ -96,7 +95,7 @@ def keras_steps(config, images, labels):
         width=config.width,
         batch_normalization=keras.layers.BatchNormalization,
     )
-    optimizer = keras.optimizers.SGD(config.initial_learning_rate, momentum=MOMENTUM)
+    optimizer = keras.optimizers.SGD(config.initial_learning_rate, momentum=config.variant.momentum)
     optimizer.build(model.trainable_variables)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -123,7 +122,6 @@ def torch_steps(config, images, labels):
     except ImportError:
         return None
     from bn_keras.networks.inception import FIGURE_5, STEM_DEPTH_MULTIPLIER
-    from bn_keras.networks.variants import MOMENTUM
 
     variant = config.variant
     if not variant.batch_normalization or variant.local_response_normalization or variant.dropout:
@@ -177,7 +175,7 @@ def torch_steps(config, images, labels):
     optimizer = torch.optim.SGD(
         [{"params": weights, "weight_decay": variant.l2_weight}, {"params": others, "weight_decay": 0.0}],
         lr=config.initial_learning_rate,
-        momentum=MOMENTUM,
+        momentum=config.variant.momentum,
     )
     x = torch.from_numpy(images.numpy().transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(labels.numpy()).long()

@@ -3,7 +3,7 @@ from .inference.folding import fold_batch_normalization as fold_batch_normalizat
 from .inference.population_statistics import population_statistics as population_statistics
 from .input.dataset_formats import read_dataset as read_dataset
 from .layers.batch_normalization import BatchNormalization as BatchNormalization
-from .networks.inception import build_network as build_network
+from .networks.build import build_network as build_network
 from .networks.variants import VARIANTS as VARIANTS
 from .networks.variants import Variant as Variant
 

@@ -35,6 +35,7 @@ class Setting:
         name; "free": another value changes no weight; "never": the weights have other shapes with another value.
       has_variables: whether a checkpoint holds variables for a value: a run cannot go on from one that lacks them.
       rows: the table of a field that is one row of it; the row's own settings count as fields of the configuration.
+      network: the module of the one network that has the setting; None for all.
     """
 
     help: str
@@ -47,6 +48,7 @@ class Setting:
     on_continuing: Literal["kept", "free", "never"] = "kept"
     has_variables: Callable[[Any], bool] = lambda value: False
     rows: Mapping[str, Any] | None = None
+    network: str | None = None
 
     def may_change(self, before: Any, after: Any) -> bool:
         """Whether a run's checkpoint goes on with another value."""
@@ -55,7 +57,7 @@ class Setting:
     def range(self) -> str:
         """What the value must be, in words; "" where every value of its type can be."""
         if self.choices is not None:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(map(str, self.choices))}"
         bounds = {"at least": self.low, "greater than": self.above, "at most": self.high, "less than": self.below}
         return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
 

@@ -30,11 +30,12 @@ def define(
         if not field.setting.given or (names is not None and name not in names):
             continue
         its, arguments = field.setting, {"flag_values": flag_values}
-        bounds = f" It is {its.range()}." if (its.above, its.below) != (None, None) else ""  # absl says the others
+        said = (its.above, its.below) == (None, None) and (its.choices is None or field.type is str)
+        bounds = "" if said else f" It is {its.range()}."  # absl says the others
         help = f"{its.help}{bounds} Default: {_default(name, field)}."
         if its.rows is not None:
             flags.DEFINE_enum(name, None, list(its.rows), its.help, required=True, **arguments)
-        elif its.choices is not None:
+        elif its.choices is not None and field.type is str:
             flags.DEFINE_enum(name, None, list(its.choices), help, **arguments)
         elif field.type is bool:
             flags.DEFINE_boolean(name, None, help, **arguments)

@@ -36,8 +36,8 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
         f"{last_rate:.3g}, {config.steps:,} steps = {images // PAPER_BATCH_SIZE:,} of {PAPER_BATCH_SIZE} images = "
         f"{images / config.train_examples:.1f} epochs",
     ]
-    if last_rate < SMALL_RATE * config.initial_learning_rate:
-        epochs = math.ceil(100 * spanning_decay_epochs(images, config.train_examples)) / 100
+    if config.variant.schedule == "exponential" and last_rate < SMALL_RATE * config.initial_learning_rate:
+        epochs = math.ceil(100 * spanning_decay_epochs(config.variant.schedule, images, config.train_examples)) / 100
         lines.append(
             f"the learning rate falls below {SMALL_RATE:.0%} of its start: --decay_epochs={epochs} spans the run"
         )

@@ -13,7 +13,7 @@ from bn_keras.inference.folding import fold_batch_normalization
 from bn_keras.inference.population_statistics import batch_normalizations, population_statistics
 from bn_keras.input import preprocessing
 from bn_keras.input.run_batches import RunBatches
-from bn_keras.networks.inception import build_network
+from bn_keras.networks.build import build_network
 from bn_keras.private_names import new_layer_names
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_config import RunConfig

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from bn_keras.errors import InputError
-from bn_keras.networks.inception import FIGURE_5, build_network
+from bn_keras.networks.build import build_network
+from bn_keras.networks.inception import FIGURE_5
 from bn_keras.networks.variants import VARIANTS
 
 SCOPE = "InceptionV2"

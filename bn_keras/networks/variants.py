@@ -1,8 +1,9 @@
-"""The networks of Sections 4.2.2 and 4.2.3 as a table of frozen rows; standard library only.
+"""The networks as a table of frozen rows, those of Sections 4.2.2 and 4.2.3 first; standard library only.
 
 Every row is a `replace` of an earlier one, as the paper tells it: BN-Baseline is Inception with Batch Normalization
 before each nonlinearity, the accelerated networks are BN-Baseline with the seven changes of Section 4.2.1, each
 control is Inception with one thing moved, and the six networks of the ensemble are BN-x30 with a mix of three changes.
+Networks that others published follow.
 
     >>> VARIANTS["bn_x30"].learning_rate
     0.045
@@ -30,45 +31,76 @@ class Variant:
 
     name: str
     title: str
-    batch_normalization: bool = setting(
-        "BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
-        on_continuing="never",
+    steps: int
+    network: str = setting(
+        "Module of bn_keras.networks that builds it.", "inception", given=False, on_continuing="never"
     )
-    activation: str = setting("The nonlinearity.", choices=("relu", "sigmoid"))
     learning_rate: float = setting("Initial rate of SGD per mini-batch of 32.", low=0.0)
-    decay_epochs: float = setting("Epochs between decays of the rate by 4%.", above=0.0)
+    schedule: str = setting(
+        "How the rate falls. exponential: by 4% after each --decay_epochs; steps: to a tenth after 3, 6 and 8 of them; "
+        "cosine: to 0 after 9 of them.",
+        "exponential",
+        choices=("exponential", "steps", "cosine"),
+    )
+    decay_epochs: float = setting("Epochs that are the schedule's unit of time.", above=0.0)
+    momentum: float = setting(
+        "Of SGD: weight of the old velocity.", 0.9, low=0.0, below=1.0
+    )  # not in the paper: GoogLeNet
+    warmup_batch: int = setting(
+        "Mini-batch for whose rate a warm-up begins, above 256 images.", PAPER_BATCH_SIZE, given=False, low=1
+    )
     l2_weight: float = setting("Lambda of the gradient's + lambda * w of convolutions and classifier.", low=0.0)
     dropout: float = setting(
-        "Fraction of the classifier's inputs set to 0 in training.", low=0.0, high=0.999, has_variables=bool
-    )
-    initial_weight_scale: float = setting("Factor on the deviation of the convolutions' initial weights.", above=0.0)
-    per_activation_modules: int = setting(
-        "The last modules of Figure 5 whose BN has a gamma and beta for each channel and position.",
-        low=0,
-        high=10,
-        on_continuing="never",
-    )
-    local_response_normalization: bool = setting(
-        "LRN after the first pooling and after the 3x3 convolution with 192 maps."
+        "Fraction of the classifier's inputs set to 0 in training.", 0.0, low=0.0, high=0.999, has_variables=bool
     )
     shuffling: str = setting(
         "Order of examples. within_shard: all examples of several shards are mixed; shard_order: only the shards are.",
+        "within_shard",
         choices=("within_shard", "shard_order"),
     )
-    photometric_distortion: str = setting("Color changes; reduced: half of full.", choices=("full", "reduced"))
-    steps: int
+    photometric_distortion: str = setting(
+        "Color changes; reduced: half of full.", "reduced", choices=("full", "reduced")
+    )
+    batch_normalization: bool = setting(
+        "BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
+        True,
+        on_continuing="never",
+        network="inception",
+    )
+    activation: str = setting("The nonlinearity.", "relu", choices=("relu", "sigmoid"), network="inception")
+    initial_weight_scale: float = setting(
+        "Factor on the deviation of the convolutions' initial weights.", 1.0, above=0.0, network="inception"
+    )
+    per_activation_modules: int = setting(
+        "The last modules of Figure 5 whose BN has a gamma and beta for each channel and position.",
+        0,
+        low=0,
+        high=10,
+        on_continuing="never",
+        network="inception",
+    )
+    local_response_normalization: bool = setting(
+        "LRN after the first pooling and after the 3x3 convolution with 192 maps.", False, network="inception"
+    )
+    separable_stem: bool = setting(
+        "The first 7x7 convolution is depthwise with multiplier 8, then 1x1 (Figure 5).",
+        True,
+        on_continuing="never",
+        network="inception",
+    )
+    # 128 is the figure's projection column, which makes 608 maps where its output column says 576, and 1056 after 4e.
+    projection_4c_4d: int = setting(
+        "Maps of the pool projections of 4c and 4d.", 96, choices=(96, 128), on_continuing="never", network="inception"
+    )
+    depth: int = setting(
+        "Layers with weights of a ResNet.", 0, given=False, choices=(0, 18, 50), on_continuing="never", network="resnet"
+    )
 
     @classmethod
     def own(cls, name: str, **settings: Any) -> Self:
         """A row that is not in the table."""
         return cls(name=name, title=name, steps=0, **settings)
 
-
-MOMENTUM = 0.9
-"""Of SGD. Not in the paper: GoogLeNet's."""
-
-DECAY_FACTOR = 0.96
-"""Not in the paper: GoogLeNet's 4%, every 8 epochs."""
 
 _INCEPTION = Variant(
     name="inception",
@@ -164,6 +196,23 @@ _ENSEMBLE = (
     _ensemble(6, dropout=0.05, initial_weight_scale=1.5, per_activation_modules=1),  # not in the paper: our mix
 )
 
+
+def _resnet(depth: int) -> Variant:
+    """He et al. (2015) as trained by Goyal et al. (2017), Section 5.1, whose values are below; not in the paper."""
+    return Variant(
+        name=f"resnet{depth}",
+        title=f"ResNet-{depth}",
+        network="resnet",
+        depth=depth,
+        learning_rate=0.1 * PAPER_BATCH_SIZE / 256,  # 0.1 for 256 images
+        schedule="steps",
+        decay_epochs=10.0,  # tenths after 30, 60 and 80 epochs
+        warmup_batch=256,
+        l2_weight=1e-4,
+        steps=90 * 1_281_167 // PAPER_BATCH_SIZE,  # 90 epochs
+    )
+
+
 VARIANTS: dict[str, Variant] = {
     row.name: row
     for row in (
@@ -175,5 +224,7 @@ VARIANTS: dict[str, Variant] = {
         _INCEPTION_X5,
         _INCEPTION_SIGMOID,
         *_ENSEMBLE,
+        _resnet(18),
+        _resnet(50),
     )
 }

@@ -2,7 +2,8 @@
 
 import math
 
-from bn_keras.networks.inception import FIGURE_5, build_network
+from bn_keras.networks.build import build_network
+from bn_keras.networks.inception import FIGURE_5
 
 _ROWS = ("conv1_7x7", "pool1", "conv2_3x3", "pool2", *(f"inception_{row.name}" for row in FIGURE_5), "logits")
 _BRANCHES = ("1x1", "3x3_reduce", "3x3", "double_3x3_reduce", "double_3x3_2", "projection")

@@ -102,8 +102,13 @@ class RunConfig(Configuration):
         return WARMUP_EPOCHS * self.train_examples if warm else 0
 
     @property
+    def warmup_learning_rate(self) -> float:
+        """Where warm-up begins: the rate of the variant's `warmup_batch` images."""
+        return self.variant.learning_rate * self.variant.warmup_batch / PAPER_BATCH_SIZE
+
+    @property
     def decay_examples(self) -> int:
-        """Images between two decays of the learning rate."""
+        """Images of one unit of time of the learning rate's schedule."""
         return min(max(1, round(self.variant.decay_epochs * self.train_examples)), 2**62)  # within int64
 
     def network_arguments(self) -> dict[str, Any]:

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from bn_keras.networks.variants import MOMENTUM
-
 
 class MomentumSGD:
     """For every trainable weight w with gradient g and L2 weight lambda:
 
-        velocity = MOMENTUM * velocity - rate * (g + lambda * w)
+        velocity = momentum * velocity - rate * (g + lambda * w)
         w = w + velocity
 
     L2 enters as the gradient's `+ lambda * w`, which is what its penalty adds: as 70 terms of the loss it costs three
@@ -20,14 +18,16 @@ class MomentumSGD:
 
     Args:
       weights: trainable Keras variables; their regularizers must be None or `keras.regularizers.L2`.
+      momentum: weight of the old velocity, in [0, 1).
       clip_norm: gradients (without L2) whose joint norm is larger are scaled down to it; None does not.
       averaging: weight of the old value in the moving average of the weights; 0 keeps none. In the first t steps it is
         at most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`: the initial weights are forgotten.
     """
 
-    def __init__(self, weights: list, clip_norm: float | None = None, averaging: float = 0.0):
+    def __init__(self, weights: list, momentum: float, clip_norm: float | None = None, averaging: float = 0.0):
         self._weights = weights
         self._l2 = [_l2_of(weight) for weight in weights]
+        self._momentum = momentum
         self._clip_norm = clip_norm
         self._averaging = averaging
         self._velocities = [_zeros_like(weight) for weight in weights]
@@ -67,7 +67,7 @@ class MomentumSGD:
         def update():
             total = gradient + l2 * weight if l2 else gradient
             tf.raw_ops.ResourceApplyKerasMomentum(
-                var=weight.handle, accum=velocity.handle, lr=rate, grad=total, momentum=MOMENTUM
+                var=weight.handle, accum=velocity.handle, lr=rate, grad=total, momentum=self._momentum
             )
             if average is not None:
                 kept = tf.minimum(self._averaging, (1.0 + step) / (10.0 + step))

@@ -61,7 +61,11 @@ SMALL_IMAGE = 64
 """Sets whose median short side is at most so many pixels get a small recipe."""
 
 MOST_DECAYS = 112
-"""Of the learning rate in a run of a small set, to 1% of its start. BN-x30 has as many in its 6 million steps."""
+"""Of the exponential schedule in a run of a small set, to 1% of its start. BN-x30 has as many in 6 million steps."""
+
+
+SCHEDULE_UNITS = 9
+"""Units of time of the steps and the cosine schedule: 90 epochs of ten in Goyal et al. (2017)."""
 
 
 def recipe_for(dataset: Dataset) -> str:
@@ -101,7 +105,7 @@ def make_config(
         of_row["decay_epochs"] = (
             continued.variant.decay_epochs
             if continued and continued.variant.name == variant.name
-            else max(variant.decay_epochs, spanning_decay_epochs(chosen["steps"] * batch_size, train_examples))
+            else fitting_decay_epochs(variant, chosen["steps"] * batch_size, train_examples)
         )
     return RunConfig(
         variant=dataclasses.replace(variant, **of_row),
@@ -115,9 +119,19 @@ def make_config(
     )
 
 
-def spanning_decay_epochs(examples: int, train_examples: int) -> float:
-    """The fewest epochs between decays with which a rate falls at most `MOST_DECAYS` times in a run of `examples`.
+def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -> float:
+    """The schedule's unit of time, in epochs, with which a run of so many examples learns to its end.
 
-    The variants' schedules are for ImageNet's epochs: 167 photos are seen a thousand times in 5,000 steps.
+    The variants' schedules are for ImageNet's epochs: 167 photos are seen a thousand times in 5,000 steps. The steps
+    and the cosine schedule are as long as the run. The exponential one keeps the variant's unit, but for runs in which
+    the rate would fall more than `MOST_DECAYS` times.
     """
-    return math.ceil(examples / (MOST_DECAYS + 1)) / train_examples
+    if variant.schedule == "exponential":
+        return max(variant.decay_epochs, spanning_decay_epochs(variant.schedule, examples, train_examples))
+    return spanning_decay_epochs(variant.schedule, examples, train_examples)
+
+
+def spanning_decay_epochs(schedule: str, examples: int, train_examples: int) -> float:
+    """The fewest epochs of the schedule's unit of time that span a run of so many examples."""
+    units = MOST_DECAYS + 1 if schedule == "exponential" else SCHEDULE_UNITS
+    return math.ceil(examples / units) / train_examples

@@ -29,7 +29,9 @@ class TrainingState:
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy, network: Network = network_of):
         with process_settings(config, strategy), strategy.scope():
             self.model = _built(network, config)
-            self.optimizer = MomentumSGD(self.model.trainable_variables, config.clip_norm, config.ema)
+            self.optimizer = MomentumSGD(
+                self.model.trainable_variables, config.variant.momentum, config.clip_norm, config.ema
+            )
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
             self.step = _counter(tf.int64, 0)
             self.examples = _counter(tf.int64, 0)

@@ -1,6 +1,6 @@
 """The network is Figure 5's."""
 
-import dataclasses
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def test_parameters_with_and_without_batch_normalization(full):
 
 
 def test_a_plain_stem_has_a_7x7_kernel_over_colors():
-    assert build_network("bn_x5", separable_stem=False).count_params() == 11_214_888
+    assert build_network(replace(VARIANTS["bn_x5"], separable_stem=False)).count_params() == 11_214_888
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_output_column_is_the_sum_of_the_branches():
 
 
 def test_the_other_reading_of_4c_and_4d_has_608_maps():
-    model = build_network("bn_x5", projection_4c_4d=128, image_size=32)
+    model = build_network(replace(VARIANTS["bn_x5"], projection_4c_4d=128), image_size=32)
     assert [model.get_layer(f"inception_{name}").output.shape[-1] for name in ("4c", "4d", "4e")] == [608, 608, 1056]
 
 
@@ -138,8 +138,11 @@ def test_the_last_modules_normalize_each_activation_by_itself():
         layer.name for layer in model.layers if layer.name.endswith("_bn")
     }
     assert model.get_layer("inception_5b_1x1_bn").gamma.shape == (2, 2, 32)
-    row = dataclasses.replace(VARIANTS["bn_x30"], per_activation_modules=11)
-    with pytest.raises(ValueError, match=r"per_activation_modules must be 0 to 10\. Received: 11"):
+    row = replace(VARIANTS["bn_x30"], per_activation_modules=11)
+    with pytest.raises(
+        ValueError,
+        match=r"per_activation_modules must be at least 0 and at most 10\. Received: per_activation_modules=11",
+    ):
         build_network(row)
 
 
@@ -176,7 +179,12 @@ def test_the_model_survives_saving(tmp_path):
         ({"width": 0.0}, r"width must be greater than 0.*Received: width=0\.0"),
         ({"image_size": 0}, r"image_size must be at least 1\. Received: image_size=0"),
         ({"classes": 0}, r"classes must be at least 1\. Received: classes=0"),
-        ({"projection_4c_4d": 100}, r"projection_4c_4d must be 96 or 128\. Received: projection_4c_4d=100"),
+        (
+            {"variant": replace(VARIANTS["bn_x5"], projection_4c_4d=100)},
+            r"projection_4c_4d must be one of 96, 128\. Received: projection_4c_4d=100",
+        ),
+        ({"variant": replace(VARIANTS["bn_x5"], depth=18)}, r"depth is no setting of inception"),
+        ({"variant": replace(VARIANTS["resnet18"], activation="sigmoid")}, r"activation is no setting of resnet"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments, message):

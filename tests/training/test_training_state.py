@@ -1,5 +1,6 @@
 """The optimizer's arithmetic, the learning rate's schedule, and a step that XLA compiles for a TPU."""
 
+import dataclasses
 import re
 import types
 
@@ -14,6 +15,7 @@ from bn_keras.input.preprocessing import uniform_draws
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.dropout import Dropout
 from bn_keras.layers.local_response_normalization import LocalResponseNormalization
+from bn_keras.networks.variants import VARIANTS
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
 from bn_keras.training.training_state import make_replica_step
@@ -39,7 +41,7 @@ def take_step(optimizer, *gradients, rate=RATE, step=0, usable=None):
 
 def test_the_velocity_keeps_nine_tenths_and_l2_enters_as_lambda_w():
     (weight,) = weights_of([2.0, -4.0], l2=0.05)  # Keras's c, so lambda is 0.1
-    optimizer = MomentumSGD([weight])
+    optimizer = MomentumSGD([weight], 0.9)
     take_step(optimizer, [1.0, 1.0])
     # velocity = -0.5 * (1 + 0.1 * [2, -4]) = [-0.6, -0.3]
     np.testing.assert_allclose(weight.numpy()[:, 0], [1.4, -4.3], rtol=1e-6)
@@ -48,12 +50,28 @@ def test_the_velocity_keeps_nine_tenths_and_l2_enters_as_lambda_w():
     np.testing.assert_allclose(weight.numpy()[:, 0], [0.79, -4.355], rtol=1e-6)
 
 
+def test_the_steps_schedule_is_goyals_and_warms_up_from_the_rate_of_256():
+    config = make_run_config(variant=VARIANTS["resnet50"], batch_size=512, train_examples=1000)
+    expected = [(0, 0.1), (2_500, 0.15), (5_000, 0.2), (29_999, 0.2), (30_000, 0.02), (60_000, 0.002), (80_000, 2e-4)]
+    for examples, rate in expected:
+        assert float(learning_rate(config, tf.constant(examples, tf.int64))) == pytest.approx(rate, rel=1e-6)
+
+
+def test_the_cosine_schedule_is_kerass():
+    row = dataclasses.replace(VARIANTS["resnet18"], schedule="cosine", decay_epochs=2.0)
+    config = make_run_config(variant=row, train_examples=1000)
+    keras_schedule = keras.optimizers.schedules.CosineDecay(row.learning_rate, decay_steps=18_000)
+    for examples in (0, 5_000, 9_000, 17_999, 18_000, 30_000):
+        found = float(learning_rate(config, tf.constant(examples, tf.int64)))
+        assert found == pytest.approx(float(keras_schedule(examples)), rel=1e-5, abs=1e-9)
+
+
 def test_it_is_keras_sgd_on_the_loss_with_its_penalties():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.01))])
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    ours, theirs = MomentumSGD(model.trainable_variables), keras.optimizers.SGD(0.1, momentum=0.9)
+    ours, theirs = MomentumSGD(model.trainable_variables, 0.9), keras.optimizers.SGD(0.1, momentum=0.9)
     for step in range(5):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(x) ** 2)
@@ -70,21 +88,21 @@ def test_another_regularizer_is_refused():
     layer = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L1(0.1))
     layer.build((None, 2))
     with pytest.raises(ValueError, match="Only L2 regularization is known here"):
-        MomentumSGD([layer.kernel])
+        MomentumSGD([layer.kernel], 0.9)
 
 
 def test_clipping_scales_all_gradients_by_their_joint_norm():
     weights = weights_of([0.0], [0.0])
-    take_step(MomentumSGD(weights, clip_norm=1.0), [3.0], [4.0])
+    take_step(MomentumSGD(weights, 0.9, clip_norm=1.0), [3.0], [4.0])
     np.testing.assert_allclose([weight.numpy().item() for weight in weights], [-0.3, -0.4], rtol=1e-6)
     weights = weights_of([0.0], [0.0])
-    take_step(MomentumSGD(weights, clip_norm=10.0), [3.0], [4.0])
+    take_step(MomentumSGD(weights, 0.9, clip_norm=10.0), [3.0], [4.0])
     np.testing.assert_allclose([weight.numpy().item() for weight in weights], [-1.5, -2.0], rtol=1e-6)
 
 
 def test_averages_move_towards_the_weights_and_lend_them_their_place():
     (weight,) = weights_of([1.0])
-    optimizer = MomentumSGD([weight], averaging=0.75)
+    optimizer = MomentumSGD([weight], 0.9, averaging=0.75)
     take_step(optimizer, [2.0], step=0)  # weight 1 -> 0; keeps (1 + 0) / (10 + 0) = 0.1 of the average, 1
     with optimizer.averages_applied():
         np.testing.assert_allclose(weight.numpy().item(), 0.1, rtol=1e-6)
@@ -97,7 +115,7 @@ def test_averages_move_towards_the_weights_and_lend_them_their_place():
 def test_weights_have_their_very_bits_back_after_averages():
     values = np.random.default_rng(0).normal(size=100).astype("float32")
     (weight,) = weights_of(values)
-    optimizer = MomentumSGD([weight], averaging=0.9)
+    optimizer = MomentumSGD([weight], 0.9, averaging=0.9)
     take_step(optimizer, values / 3)
     before = weight.numpy()
     with optimizer.averages_applied():
@@ -107,7 +125,7 @@ def test_weights_have_their_very_bits_back_after_averages():
 
 def test_a_step_that_overflows_changes_nothing_and_halves_the_scale():
     (weight,) = weights_of([1.0])
-    optimizer, scale = MomentumSGD([weight], averaging=0.9), LossScale()
+    optimizer, scale = MomentumSGD([weight], 0.9, averaging=0.9), LossScale()
     before = {name: variable.numpy() for name, variable in optimizer.variables().items()}
     take_step(optimizer, [np.inf], usable=False)
     scale.update(tf.constant(False))
@@ -170,7 +188,7 @@ def test_a_step_that_distorts_learns_what_one_on_distorted_images_learns(policy)
             )
             config = make_run_config(batch_size=8, distort_on=distort_on)
             state = types.SimpleNamespace(
-                model=model, optimizer=MomentumSGD(model.trainable_variables), loss_scale=None
+                model=model, optimizer=MomentumSGD(model.trainable_variables, 0.9), loss_scale=None
             )
             step = make_replica_step(state, config)
         finally:
@@ -205,7 +223,7 @@ def test_xla_compiles_the_whole_step_in_static_shapes(policy):
         )
     finally:
         keras.config.set_dtype_policy("float32")
-    optimizer = MomentumSGD(model.trainable_variables, clip_norm=1.0, averaging=0.9)
+    optimizer = MomentumSGD(model.trainable_variables, 0.9, clip_norm=1.0, averaging=0.9)
     state = types.SimpleNamespace(model=model, optimizer=optimizer, loss_scale=None)
     step = make_replica_step(state, make_run_config(batch_size=8, jit_compile=True, distort_on="device"))
     images = tf.cast(tf.random.stateless_uniform((8, 16, 16, 3), [0, 1], 0, 256, tf.int32), tf.uint8)

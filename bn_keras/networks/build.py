@@ -1,0 +1,95 @@
+"""`build_network`: the network is a setting. A network is a module of this folder and a row of `VARIANTS`."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from bn_keras.layers.batch_normalization import BatchNormalization
+from bn_keras.networks.variants import VARIANTS, Variant
+from bn_keras.settings import fields_of
+
+
+def build_network(
+    variant: str | Variant,
+    *,
+    image_size: int = 224,
+    channels: int = 3,
+    classes: int = 1000,
+    width: float = 1.0,
+    batch_normalization: Callable[..., keras.layers.Layer] = BatchNormalization,
+    **normalization: Any,
+) -> keras.Model:
+    """Builds the network of one row of `VARIANTS`, by `build` of the module that the row names.
+
+    Weights are initialized from Keras's global seed (`keras.utils.set_random_seed`).
+
+    Args:
+      variant: a key of `VARIANTS`, or a row of your own, such as `replace(VARIANTS["bn_x5"], projection_4c_4d=128)`.
+      image_size: height and width of the input in pixels. The networks' total stride is 32.
+      channels: 3 for color, 1 for gray.
+      classes: outputs of the classifier.
+      width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
+      batch_normalization: called with `name=` for every normalization, and with `per_activation=True` where the variant
+        says so; another layer class changes them all.
+      normalization: more arguments of every normalization, such as `momentum=0.99`.
+
+    Returns:
+      A functional model from `images` float32 `[N, image_size, image_size, channels]` in [-1, 1] to `logits` float32
+      `[N, classes]`.
+
+    Raises:
+      ValueError: an argument is out of its range, `variant` is not in the table or has a setting of another network, or
+        Keras is set to channels first.
+    """
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "The network has its channels last: call keras.config.set_image_data_format('channels_last') before. "
+            f"Received: image_data_format={keras.config.image_data_format()!r}"
+        )
+    if isinstance(variant, str):
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}. Received: variant={variant!r}")
+        variant = VARIANTS[variant]
+    for name, value in (("image_size", image_size), ("channels", channels), ("classes", classes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
+    if not 0 < width <= 16:
+        raise ValueError(f"width must be greater than 0 and at most 16. Received: width={width}")
+    for name, field in fields_of(Variant).items():
+        if not field.setting.allows(value := getattr(variant, name)):
+            raise ValueError(f"{name} must be {field.setting.range()}. Received: {name}={value}")
+    if foreign := foreign_settings(variant):
+        raise ValueError(f"{foreign[0]} is no setting of {variant.network}. Received: {variant}")
+
+    def maps(count: int) -> int:
+        return count if width == 1.0 else max(8, int(count * width) // 8 * 8)
+
+    def normalized(**own: Any) -> keras.layers.Layer:
+        return batch_normalization(**normalization, **own)
+
+    # Keras's L2 is the penalty c * sum(w^2), whose gradient is 2c * w; `l2_weight` is Caffe's, the gradient's factor.
+    l2 = keras.regularizers.L2(variant.l2_weight / 2) if variant.l2_weight else None
+    images = keras.Input((image_size, image_size, channels), name="images")
+    network = importlib.import_module(f"bn_keras.networks.{variant.network}")
+    features = network.build(images, variant, maps=maps, batch_normalization=normalized, l2=l2)
+    logits = keras.layers.Dense(
+        classes,
+        kernel_initializer=network.classifier_initializer(),
+        kernel_regularizer=l2,
+        dtype="float32",  # whatever the precision policy: a softmax over float16 logits overflows at 65504
+        name="logits",
+    )(features)
+    return keras.Model(images, logits, name=variant.name)
+
+
+def foreign_settings(variant: Variant) -> list[str]:
+    """The settings of a row that its network does not have, and that are not at their default."""
+    return [
+        field.name
+        for field in dataclasses.fields(Variant)
+        if (of := field.metadata.get("setting")) and of.network not in (None, variant.network)
+        if getattr(variant, field.name) != field.default
+    ]
