@@ -28,10 +28,12 @@ _EXTRAS = {
     "onnx": "onnx",
     "pillow_heif": "heic",
     "pyarrow": "parquet",
+    "safetensors": "torch",
     "scipy": "imagenet",
     "tensorflow_datasets": "readers",
     "tensorflow": "cpu",
     "tf2onnx": "onnx",
+    "torch": "torch",
 }
 """The extra of setup.py that installs a package; each program names the extra of all others."""
 

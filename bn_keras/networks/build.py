@@ -6,10 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.networks.variants import VARIANTS, Variant
 from bn_keras.settings import fields_of
+
+_COLORS = {
+    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "caffe": ((128.0, 117.0, 104.0), (1.0, 1.0, 1.0)),
+}
+"""Mean and deviation of red, green and blue, from 0 to 255, by `input_convention`."""
 
 
 def build_network(
@@ -74,7 +81,8 @@ def build_network(
     l2 = keras.regularizers.L2(variant.l2_weight / 2) if variant.l2_weight else None
     images = keras.Input((image_size, image_size, channels), name="images")
     network = importlib.import_module(f"bn_keras.networks.{variant.network}")
-    features = network.build(images, variant, maps=maps, batch_normalization=normalized, l2=l2)
+    pixels = _by_convention(images, variant.input_convention)
+    features = network.build(pixels, variant, maps=maps, batch_normalization=normalized, l2=l2)
     logits = keras.layers.Dense(
         classes,
         kernel_initializer=network.classifier_initializer(),
@@ -83,6 +91,19 @@ def build_network(
         name="logits",
     )(features)
     return keras.Model(images, logits, name=variant.name)
+
+
+def _by_convention(images, convention):
+    """Images in [-1, 1] as pixels of an `input_convention`; gray ones by the mean over the colors."""
+    if convention not in _COLORS:
+        return images
+    mean, deviation = np.array(_COLORS[convention])
+    scale, offset = 127.5 / deviation, (127.5 - mean) / deviation
+    if images.shape[-1] == 1:
+        scale, offset = scale.mean(keepdims=True), offset.mean(keepdims=True)
+    # In float32 whatever the precision policy: bfloat16 has 8 bits, as many as a pixel before it is scaled.
+    layer = keras.layers.Rescaling(scale.tolist(), offset.tolist(), dtype="float32", name="input_convention")
+    return layer(images)
 
 
 def foreign_settings(variant: Variant) -> list[str]:

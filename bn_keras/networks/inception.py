@@ -71,6 +71,7 @@ def build(
     Returns:
       What the classifier sees, `[N, features]`.
     """
+    caffe = variant.padding == "caffe"
     per_activation = tuple(
         f"inception_{row.name}_" for row in FIGURE_5[len(FIGURE_5) - variant.per_activation_modules :]
     )
@@ -82,23 +83,31 @@ def build(
     def conv(x, count, size, name, stride=1, layer=keras.layers.Conv2D, **initial):
         """Convolution, normalization and nonlinearity: `g(BN(Wu))`, or `g(Wu + b)` without BN (Section 3.2)."""
         initial = initial or {"kernel_initializer": initializer(), "kernel_regularizer": l2}
+        padding = "same"
+        if caffe and stride > 1:
+            x, padding = keras.layers.ZeroPadding2D(size // 2, name=f"{name}_padding")(x), "valid"
         x = layer(
             maps(count),
             size,
             strides=stride,
-            padding="same",
+            padding=padding,
             use_bias=not variant.batch_normalization,
             name=f"{name}_conv",
             **initial,
         )(x)
         if variant.batch_normalization:
             own = {"per_activation": True} if name.startswith(per_activation) else {}
-            x = batch_normalization(name=f"{name}_bn", **own)(x)
+            x = batch_normalization(epsilon=variant.epsilon, name=f"{name}_bn", **own)(x)
         return keras.layers.Activation(variant.activation, name=name)(x)
 
     def pool(x, kind, stride, name):
         layer = {"average": keras.layers.AveragePooling2D, "max": keras.layers.MaxPooling2D}[kind]
-        return layer(3, stride, padding="same", name=name)(x)
+        padding = "same"
+        if caffe and kind == "average":  # counts the zeros around
+            x, padding = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x), "valid"
+        elif caffe and stride > 1 and x.shape[1] % 2:  # has windows within the image alone; of an even size, SAME's
+            padding = "valid"
+        return layer(3, stride, padding=padding, name=name)(x)
 
     def response_norm(x, name):
         return LocalResponseNormalization(name=name)(x) if variant.local_response_normalization else x

@@ -49,6 +49,13 @@ class Variant:
     warmup_batch: int = setting(
         "Mini-batch for whose rate a warm-up begins, above 256 images.", PAPER_BATCH_SIZE, given=False, low=1
     )
+    # Not in the paper: TF-Slim's.
+    input_convention: str = setting(
+        "Pixels that the first convolution sees. tensorflow: in [-1, 1]; torch: less ImageNet's mean color and divided "
+        "by its deviation; caffe: 0 to 255 less a mean color.",
+        "tensorflow",
+        choices=("tensorflow", "torch", "caffe"),
+    )
     l2_weight: float = setting("Lambda of the gradient's + lambda * w of convolutions and classifier.", low=0.0)
     dropout: float = setting(
         "Fraction of the classifier's inputs set to 0 in training.", 0.0, low=0.0, high=0.999, has_variables=bool
@@ -92,6 +99,15 @@ class Variant:
     projection_4c_4d: int = setting(
         "Maps of the pool projections of 4c and 4d.", 96, choices=(96, 128), on_continuing="never", network="inception"
     )
+    # Not in the paper: TF-Slim's.
+    padding: str = setting(
+        "Borders of strided convolutions and pools. tensorflow: SAME; caffe: alike on all sides, averages count them.",
+        "tensorflow",
+        choices=("tensorflow", "caffe"),
+        network="inception",
+    )
+    # Not in the paper: TF-Slim's.
+    epsilon: float = setting("Added to the variance in batch normalization.", 1e-3, above=0.0, network="inception")
     depth: int = setting(
         "Layers with weights of a ResNet.", 0, given=False, choices=(0, 18, 50), on_continuing="never", network="resnet"
     )

@@ -73,24 +73,6 @@ def test_a_report_on_a_full_disk_is_one_line_and_leaves_the_last_one(trained_run
     assert [path.name for path in tmp_path.iterdir()] == ["figure2.png"]
 
 
-def test_a_run_whose_import_was_killed_is_imported_by_the_same_command(data_dir, tmp_path):
-    from test_slim_checkpoint import make_checkpoint
-
-    images = np.zeros((1, 32, 32, 1), "float32")
-    path, *_ = make_checkpoint(tmp_path, 1, 4, images)
-    run = tmp_path / "run"
-    command = ["-m", "launch.import_slim", f"--checkpoint={path}", f"--workdir={run}", f"--data_dir={data_dir}"]
-    process = start_program(*command, "--image_size=32")
-    while not (run / "classes.txt").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    assert not (run / "model.keras").exists()
-    done = run_program(*command, "--image_size=32")
-    assert done.returncode == 0 and (run / "model.keras").exists(), done.stderr
-
-
 def test_class_names_of_any_kind_are_drawn(tmp_path, recwarn):
     names = ["$x_", r"\frac{", "two\nlines", "\x1b[31m", "猫", "\u202e", "a|b"]
     draw_confusion(np.eye(len(names), dtype=int), names, "$_{", str(tmp_path / "confusion.png"))

@@ -211,3 +211,30 @@ def test_a_global_channels_first_is_refused_and_its_advice_works():
     finally:
         keras.config.set_image_data_format("channels_last")
     assert build_network("bn_x5", image_size=32, width=0.1).output_shape == (None, 1000)
+
+
+@pytest.mark.parametrize("image_size", [32, 226])
+def test_caffes_borders_make_figure_5s_sizes(image_size):
+    """At 226 the first pool has an odd size, 113, of which Caffe makes 56 and TensorFlow's SAME 57."""
+    model = build_network(replace(VARIANTS["bn_x5"], padding="caffe"), image_size=image_size, width=0.1)
+    sizes = [
+        model.get_layer(name).output.shape[1] for name in ("pool1", "inception_3a", "inception_4a", "inception_5b")
+    ]
+    assert sizes == {32: [8, 4, 2, 1], 226: [56, 28, 14, 7]}[image_size]
+
+
+def test_pixels_reach_the_first_convolution_by_their_convention():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
+    mean, deviation = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
+    conventions = {
+        "torch": lambda pixels: (pixels / 255 - mean) / deviation,
+        "caffe": lambda pixels: pixels - np.array((128.0, 117.0, 104.0)),
+    }
+    for convention, values_of in conventions.items():
+        row = replace(VARIANTS["resnet18"], input_convention=convention)
+        model = build_network(row, image_size=32, width=0.1)
+        seen = keras.Model(model.input, model.get_layer("input_convention").output)(pixels / 127.5 - 1.0)
+        np.testing.assert_allclose(seen, values_of(pixels), atol=5e-5)
+        gray = build_network(row, image_size=32, width=0.1, channels=1)
+        seen = keras.Model(gray.input, gray.get_layer("input_convention").output)(pixels[..., :1] / 127.5 - 1.0)
+        np.testing.assert_allclose(seen[..., 0], values_of(pixels[..., :1]).mean(-1), atol=5e-5)

@@ -1,13 +1,15 @@
-"""TF-Slim's inception_v2 checkpoint, read by name, gives the logits that its own layout says."""
+"""Public weights, read by name, give the logits of the network that they were made for."""
+
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_program
+from conftest import run_program, start_program
 
 from bn_keras.errors import InputError
 from bn_keras.evaluation.trained_network import load_network
-from bn_keras.networks.public_weights import read_slim_checkpoint
+from bn_keras.networks.public_weights import read_public_weights
 from bn_keras.runs.run_directory import RunDirectory
 
 # TF-Slim's nets/inception_v2.py: maps of the convolutions of each branch, in order, by its own module names.
@@ -132,13 +134,13 @@ def test_the_layout_has_as_many_values_as_tf_slims_network(checkpoint):
 
 def test_the_logits_are_those_of_its_own_layout_without_the_background(checkpoint, images):
     path, _, expected = checkpoint
-    model = read_slim_checkpoint(path, image_size=64)
+    _, model = read_public_weights(path, image_size=64)
     assert model.output_shape == (None, 1000) and expected.std() > 0.1
     np.testing.assert_allclose(model(images, training=False), expected[:, 1:], atol=2e-4 * np.abs(expected).max())
 
 
 def test_population_statistics_leave_the_first_convolution_alone(checkpoint):
-    model = read_slim_checkpoint(checkpoint[0], image_size=64)
+    _, model = read_public_weights(checkpoint[0], image_size=64)
     frozen = [layer.name for layer in model.layers if layer.name.endswith("_bn") and not layer.trainable]
     assert frozen == ["conv1_7x7_bn"]
 
@@ -152,7 +154,7 @@ def test_a_gamma_and_a_normalized_first_convolution_are_read_where_they_are(chec
         f"{stem}/BatchNorm/{name}": random.uniform(1, 2, 64) for name in ("beta", "moving_mean", "moving_variance")
     }
     values |= {name: value.astype("float32") for name, value in {**added, other: random.uniform(1, 2, 352)}.items()}
-    model = read_slim_checkpoint(write_checkpoint(values, tmp_path), image_size=64)
+    _, model = read_public_weights(write_checkpoint(values, tmp_path), image_size=64)
     gamma, *rest = model.get_layer("conv1_7x7_bn").get_weights()
     assert (gamma == 1).all()
     for found, name in zip(rest, added, strict=True):
@@ -162,22 +164,22 @@ def test_a_gamma_and_a_normalized_first_convolution_are_read_where_they_are(chec
 
 def test_what_is_no_such_checkpoint_is_named(checkpoint, tmp_path):
     _, tensors, _ = checkpoint
-    with pytest.raises(InputError, match=r"no TensorFlow checkpoint .*nothing"):
-        read_slim_checkpoint(str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match=r"no file and no TensorFlow checkpoint .*nothing"):
+        read_public_weights(str(tmp_path / "nothing"))
     name = "InceptionV2/Mixed_4a/Branch_1/Conv2d_1a_3x3/weights"
     without = {key: value for key, value in tensors.items() if key != name}
-    with pytest.raises(InputError, match=f"has no variable {name}: it is not of TF-Slim's inception_v2"):
-        read_slim_checkpoint(write_checkpoint(without, tmp_path), image_size=32)
+    with pytest.raises(InputError, match=f"has no {name}: it is not of the layout that its other tensors are of"):
+        read_public_weights(write_checkpoint(without, tmp_path), image_size=32)
     reshaped = {**tensors, name: tensors[name][:, :, :, 1:]}
     with pytest.raises(InputError, match=r"has \(3, 3, 96, 95\) for .*inception_3c_double_3x3_2_conv"):
-        read_slim_checkpoint(write_checkpoint(reshaped, tmp_path), image_size=32)
+        read_public_weights(write_checkpoint(reshaped, tmp_path), image_size=32)
 
 
 def test_the_imported_run_is_loaded_as_any_other(data_dir, tmp_path):
     images = np.random.default_rng(3).uniform(-1, 1, (2, 32, 32, 1)).astype("float32")
     path, _, expected = make_checkpoint(tmp_path, 1, 4, images)
     run, data = tmp_path / "run", f"--data_dir={data_dir}"
-    command = ("-m", "launch.import_slim", f"--checkpoint={path}", f"--workdir={run}", data, "--image_size=32")
+    command = ("-m", "launch.import_weights", f"--checkpoint={path}", f"--workdir={run}", data, "--image_size=32")
     done = run_program(*command)
     assert done.returncode == 0 and "3 classes" in done.stdout, done.stderr
     directory = RunDirectory(str(run))
@@ -186,3 +188,19 @@ def test_the_imported_run_is_loaded_as_any_other(data_dir, tmp_path):
     np.testing.assert_allclose(logits, expected[:, 1:], atol=2e-4 * np.abs(expected).max())
     again = run_program(*command)
     assert again.returncode == 1 and "holds a run" in again.stderr
+
+
+def test_a_run_whose_import_was_killed_is_imported_by_the_same_command(data_dir, tmp_path):
+    images = np.zeros((1, 32, 32, 1), "float32")
+    path, *_ = make_checkpoint(tmp_path, 1, 4, images)
+    run = tmp_path / "run"
+    command = ["-m", "launch.import_weights", f"--checkpoint={path}", f"--workdir={run}", f"--data_dir={data_dir}"]
+    process = start_program(*command, "--image_size=32")
+    while not (run / "classes.txt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert not (run / "model.keras").exists()
+    done = run_program(*command, "--image_size=32")
+    assert done.returncode == 0 and (run / "model.keras").exists(), done.stderr
