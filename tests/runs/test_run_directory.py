@@ -234,7 +234,8 @@ def changed(field):
     return RunConfig.from_flat(flat | {field: value}, "")
 
 
-NEVER = {"width", "classes", "channels", "batch_normalization", "per_activation_modules", "dropout"}
+SHAPES = {"width", "classes", "channels", "network", "depth", "separable_stem", "projection_4c_4d"}
+NEVER = SHAPES | {"batch_normalization", "per_activation_modules", "dropout", "builder"}
 CADENCE = {"steps", "population_statistics", "monitor"} | {name for name in CONFIG.flat() if name.endswith("_every")}
 IDENTITY = sorted(CONFIG.flat().keys() - CADENCE - {"eval_batch_size"})
 
