@@ -9,6 +9,7 @@ configuration's JSON file, what is refused when it changes, and its line in Tens
 """
 
 import dataclasses
+import json
 import os
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -116,14 +117,17 @@ class Configuration:
 
     Attributes:
       FILE: name of the file in a directory.
+      VERSION: of the file's format. A file of an earlier version is read, as is one from before they had any.
     """
 
     FILE: ClassVar[str]
+    VERSION: ClassVar[int] = 1
 
     @classmethod
     def schema(cls) -> dict:
         """JSON Schema of the file. A value is null where it is not known: an imported network was trained elsewhere."""
-        properties = {}
+        known = f"a version of this file that this program knows: at most {cls.VERSION}"
+        properties = {"version": {"type": "integer", "minimum": 1, "maximum": cls.VERSION, "description": known}}
         for name, field in fields_of(cls).items():
             its, schema = field.setting, _SCHEMAS[field.type]
             bounds = {
@@ -148,6 +152,10 @@ class Configuration:
                 flat[field.name] = value.name
                 flat |= {name: getattr(value, name) for name in fields_of(type(value))}
         return flat
+
+    def text(self) -> str:
+        """The content of the file."""
+        return json.dumps({"version": self.VERSION, **self.flat()}, indent=1)
 
     @classmethod
     def from_flat(cls, flat: dict[str, Any], path: str) -> Self:

@@ -17,7 +17,6 @@ import fcntl
 import functools
 import glob
 import io
-import json
 import os
 import re
 import zipfile
@@ -257,7 +256,7 @@ class RunDirectory(Generic[Config]):
         self.check(config, class_names, self._allowed)  # another process may have trained here until now
         self.__dict__.pop("curve", None)
         self.texts = {
-            os.path.basename(self.config_path): json.dumps(config.flat(), indent=1),
+            os.path.basename(self.config_path): config.text(),
             CLASSES_FILE: "".join(f"{_escape(name)}\n" for name in class_names),
         }
         for name, text in self.texts.items():  # the configuration first: without it, the others are not a run's

@@ -148,6 +148,17 @@ def test_a_broken_run_json_without_a_copy_is_refused_and_left(tmp_path, content)
     assert "put a copy of it back, or give another `directory`" in refusal(tmp_path)
 
 
+def test_a_run_json_says_its_version_and_a_later_one_is_refused_by_name(tmp_path):
+    assert json.loads(CONFIG.text())["version"] == 1
+    content = CONFIG.text().replace('"version": 1', '"version": 2').encode()
+    with pytest.raises(InputError, match=r"run\.json: \$\.version is 2, not a version .* at most 1: .*"):
+        RunConfig.parse(content, "run.json")
+
+
+def test_a_run_json_from_before_there_were_versions_is_read():
+    assert RunConfig.parse(json.dumps(CONFIG.flat()).encode(), "run.json") == CONFIG
+
+
 def test_a_missing_run_json_is_read_from_the_checkpoint(tmp_path):
     with_checkpoint(tmp_path)
     (tmp_path / "run.json").unlink()
