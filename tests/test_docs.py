@@ -1,11 +1,14 @@
 """The documentation: its links lead somewhere, its commands exist, its arithmetic is right."""
 
+import dataclasses
 import importlib.util
 import json
 import pickle
 import re
 import shlex
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -92,9 +95,21 @@ def test_a_variant_is_added_as_the_guide_says():
     exec(python_blocks("../CONTRIBUTING.md")[0], {})
 
 
+def test_a_network_is_added_as_the_guide_says(monkeypatch):
+    from bn_keras import VARIANTS, build_network
+
+    module = types.ModuleType("bn_keras.networks.plain")
+    exec(python_blocks("../CONTRIBUTING.md")[1], module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    row = dataclasses.replace(VARIANTS["bn_x5"], name="plain", title="Plain", network="plain")
+    model = build_network(row, image_size=32, width=0.5, classes=3, momentum=0.9)
+    assert model.output_shape == (None, 3) and model.get_layer("conv2_conv").filters == 64
+    assert model.get_layer("conv1_bn").momentum == 0.9
+
+
 def test_a_form_of_images_is_added_as_the_guide_says(image_folders, tmp_path):
     names = {}
-    exec(python_blocks("../CONTRIBUTING.md")[1], names)
+    exec(python_blocks("../CONTRIBUTING.md")[2], names)
     files = sorted(image_folders.rglob("*.png"))
     rows = [f"{file.relative_to(image_folders)},{file.parent.name},{file.parent.parent.name}" for file in files]
     shutil.copytree(image_folders, tmp_path / "images")
@@ -106,7 +121,7 @@ def test_a_form_of_images_is_added_as_the_guide_says(image_folders, tmp_path):
 
 def test_a_program_is_added_as_the_guide_says(data_dir, tmp_path):
     (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "classes.py").write_text(python_blocks("../CONTRIBUTING.md")[2])
+    (tmp_path / "launch" / "classes.py").write_text(python_blocks("../CONTRIBUTING.md")[3])
     done = run_program(tmp_path / "launch" / "classes.py", f"--data_dir={data_dir}")
     assert done.returncode == 0 and done.stdout.split() == list(CLASSES), done.stderr
 
