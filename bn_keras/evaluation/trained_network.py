@@ -70,16 +70,16 @@ def load_network(
     """
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
     config = directory.read_trained()
-    model = _read_newest(directory, config, network)
-    if population_of and batch_normalizations(model):
+    model = read_network(directory, config, network)
+    if population_of and any(layer.trainable for layer in batch_normalizations(model)):
         batches = population_of.training(_examples_seen(directory, config), distort_on="host")
         population_statistics(model, batches, steps=population_steps)
     with (strategy or tf.distribute.get_strategy()).scope():
         return fold_batch_normalization(model)
 
 
-def _read_newest(directory, config, network):
-    """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step."""
+def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network: Network | None = None) -> keras.Model:
+    """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step, not folded."""
     step = directory.newest_step()
     if step is None or (network is None and (directory.model_step() or 0) >= step):
         try:

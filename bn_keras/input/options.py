@@ -20,8 +20,8 @@ class InputOptions:
         see `preprocessing.evaluated_view`.
       shuffling: "within_shard" mixes all examples of several shards; "shard_order" permutes only the shards and keeps
         the order in each.
-      photometric_distortion: "full", TF-Slim's ranges, or "reduced", half of them; without effect unless augmentation
-        is "imagenet".
+      photometric_distortion: "full", TF-Slim's ranges, "reduced", half of them, or "none"; without effect unless
+        augmentation is "imagenet".
       distort_on: "host", or "device", which leaves the photometric distortion to a
         `photometric_distortion.PhotometricDistortion` in the model; without effect unless augmentation is "imagenet".
       interpolation: how a training crop is resized. Not in the paper: "bilinear" is TF-Slim's, without filtering where
@@ -34,7 +34,7 @@ class InputOptions:
     image_size: int
     augmentation: Literal["imagenet", "shift", "none"] = "imagenet"
     shuffling: Literal["within_shard", "shard_order"] = "within_shard"
-    photometric_distortion: Literal["full", "reduced"] = "reduced"
+    photometric_distortion: Literal["full", "reduced", "none"] = "reduced"
     distort_on: Literal["host", "device"] = "host"
     interpolation: Interpolation = "bilinear"
 

@@ -33,10 +33,10 @@ def random_colors(draws: tf.Tensor, amount: str, channels: int) -> Colors:
 
     Args:
       draws: float32 `[..., DRAWS]`, of `uniform_draws`.
-      amount: "full" (TF-Slim's ranges) or "reduced" (half of them; the seventh change of Section 4.2.1).
+      amount: "full" (TF-Slim's ranges), "reduced" (half of them; the seventh change of Section 4.2.1) or "none".
       channels: with one, hue and saturation change nothing.
     """
-    factor = {"full": 1.0, "reduced": 0.5}[amount]
+    factor = {"full": 1.0, "reduced": 0.5, "none": 0.0}[amount]
     moves = (2.0 * draws[..., COLOR] - 1.0) * (factor * tf.constant(_FULL_DISTORTION))
     brightness, hue, saturation, contrast = tf.unstack(moves, axis=-1)
     if channels == 3:
@@ -98,7 +98,7 @@ class PhotometricDistortion(keras.layers.Layer):
     `draws`.
 
     Args:
-      amount: "full" or "reduced".
+      amount: "full", "reduced" or "none".
     """
 
     def __init__(self, amount: str, **kwargs: Any):

@@ -66,7 +66,7 @@ class Variant:
         choices=("within_shard", "shard_order"),
     )
     photometric_distortion: str = setting(
-        "Color changes; reduced: half of full.", "reduced", choices=("full", "reduced")
+        "Color changes; reduced: half of full.", "reduced", choices=("full", "reduced", "none")
     )
     batch_normalization: bool = setting(
         "BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
@@ -225,6 +225,7 @@ def _resnet(depth: int) -> Variant:
         decay_epochs=10.0,  # tenths after 30, 60 and 80 epochs
         warmup_batch=256,
         l2_weight=1e-4,
+        photometric_distortion="none",
         steps=90 * 1_281_167 // PAPER_BATCH_SIZE,  # 90 epochs
     )
 

@@ -69,6 +69,20 @@ class RunConfig(Configuration):
         below=1.0,
         has_variables=bool,
     )
+    initial_weights: str = setting(
+        "Begin with the weights of a run, a .keras model or a file of public weights, where name and shape fit.", ""
+    )
+    freeze: str = setting(
+        "What is not trained: body, all but the classifier, or the name of a layer, all up to it.",
+        "",
+        on_continuing="never",
+    )
+    frozen_statistics: bool = setting(
+        "What is frozen is normalized by the averages that it begins with, not by the mini-batch.", True
+    )
+    body_learning_rate: float = setting(
+        "Initial rate of all but the classifier, per mini-batch of 32; 0: the classifier's.", 0.0, low=0.0
+    )
     clip_norm: float = setting("Largest norm of all gradients together; 0: no clipping.", 0.0, low=0.0)
     # With batch statistics per replica, their count changes what is learned; None until the devices are counted.
     replicas: int | None = _read("Devices that share a batch.", default=None, low=1)
@@ -150,6 +164,10 @@ class RunConfig(Configuration):
             raise InputError(
                 f"`distort_on=device`: `augmentation={self.augmentation}` changes no colors; leave one of them out"
             )
+        if self.body_learning_rate and not self.variant.learning_rate:
+            raise InputError("`learning_rate=0` leaves no rate for the body: freeze what is not to learn by `freeze`")
+        if self.population_statistics and self.freeze == "body" and self.frozen_statistics:
+            raise InputError("`population_statistics`: `freeze=body` leaves no batch normalization to measure")
         if self.population_statistics and not self.variant.batch_normalization:
             raise InputError(f"`population_statistics`: {title} has no batch normalization to measure")
         if self.initial_learning_rate > LARGEST_RATE:

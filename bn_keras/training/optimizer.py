@@ -1,7 +1,7 @@
 """SGD with momentum (Section 4.2) as one fused operation a weight, with L2, clipping and averaged weights."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -22,12 +22,21 @@ class MomentumSGD:
       clip_norm: gradients (without L2) whose joint norm is larger are scaled down to it; None does not.
       averaging: weight of the old value in the moving average of the weights; 0 keeps none. In the first t steps it is
         at most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`: the initial weights are forgotten.
+      rate_factors: what the rate is multiplied by, for each weight; None is 1.
     """
 
-    def __init__(self, weights: list, momentum: float, clip_norm: float | None = None, averaging: float = 0.0):
+    def __init__(
+        self,
+        weights: list,
+        momentum: float,
+        clip_norm: float | None = None,
+        averaging: float = 0.0,
+        rate_factors: Sequence[float] | None = None,
+    ):
         self._weights = weights
         self._l2 = [_l2_of(weight) for weight in weights]
         self._momentum = momentum
+        self._rate_factors = rate_factors or [1.0] * len(weights)
         self._clip_norm = clip_norm
         self._averaging = averaging
         self._velocities = [_zeros_like(weight) for weight in weights]
@@ -60,7 +69,8 @@ class MomentumSGD:
     def _update_all(self, strategy, gradients, rate, step, usable):
         for k, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
             slots = [self._velocities[k], *self._averages[k : k + 1]]
-            arguments = (gradient, rate, step, usable, self._l2[k], *slots)
+            factor = self._rate_factors[k]
+            arguments = (gradient, rate if factor == 1 else rate * factor, step, usable, self._l2[k], *slots)
             strategy.extended.update(weight.value, self._update, args=arguments, group=False)
 
     def _update(self, weight, gradient, rate, step, usable, l2, velocity, average=None):

@@ -5,12 +5,14 @@ A recipe is what it does otherwise than the paper, as fields of `RunConfig`; its
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from bn_keras.errors import InputError
 from bn_keras.input.dataset import Dataset
 from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
 from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.settings import fields_of
 
 PAPER = "the paper's"
@@ -95,20 +97,25 @@ def make_config(
     if unknown := [name for name in changes if name not in fields or not fields[name].setting.given]:
         raise InputError(f"`{unknown[0]}={changes[unknown[0]]}` is no setting of a run")
     of_row = {name: value for name, value in changes.items() if fields[name].of_row}
-    recipe = recipe_for(dataset)
-    chosen = RECIPES[recipe] | {name: value for name, value in changes.items() if not fields[name].of_row}
+    recipe, of_weights = recipe_for(dataset), {}
+    if source := _source_of(changes.get("initial_weights"), variant, continued):
+        of_row = {name: getattr(source.variant, name) for name in _OF_WEIGHTS} | of_row
+        of_weights["width"] = source.width
+    chosen = RECIPES[recipe] | of_weights | {name: value for name, value in changes.items() if not fields[name].of_row}
     batch_size = chosen.get("batch_size", PAPER_BATCH_SIZE)
     if "steps" not in changes:
         chosen["steps"] = chosen.get("steps", variant.steps) * PAPER_BATCH_SIZE // max(1, batch_size) or 1
     train_examples = dataset.examples("train")
-    if "decay_epochs" not in changes and recipe != PAPER:
-        of_row["decay_epochs"] = (
+    row = dataclasses.replace(variant, **of_row)
+    if "decay_epochs" not in changes and (recipe != PAPER or row.schedule != variant.schedule):
+        decay_epochs = (
             continued.variant.decay_epochs
             if continued and continued.variant.name == variant.name
-            else fitting_decay_epochs(variant, chosen["steps"] * batch_size, train_examples)
+            else fitting_decay_epochs(row, chosen["steps"] * batch_size, train_examples)
         )
+        row = dataclasses.replace(row, decay_epochs=decay_epochs)
     return RunConfig(
-        variant=dataclasses.replace(variant, **of_row),
+        variant=row,
         dataset=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
         train_examples=train_examples,
@@ -117,6 +124,18 @@ def make_config(
         channels=dataset.channels,
         **chosen,
     )
+
+
+_OF_WEIGHTS = "input_convention", "padding", "epsilon", "separable_stem", "projection_4c_4d"
+"""Settings of a network that its weights ask for: a run that begins with another's takes them over, and its width."""
+
+
+def _source_of(initial_weights, variant, continued):
+    """A configuration with the settings that initial weights ask for; None where they are not a run's."""
+    found = continued if continued and continued.initial_weights == initial_weights else None
+    if initial_weights and os.path.isdir(initial_weights):
+        found = found or RunDirectory(initial_weights).read_config()
+    return found if initial_weights and found and found.variant.network == variant.network else None
 
 
 def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -> float:

@@ -27,8 +27,10 @@ from bn_keras.input.run_batches import RunBatches
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.run_files import note
 from bn_keras.training.activation_monitor import PERCENTILES, Monitor
 from bn_keras.training.distribution import Agreement, distribute, is_chief, make_strategy, uses_gpus
+from bn_keras.training.fine_tuning import read_weights, take_over
 from bn_keras.training.interruption import Interruption
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.process_settings import process_settings
@@ -119,6 +121,8 @@ class Trainer:
         self.strategy = strategy
         self.state = TrainingState(config, strategy, network)
         self.agreement = Agreement(strategy)
+        if config.initial_weights and directory.newest_step() is None:
+            note(take_over(self.state.model, read_weights(config.initial_weights), config.initial_weights))
         # Twice: what does not fit is to fail before anything is written, and another process may train until `open`.
         self.step = self._restore(directory)
         self.monitor = self._make_monitor() if config.monitor else None

@@ -11,6 +11,7 @@ from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.evaluation.trained_network import Network, network_of
 from bn_keras.input.photometric_distortion import PhotometricDistortion
 from bn_keras.runs.run_config import RunConfig
+from bn_keras.training.fine_tuning import freeze, rate_factors
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
 from bn_keras.training.process_settings import enforces_determinism, process_settings
@@ -29,8 +30,13 @@ class TrainingState:
     def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy, network: Network = network_of):
         with process_settings(config, strategy), strategy.scope():
             self.model = _built(network, config)
+            freeze(self.model, config)
             self.optimizer = MomentumSGD(
-                self.model.trainable_variables, config.variant.momentum, config.clip_norm, config.ema
+                self.model.trainable_variables,
+                config.variant.momentum,
+                config.clip_norm,
+                config.ema,
+                rate_factors(self.model, config),
             )
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
             self.step = _counter(tf.int64, 0)

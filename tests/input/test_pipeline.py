@@ -500,6 +500,9 @@ class TestPhotometricDistortion:
     def test_no_move_is_no_change(self):
         np.testing.assert_allclose(self.distort((0, 0, 0, 0)), self.images, atol=1e-3)
 
+    def test_none_of_it_is_no_change(self):
+        np.testing.assert_allclose(self.distort((1, 0.7, -0.9, 0.5), "none"), self.images, atol=1e-3)
+
     def test_brightness_adds_up_to_32(self):
         np.testing.assert_allclose(self.distort((1, 0, 0, 0)), self.images + 32, atol=1e-3)
         np.testing.assert_allclose(self.distort((1, 0, 0, 0), "reduced"), self.images + 16, atol=1e-3)

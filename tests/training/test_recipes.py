@@ -132,6 +132,13 @@ def test_the_papers_recipe_keeps_the_papers_schedule(colors):
     assert math.floor(6_000_000 * 32 / 1_281_167 / VARIANTS["bn_x30"].decay_epochs) == 112
 
 
+@pytest.mark.parametrize("images", [500, 1_281_167])
+def test_another_schedule_than_the_variants_is_as_long_as_the_run(colors, images):
+    for variant, schedule in (("bn_x5", "cosine"), ("bn_x5", "steps"), ("resnet50", "cosine")):
+        nine = 9 * decay_epochs(colors, images, variant, steps=90_000, schedule=schedule)
+        assert nine == pytest.approx(90_000 * 32 / images, rel=1e-4)
+
+
 def test_a_batch_twice_as_large_takes_half_the_steps_unless_they_are_given(colors):
     assert make_config(images_of(colors, 500), "bn_x5", batch_size=64).steps == 2_500
     assert make_config(images_of(colors, 500), "bn_x5", batch_size=64, steps=7).steps == 7
