@@ -17,11 +17,11 @@ ABOVE = ("BUILD.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 def on_files(files, config):
     """Adds the pages; mkdocs calls it before it reads any."""
     pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in ABOVE}
-    pages["reference/bn_keras.md"] = _reference("bn_keras", _imported(ROOT / "bn_keras" / "__init__.pyi"))
+    pages["reference/bn_keras.md"] = _reference("bn_keras", _named("bn_keras"))
     for init in (ROOT / "bn_keras").glob("*/__init__.py"):
         wing = f"bn_keras.{init.parent.name}"
         modules = sorted(f"{wing}.{path.stem}" for path in init.parent.glob("[!_]*.py"))
-        pages[f"reference/{init.parent.name}.md"] = _reference(wing, _imported(init) or modules)
+        pages[f"reference/{init.parent.name}.md"] = _reference(wing, _named(wing) or modules)
     pages["reference/programs.md"] = _programs()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -37,11 +37,13 @@ def _docstring(path):
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
-def _imported(path):
-    """The full names of what a package's `__init__` imports for its users."""
-    statements = ast.parse(path.read_text(encoding="utf-8")).body
+def _named(package):
+    """The full names that a package lists for its users, in `__all__` or in a stub."""
+    init = ROOT / package.replace(".", "/") / "__init__.py"
+    stub = init.with_suffix(".pyi")
+    statements = ast.parse((stub if stub.exists() else init).read_text(encoding="utf-8")).body
     found = [statement for statement in statements if isinstance(statement, ast.ImportFrom)]
-    return [f"{'bn_keras.' * each.level}{each.module}.{name.name}" for each in found for name in each.names]
+    return [f"{f'{package}.' * each.level}{each.module}.{name.name}" for each in found for name in each.names]
 
 
 def _reference(package, names):

@@ -22,11 +22,12 @@ MAY_IMPORT = {
         "runs": {"errors", "json_files", "networks", "runs", "settings"},
         "input": _INPUT,
         "evaluation": _EVALUATION | {"markdown", "plots"},
-        "training": _EVALUATION | {"progress", "training"},
+        "training": _EVALUATION | {"lazy_names", "progress", "training"},
         "paper": _EVALUATION | {"progress", "markdown", "plots", "paper"},
     },
     "data_prep": {
         "errors": set(),
+        "lazy_names": set(),
         "progress": set(),
         "signals": {"errors", "progress"},
         "program": {"errors", "signals"},

@@ -9,12 +9,15 @@ import tarfile
 
 import pytest
 from conftest import ROOT, run_program
+from test_import_directions import packages
 
 import bn_keras
 from data_prep import program
 
-BLOCKED = {"PIL", "google_crc32c", "jsonschema", "matplotlib", "mlxtend", "scipy", "tensorboard"}
+BLOCKED = {"PIL", "google_crc32c", "jsonschema", "lazy_loader", "matplotlib", "mlxtend", "scipy", "tensorboard"}
 """Packages that extras install, and that neither Keras nor TensorFlow loads."""
+
+BACKENDS = {"tensorflow", "jax", "torch"}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,17 @@ def test_a_program_without_its_extra_says_which_to_install(data_dir, tmp_path, w
     done = run_program(*arguments, env=without(missing))
     advice = f"{missing} is not installed; fix: pip install -e '{ROOT}[{extra}]'\n"
     assert done.returncode == 1 and done.stderr.endswith(advice) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_every_package_that_is_imported_is_one_that_an_extra_or_keras_installs(metadata):
+    """Others may happen to be installed beside them, and may not be there elsewhere."""
+    files = [path for package in ("bn_keras", "data_prep", "launch") for path in (ROOT / package).rglob("*.py")]
+    imported = set().union(*(packages(path) for path in files)) - sys.stdlib_module_names
+    distributions = importlib.metadata.packages_distributions()
+    required = {re.match(r"[\w-]+", line)[0].lower() for line in metadata.requires}
+    for module in imported - {"bn_keras", "data_prep", "launch", "absl", *BACKENDS}:
+        names = distributions.get(module, [module.replace("_", "-")])
+        assert required & {name.lower().replace("_", "-") for name in names}, module
 
 
 def test_every_extra_that_a_program_names_installs_what_it_lacks(metadata):

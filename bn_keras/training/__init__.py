@@ -3,6 +3,6 @@
 from bn_keras.training import make_config, train
 """
 
-import lazy_loader
+from bn_keras.lazy_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

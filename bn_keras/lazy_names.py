@@ -1,0 +1,33 @@
+"""Names of a package whose modules are imported when the names are first used: `import` of it then takes no time."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package.
+
+    Its `__init__.pyi` lists the names and their modules, for editors, for type checkers and for this function, in lines
+    like `from .module import name as name`.
+
+    Args:
+      package: its `__name__`.
+      file: its `__file__`.
+    """
+    stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imported = [statement for statement in stub.body if isinstance(statement, ast.ImportFrom)]
+    modules = {name.name: f"{package}.{each.module}" for each in imported for name in each.names}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    def names() -> list[str]:
+        return sorted([*vars(sys.modules[package]), *modules])
+
+    return get, names, sorted(modules)
