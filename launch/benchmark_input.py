@@ -22,9 +22,9 @@ from launch import config_flags, program, records
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "Whose shuffling and distortion.")
+flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "The variant whose shuffling and distortion are measured.")
 config_flags.define(RunConfig, ("batch_size", "image_size", "augmentation"))
-flags.DEFINE_float("seconds", 5.0, "To measure each stage for.", 0.1)
+flags.DEFINE_float("seconds", 5.0, "How long each stage is measured.", 0.1)
 
 
 def main():

@@ -19,7 +19,7 @@ from launch import program
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_integer("port", 5050, "Of the dispatcher; 0 takes a free one.", 0, 65535)
+flags.DEFINE_integer("port", 5050, "Port of the dispatcher; 0 takes a free one.", 0, 65535)
 flags.DEFINE_string("host", "localhost", "Name or address by which trainers reach this machine.")
 
 

@@ -44,7 +44,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How to use the devices of this machine.")
 flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
-flags.DEFINE_string("output_dir", None, "Where the results go. Default: the run; of an ensemble, the folder above.")
+flags.DEFINE_string("output_dir", None, "Folder of the results. Default: the run; for an ensemble, the one above it.")
 
 flags.DEFINE_boolean("figure4", None, "Also write Figure 4 beside the paper's numbers. Default: of 1,000 classes.")
 

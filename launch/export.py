@@ -24,11 +24,11 @@ from launch import program, records
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_string("workdir", None, "A run, at its newest step.", required=True)
+flags.DEFINE_string("workdir", None, "The run whose newest step is exported.", required=True)
 flags.DEFINE_enum(
     "format", "saved_model", ["keras", "saved_model", "onnx"], "saved_model has its preprocessing inside."
 )
-flags.DEFINE_string("output", None, "The file, or of a SavedModel the folder, to write.", required=True)
+flags.DEFINE_string("output", None, "The file to write; a SavedModel is a folder.", required=True)
 flags.DEFINE_enum(
     "statistics",
     "moving",

@@ -66,7 +66,7 @@ def check_services(flag: str | None):
     """Whether somebody answers at each address of --data_service; TensorFlow would wait for ever.
 
     Raises:
-      InputError: names the first where it is not so.
+      InputError: names the first address where nobody answers.
     """
     addresses = flag.split(",") if flag is not None else []
     for address in addresses:
@@ -125,7 +125,7 @@ def _leave_as(child):
 
 
 def _absent(addresses):
-    """Those where nobody answers, and why."""
+    """The addresses where nobody answers, each with the reason."""
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         reasons = zip(addresses, pool.map(_absence, addresses), strict=True)
         return [f"{address} ({reason})" for address, reason in reasons if reason]

@@ -22,7 +22,12 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "workdir", None, "A run, at its newest step; several, with commas between, are an ensemble.", required=True
 )
-flags.DEFINE_enum("protocol", "single_crop", ["single_crop", "multicrop144"], "What of an image is seen.")
+flags.DEFINE_enum(
+    "protocol",
+    "single_crop",
+    ["single_crop", "multicrop144"],
+    "One view of each image, or the mean over 144 crops.",
+)
 
 SHOWN = 5
 

@@ -20,7 +20,7 @@ from launch import program
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", "runs", "A run, or a folder with runs in it at any depth.")
-flags.DEFINE_string("output_dir", None, "Where the report goes. Default: workdir.")
+flags.DEFINE_string("output_dir", None, "Folder of the report. Default: --workdir.")
 
 
 def main():

@@ -44,17 +44,19 @@ TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # its distribut
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", None, "Folder of all runs. Default: NAME in results.")
-flags.DEFINE_string("name", None, "Of the page and column. Default: the last part of --data_dir, or digits without it.")
+flags.DEFINE_string(
+    "name", None, "Name of the page and of its column. Default: the last part of --data_dir, or digits without it."
+)
 flags.DEFINE_string("output_dir", "docs", "Folder of results.md; a page for each data set goes to results in it.")
 flags.DEFINE_string("data_dir", None, "Folder of records; Figure 1 needs gray ones. Default: the embedded digits.")
-flags.DEFINE_list("only", list(SECTIONS), f"Of {', '.join(SECTIONS)}; the report is always written.")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the runs; divergence and early statistics take the first.")
+flags.DEFINE_list("only", list(SECTIONS), f"Sections to run, of {', '.join(SECTIONS)}; the report is always written.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs; divergence and early statistics take the first.")
 flags.DEFINE_integer(
     "steps", None, "Of 32 images, of a run, extended until its curve is flat. Default: the recipe's.", 1
 )
 flags.DEFINE_integer("eval_every", None, "Steps of 32 images between evaluations. Default: the recipe's.", 1)
-flags.DEFINE_list("train_flags", [], "Of every run of launch/train, such as augmentation=imagenet,width=0.5.")
-flags.DEFINE_integer("mnist_steps", 50_000, "Of 60 images each, of Figure 1.", lower_bound=1)
+flags.DEFINE_list("train_flags", [], "Flags that every launch/train gets, such as augmentation=imagenet,width=0.5.")
+flags.DEFINE_integer("mnist_steps", 50_000, "Steps of 60 images each that Figure 1 is trained for.", lower_bound=1)
 flags.DEFINE_boolean("dry_run", False, "Print the plan with its cost, measured on a few steps; write nothing.")
 
 
@@ -112,7 +114,7 @@ def print_plan(runs, workdir):
 
 
 def measured_seconds(run, rates):
-    """Seconds of a step, by what the launcher measures of the run's network in its own --dry_run, or None.
+    """Seconds of a step, by what the launcher measures of the network in a --dry_run; None where it measures nothing.
 
     Args:
       run: of the plan; `launch/mnist`, whose 50,000 steps are minutes, measures nothing.

@@ -24,12 +24,17 @@ from launch import config_flags, program, records
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "Whose shuffling and distortion.")
-flags.DEFINE_enum("split", "train", ["train", "validation"], "Training as it distorts, or what evaluation sees.")
-flags.DEFINE_integer("images", 32, "How many.", 1, 1024)
-flags.DEFINE_integer("step", 0, "Start at this step of so many images each; only of training.", 0)
+flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "The variant whose shuffling and distortion are shown.")
+flags.DEFINE_enum(
+    "split",
+    "train",
+    ["train", "validation"],
+    "train: images as training distorts them; validation: images as evaluation sees them.",
+)
+flags.DEFINE_integer("images", 32, "How many images the sheet has.", 1, 1024)
+flags.DEFINE_integer("step", 0, "The training step whose images are shown; a step takes --images images.", 0)
 config_flags.define(RunConfig, ("seed", "image_size", "augmentation"))
-flags.DEFINE_string("output", "show_input.png", "Where the sheet goes.")
+flags.DEFINE_string("output", "show_input.png", "The file that the sheet is written to.")
 
 
 def main():

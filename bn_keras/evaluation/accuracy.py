@@ -17,7 +17,7 @@ CALIBRATION_BINS = 15
 """Of equal width over the confidence in (0, 1], as Guo et al. (2017) take for the expected calibration error."""
 
 MOST_CLASSES_CONFUSED = 50
-"""Confusions are counted up to so many classes: more cannot be read in a plot."""
+"""Confusions are counted for at most this many classes: more cannot be read in a plot."""
 
 
 class Counts(NamedTuple):
@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
       counts: of right answers.
       calibration_error: expected calibration error (Guo et al., 2017): the difference of confidence and accuracy in
         `CALIBRATION_BINS` bins of confidence, weighted by their examples; 0 is calibrated.
-      by_class: int64 `[classes, 3]`: examples of the class, answers that named it, and those of them that were right.
+      by_class: int64 `[classes, 3]`: examples of the class, answers that named it, and right answers.
       confusion: int64 `[classes, classes]`, examples by (own class, answer); None for more than
         `MOST_CLASSES_CONFUSED` classes.
     """
@@ -120,7 +120,7 @@ def evaluate(
     Args:
       models: from images to logits, made under `strategy`.
       batches: of `validation_batches`; views of one image, or the `multicrop.squares` of 144.
-      after_batch: called with 1, 2, ... when so many batches are done.
+      after_batch: called with the count of batches that are done, after each.
 
     Returns:
       One evaluation a model; of several, one more: of the arithmetic mean of their class probabilities.

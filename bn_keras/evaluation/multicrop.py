@@ -84,7 +84,7 @@ def squares_at_once(image_size: int) -> int:
 def mean_over_crops(
     function: Callable[[tf.Tensor], tf.Tensor], squares: tuple[tf.Tensor, ...], image_size: int, output: tf.TensorSpec
 ) -> tf.Tensor:
-    """The mean of `function` over the 144 crops of every image, those of `squares_at_once` at a time.
+    """The mean of `function` over the 144 crops of every image, by the crops of `squares_at_once` squares at a time.
 
     Args:
       function: from crops float32 `[B, image_size, image_size, channels]` to a tensor `[B, ...]`.

@@ -81,7 +81,7 @@ def class_scores(by_class: Sequence[Sequence[int]]) -> list[ClassScores]:
     """The scores of every class.
 
     Args:
-      by_class: of every class, its examples, the answers that named it, and those of them that were right.
+      by_class: for every class: its examples, the answers that named it, and the right answers.
     """
     found = []
     for examples, answers, right in by_class:
@@ -91,7 +91,7 @@ def class_scores(by_class: Sequence[Sequence[int]]) -> list[ClassScores]:
 
 
 MOST_CLASSES_LISTED = 50
-"""Of more classes the report has only those that are found worst; evaluation.json has them all."""
+"""Where there are more classes, the report lists those with the lowest F1; evaluation.json has all."""
 
 
 def report(results: Sequence[Result], scores: Sequence[ClassScores], class_names: Sequence[str], dataset: str) -> str:

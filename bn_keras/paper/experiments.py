@@ -71,7 +71,7 @@ class Experiment:
       name: folder below the section's.
       program: "train" or "mnist".
       flags: of the program.
-      steps: of the run, as it counts them.
+      steps: how many the run takes, in its own mini-batches.
       until_flat: whether the run is extended, by as many steps again, until its curve is `flat`.
     """
 
@@ -87,10 +87,10 @@ class Experiment:
         return RunDirectory(os.path.join(workdir, self.section, self.name), configuration)
 
     def done(self, workdir: str) -> int:
-        """Steps that are done; a last row alone may lack its neighbours, so that the checkpoints are asked first."""
+        """Steps that are done. Checkpoints are asked first: a kill may leave a row without its checkpoint."""
         directory = self.directory(workdir)
         step = directory.newest_step()
-        # The checkpoints of what is done may have been removed.
+        # A person may have removed the checkpoints of a finished run; its curve then says what was done.
         return max((row["step"] for row in directory.curve.rows), default=0) if step is None else step
 
     def next_steps(self, workdir: str) -> int | None:
