@@ -29,11 +29,6 @@ def _in_cluster():
     return chosen and any(map(os.environ.get, ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")))
 
 
-def check_services() -> None:
-    """Whether somebody answers at each address of --data_service."""
-    peers.check_services(FLAGS.data_service)
-
-
 @contextlib.contextmanager
 def loading_tensorflow(alone: bool) -> Iterator[None]:
     """`program.loading_tensorflow`; in a cluster, unless `alone`, in a child process that the first one watches."""

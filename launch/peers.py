@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -74,6 +75,31 @@ def check_services(flag: str | None):
             raise InputError(f"--data_service={flag}: {address!r} is not {ADDRESS['description']}")
     if absent := _absent(addresses):
         raise InputError(f"--data_service: {absent[0]}: start launch/data_service there, which says its address")
+
+
+def watch_services(flag: str | None, first: float = _FIRST) -> None:
+    """Says from now on which machine of --data_service no longer answers: TensorFlow waits for it without a word.
+
+    Args:
+      flag: the value of --data_service.
+      first: seconds between two looks; of an absence that lasts, the lines become rarer, up to one in `_LAST` seconds.
+    """
+
+    def watch():
+        pause = first
+        while True:
+            time.sleep(pause)
+            absent = _absent(flag.split(","))
+            pause = min(2 * pause, _LAST) if absent else first
+            if absent:
+                print(
+                    f"waiting for {', '.join(absent)}: end this program, start launch/data_service there, and the same "
+                    "command continues",
+                    file=sys.stderr,
+                )
+
+    if flag:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _watch(child, messages):

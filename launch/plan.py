@@ -10,7 +10,8 @@ from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.input.dataset import Dataset
 from bn_keras.networks.variants import PAPER_BATCH_SIZE
 from bn_keras.runs.run_config import WARMUP_EPOCHS, RunConfig
-from bn_keras.training.recipes import recipe_for, spanning_decay_epochs
+from bn_keras.training.recipes import make_config, recipe_for, spanning_decay_epochs
+from launch import config_flags
 
 FLAGS = flags.FLAGS
 
@@ -43,6 +44,12 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
         )
     if uses_gpus(strategy) and not config.deterministic:
         lines.append("GPUs give other bits each time, so a continued run ends with other weights: see --deterministic")
+    fresh = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig)).variant.decay_epochs
+    if fresh != (own := config.variant.decay_epochs):
+        lines.append(
+            f"goes on with the schedule that it began with, --decay_epochs={own:g}: a new run of as many steps has "
+            f"--decay_epochs={fresh:g}, and other weights"
+        )
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from bn_keras.errors import InputError
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training.recipes import make_config
-from launch import config_flags, machines, plan, program, records
+from launch import config_flags, machines, peers, plan, program, records
 
 DIVERGED = 3
 INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
@@ -47,7 +47,7 @@ def main():
     if not FLAGS.dry_run and directory.finished(config):
         return nothing_to_do(config, directory)
 
-    machines.check_services()
+    peers.check_services(FLAGS.data_service)
     with machines.loading_tensorflow(FLAGS.dry_run):
         from bn_keras.input.shard_cache import cache_shards
         from bn_keras.input.training_order import memory_bound
@@ -62,6 +62,7 @@ def main():
     if FLAGS.cache:
         dataset = cache_shards(dataset, FLAGS.cache)
     print(f"at most {memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
+    peers.watch_services(FLAGS.data_service)
     outcome = train(
         config,
         dataset,

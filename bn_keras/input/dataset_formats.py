@@ -84,20 +84,21 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
     The folder is one of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards.
 
     Args:
-      label_base, classes: as in `read_tf_slim`; only for a folder without any metadata.
+      label_base, classes: as in `read_tf_slim`, whose folders do not say them.
 
     Raises:
-      InputError: the folder, its metadata or a shard is missing or not what it should be; it names the folders below
+      InputError: the folder, its metadata or a shard is missing or not what it should be, or they say another
+        `label_base` or other `classes`; it names the folders below
         that may be meant.
     """
     if not os.path.isdir(data_dir):
         raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
     if os.path.exists(os.path.join(data_dir, MANIFEST)):
-        return read_manifest(data_dir)
+        return _agreeing(read_manifest(data_dir), data_dir, label_base, classes)
     if os.path.isdir(os.path.join(data_dir, ".data_prep")):
         raise InputError(f"{data_dir} has no {MANIFEST} yet: finish preparing it by the same command of data_prep")
     if os.path.exists(os.path.join(data_dir, TFDS_INFO)):
-        return read_tfds(data_dir)
+        return _agreeing(read_tfds(data_dir), data_dir, label_base, classes)
     if _named_as_tf_slims(data_dir):
         return read_tf_slim(data_dir, label_base, classes)
     found = [
@@ -112,6 +113,16 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
         f"{data_dir} has no {MANIFEST}, no {TFDS_INFO} and no shards train-00000-of-...: prepare it, or finish "
         f"preparing it, with `python -m data_prep --output_dir={data_dir} ...`"
     )
+
+
+def _agreeing(dataset, data_dir, label_base, classes):
+    for name, given, found in (
+        ("label_base", label_base, dataset.label_base),
+        ("classes", classes, len(dataset.class_names)),
+    ):
+        if given not in (None, found):
+            raise InputError(f"`{name}={given}`: {data_dir} says itself that it is {found}; leave it out")
+    return dataset
 
 
 def read_tfds(data_dir: str) -> Dataset:

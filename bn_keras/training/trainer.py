@@ -163,7 +163,7 @@ class Trainer:
             self.record.close(f"interrupted at step {self.step}; the same command continues")
             return Outcome.INTERRUPTED if self.interruption.signal == signal.SIGINT else Outcome.PREEMPTED
         finally:
-            self.profiler.stop()
+            self.profiler.close()
         self.record.save_model(self.step, self.state.model, self._best_step())
         self.record.close("finished")
         return Outcome.FINISHED
@@ -305,7 +305,7 @@ class Profiler:
     def __init__(self, directory: str, steps: range):
         self._directory = directory
         self._steps = steps
-        self._running = False
+        self._running = self._ran = False
 
     def next_change(self, step: int) -> float:
         """The step after which the profiler starts or stops next; infinity where it does neither."""
@@ -316,9 +316,15 @@ class Profiler:
         """Starts or stops, between the steps `step` and `step` + 1."""
         if step + 1 in self._steps and not self._running:
             tf.profiler.experimental.start(self._directory)
-            self._running = True
+            self._running = self._ran = True
         elif step + 1 not in self._steps:
             self.stop()
+
+    def close(self) -> None:
+        """Writes what was recorded; says so where that is nothing."""
+        self.stop()
+        if self._steps and not self._ran:
+            note(f"the profiler recorded nothing: none of the steps {self._steps[0]} to {self._steps[-1]} was taken")
 
     def stop(self) -> None:
         """Writes what was recorded, if anything is."""

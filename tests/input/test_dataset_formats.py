@@ -277,3 +277,11 @@ def test_verify_names_shards_that_are_empty_missing_or_of_another_conversion(tf_
         for path in tf_slim_dir.glob(f"{split}-*"):
             path.rename(tf_slim_dir / split / path.name)
     assert "81 records, all whole" in verify().stdout
+
+
+@pytest.mark.parametrize("given, said", [({"label_base": 0}, "label_base=0"), ({"classes": 4}, "classes=4")])
+def test_labels_that_a_manifest_says_otherwise_are_refused(data_dir, given, said):
+    """data_prep's labels of the three classes begin with 1."""
+    with pytest.raises(InputError, match=f"`{said}`: {data_dir} says itself that it is [13]; leave it out"):
+        read_dataset(str(data_dir), **given)
+    assert read_dataset(str(data_dir), label_base=1, classes=3) == read_dataset(str(data_dir))

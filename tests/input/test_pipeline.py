@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import ROOT, start_program
+from conftest import ROOT, run_program, start_program
 
 from bn_keras import InputError, read_dataset
 from bn_keras.input import photometric_distortion, pipeline, preprocessing
@@ -218,6 +218,40 @@ def test_records_in_memory_are_bounded_by_two_shards_a_lane(dataset):
         2 * largest,
         2 * largest,
     ]
+
+
+READ_AN_EPOCH = """
+import sys
+import tensorflow as tf
+from bn_keras.input.dataset import Dataset, Shard
+from bn_keras.input.training_order import memory_bound, training_records
+
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+shards = tuple(Shard(path, 20, 20 * (400_000 + 16)) for path in sys.argv[1:])
+dataset = Dataset("large", ("a", "b"), 0, 3, 200, {"train": shards}, "f")
+records = iter(training_records(dataset, 0, 0))
+next(records)
+before = peak()
+for _ in range(len(shards) * 20):
+    next(records)
+print(memory_bound(dataset), peak() - before)
+"""
+
+
+def test_records_in_memory_stay_below_what_is_said(tmp_path):
+    """32 shards of 8 MB, of which 16 are said to be held at most. The kernel counts what an epoch really takes, with
+    TensorFlow's buffers and heap, for which 16 MB are left; to hold all records takes 256 MB."""
+    for number in range(32):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{number:02}")) as writer:
+            for _ in range(20):
+                writer.write(bytes(400_000))
+    done = run_program("-c", READ_AN_EPOCH, *sorted(tmp_path.iterdir()))
+    assert done.returncode == 0, done.stderr
+    said, taken = map(int, done.stdout.split())
+    assert said == 16 * 20 * 400_016 and said / 2 < taken < said + 16e6
 
 
 @pytest.mark.slow

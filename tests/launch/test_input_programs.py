@@ -18,6 +18,7 @@ from bn_keras.input.options import InputOptions
 from bn_keras.input.pipeline import training_batches
 from bn_keras.input.speed import seconds_per_image, stage_rates
 from bn_keras.runs import checkpoint
+from bn_keras.runs.run_directory import RunDirectory
 
 
 def test_a_contact_sheet_holds_the_images_pixel_for_pixel():
@@ -114,6 +115,60 @@ def test_training_on_batches_of_a_service_is_bit_for_bit_training_on_ones_own(da
     (_, served), (_, own) = (checkpoint.load_newest(str(tmp_path / name)) for name in ("served", "own"))
     for name, array in own.items():
         np.testing.assert_array_equal(served[name], array, err_msg=name)
+
+
+WATCH = """
+import socket, sys, time
+from launch import peers
+listener = socket.create_server(("localhost", 0))
+address = f"localhost:{listener.getsockname()[1]}"
+peers.watch_services(address, 0.1)
+time.sleep(1)
+print(address, file=sys.stderr)
+listener.close()
+time.sleep(3)
+"""
+
+
+def test_a_service_that_no_longer_answers_is_named_until_it_does_ever_more_rarely():
+    first, *others = run_program("-c", WATCH).stderr.splitlines()
+    advice = "end this program, start launch/data_service there, and the same command continues"
+    assert set(others) == {f"waiting for {first} (Connection refused): {advice}"}
+    assert 2 <= len(others) <= 6  # after 0.1, 0.2, 0.4, 0.8 and 1.6 s
+
+
+@pytest.mark.slow
+def test_the_advice_about_a_service_that_dies_in_training_works(data_dir, tmp_path):
+    command = [
+        "-m", "launch.train", "--variant=bn_x5", f"--data_dir={data_dir}", f"--workdir={tmp_path}", "--width=0.1",
+        "--image_size=32", "--steps=100000", "--batch_size=30", "--checkpoint_every=1",
+    ]  # fmt: skip
+
+    def serve(port):
+        service = start_program("-m", "launch.data_service", f"--port={port}")
+        return service, re.search(r"localhost:(\d+)", service.stdout.readline())[1]
+
+    def until_trained_beyond(step, trainer):
+        while (RunDirectory(str(tmp_path)).newest_step() or 0) <= step:
+            assert trainer.poll() is None, trainer.communicate()
+            time.sleep(0.1)
+
+    service, port = serve(0)
+    command.append(f"--data_service=localhost:{port}")
+    trainer = start_program(*command)
+    until_trained_beyond(0, trainer)
+    service.kill()
+    service.communicate()
+    assert any(line.startswith(f"waiting for localhost:{port} (Connection refused)") for line in trainer.stderr)
+    trainer.terminate()
+    trainer.communicate()
+    reached = RunDirectory(str(tmp_path)).newest_step()
+    service, _ = serve(port)
+    trainer = start_program(*command)
+    until_trained_beyond(reached, trainer)
+    for process in (trainer, service):
+        process.kill()
+        process.communicate()
 
 
 def damage_first_record(shard):

@@ -163,6 +163,8 @@ import keras  # which sets variables of its own
 before = dict(os.environ)
 import bn_keras
 bn_keras.VARIANTS, bn_keras.BatchNormalization
+import bn_keras.training
+bn_keras.training.train
 assert {k: v for k, v in os.environ.items() if before.get(k) != v} == {}
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}

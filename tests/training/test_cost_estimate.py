@@ -36,6 +36,46 @@ print(cost_estimate.describe_cost(types.SimpleNamespace(config=config, training=
 """
 
 
+DESCRIBE_LARGE = """
+import sys, types
+sys.path.insert(0, "tests")
+import keras, numpy as np, tensorflow as tf
+from bn_keras.evaluation import trained_network
+from bn_keras.training import cost_estimate
+from bn_keras.training.distribution import make_strategy
+from conftest import make_run_config
+
+def build_network(*_, **__):
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(4096), keras.layers.Dense(4096)]
+    return keras.Sequential([*layers, keras.layers.Dense(3)])
+
+def batches(examples, *, hosts, host):
+    return tf.data.Dataset.from_tensors((np.zeros((8, 4, 4, 1), "float32"), np.zeros(8, "int32"))).repeat()
+
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+trained_network.build_network = build_network
+for ema in (0.0, 0.5):
+    config = make_run_config(batch_size=8, ema=ema)
+    before = peak()
+    fed = types.SimpleNamespace(config=config, training=batches)
+    print(before, peak(), cost_estimate.describe_cost(fed, make_strategy("one_device")).replace("\\n", " "), peak())
+"""
+
+
+def test_the_memory_of_a_dry_run_is_that_of_weights_velocities_gradients_and_averages():
+    """A network whose outputs are nothing beside its weights; the process's own memory beside the kernel's count."""
+    done = run_program("-c", DESCRIBE_LARGE)
+    assert done.returncode == 0, done.stderr
+    weights = 4 * (17 * 4096 + 4097 * 4096 + 4097 * 3)
+    for line, copies in zip(done.stdout.splitlines(), (3, 4), strict=True):
+        about, measured = re.search(r"memory of a device: about (\S+) GB, measured at most (\S+) GB", line).groups()
+        assert float(about) == pytest.approx(copies * weights / 1e9, abs=0.006)  # printed with two digits
+        assert int(line.split()[0]) / 1e9 - 0.006 < float(measured) < int(line.split()[-1]) / 1e9 + 0.006
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_whose_batches_take_300_ms_is_said_to_take_300_ms_a_step(devices):
     done = run_program("-c", DESCRIBE, devices)

@@ -17,7 +17,7 @@ def test_without_a_tpu_there_is_one_clear_line():
     done = run_program("-c", code)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "no TPU at --tpu=local" in last and "run on a TPU VM with tensorflow-tpu" in last
+    assert "no TPU at `tpu=local`" in last and "run on a TPU VM with tensorflow-tpu" in last
 
 
 @pytest.mark.parametrize(

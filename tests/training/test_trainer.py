@@ -14,6 +14,7 @@ from conftest import run_program, start_program
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.training_curve import MEASURED, TrainingCurve
+from bn_keras.training.trainer import Profiler
 
 STEPS = 15
 
@@ -343,12 +344,45 @@ def test_a_range_that_cannot_be_profiled_is_refused_before_anything_is_written(d
     assert not (tmp_path / "run").exists()
 
 
+def test_a_profiler_whose_steps_were_not_taken_says_so(tmp_path, caplog):
+    """As in a run that goes on behind them, or diverges before them."""
+    profiler = Profiler(str(tmp_path), range(5, 8))
+    profiler.at(20)
+    profiler.close()
+    assert caplog.messages == ["the profiler recorded nothing: none of the steps 5 to 7 was taken"]
+
+
+OPENED = """
+import collections, json, os, sys
+opened = collections.Counter()
+sys.addaudithook(lambda event, args: event == "open" and args[1] == "rb" and opened.update([str(args[0])]))
+from bn_keras.training import run_writer
+from launch import train
+record = run_writer.RunRecord.__init__
+def started(self, *arguments, **options):
+    print("opened", json.dumps({name: count for name, count in opened.items() if name.endswith(".npz")}))
+    record(self, *arguments, **options)
+run_writer.RunRecord.__init__ = started
+train.run()
+"""
+"""Trains, and says how often each checkpoint was opened until the first row is about to be written."""
+
+
+def test_a_start_reads_the_newest_checkpoint_once(data_dir, tmp_path, uninterrupted):
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    command = train_command(data_dir, workdir, *EVERYTHING, "--steps=16")
+    done = finish(["-c", OPENED, *command[2:]])
+    (opened,) = (line for line in done.stdout.splitlines() if line.startswith("opened "))
+    assert json.loads(opened.removeprefix("opened ")) == {str(workdir / "checkpoint-00000015.npz"): 1}
+
+
 def test_a_finished_run_of_a_small_set_is_extended_on_its_own_schedule(data_dir, tmp_path):
     finish(train_command(data_dir, tmp_path, "--steps=2"))
     before = json.loads((tmp_path / "run.json").read_text())
     for steps in (4000, 4001):  # 933 epochs, for which the default would be 8.3, not 8
         done = run_program(*train_command(data_dir, tmp_path, f"--steps={steps}", "--dry_run"))
         assert done.returncode == 0 and "falls below 1%" in done.stdout, done.stderr
+        assert "goes on with the schedule that it began with, --decay_epochs=8: " in done.stdout
     assert json.loads((tmp_path / "run.json").read_text()) == before
 
 
