@@ -40,7 +40,7 @@ def main():
     dataset, skipped = records.read_records(keep=not FLAGS.dry_run)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
     given = config_flags.given(RunConfig)
-    config = make_config(dataset, FLAGS.variant, continued=directory.read_config(), **given)
+    config = make_config(dataset, FLAGS.variant, continued=directory.read_config(keep=True), **given)
     config.check()
     profiled = profiled_steps(config)
     directory.check(config, dataset.class_names, FLAGS.allow_change)

@@ -104,14 +104,17 @@ class RunDirectory(Generic[Config]):
             note(f"{self.model_path} is damaged ({error})")
             return None
 
-    def read_config(self) -> Config | None:
+    def read_config(self, keep: bool = False) -> Config | None:
         """The configuration of the newest checkpoint, or that which the directory was made with; None where there is no
         run.
+
+        Args:
+          keep: whether the run is about to go on, which then does not read the checkpoint again.
 
         Raises:
           InputError: the file is damaged, and no checkpoint is whole that holds a copy.
         """
-        return self._read_config(self._newest())
+        return self._read_config(self._newest(keep))
 
     def _read_config(self, state):
         configuration = self._configuration

@@ -355,7 +355,7 @@ def test_a_profiler_whose_steps_were_not_taken_says_so(tmp_path, caplog):
 OPENED = """
 import collections, json, os, sys
 opened = collections.Counter()
-sys.addaudithook(lambda event, args: event == "open" and args[1] == "rb" and opened.update([str(args[0])]))
+sys.addaudithook(lambda event, args: event == "open" and args[1] == "r" and opened.update([str(args[0])]))
 from bn_keras.training import run_writer
 from launch import train
 record = run_writer.RunRecord.__init__
