@@ -44,7 +44,9 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
         )
     if uses_gpus(strategy) and not config.deterministic:
         lines.append("GPUs give other bits each time, so a continued run ends with other weights: see --deterministic")
-    fresh = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig)).variant.decay_epochs
+    given = config_flags.given(RunConfig)
+    given.pop("initial_weights", None)  # has no schedule, and need not be there any more
+    fresh = make_config(dataset, FLAGS.variant, **given).variant.decay_epochs
     if fresh != (own := config.variant.decay_epochs):
         lines.append(
             f"goes on with the schedule that it began with, --decay_epochs={own:g}: a new run of as many steps has "
