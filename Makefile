@@ -50,7 +50,7 @@ setup: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm_start import WarmProgram, shrink
 
 from bn_keras import VARIANTS
 from bn_keras.runs.run_config import RunConfig
@@ -18,6 +19,18 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the launchers do
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("circle", "square", "stripe")
+
+
+LONGEST = (
+    *("test_trainer", "test_trainer_devices", "test_folding", "test_inception", "test_cluster", "test_signals"),
+    *("test_faults", "test_again", "test_batch_normalization", "test_evaluate", "test_input_programs"),
+)
+"""Files that take longest, in this order: they start first, so that no worker of `make test` is left with one alone."""
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 def write_image(path, kind, seed, size=20):
@@ -59,8 +72,8 @@ def data_dir(image_folders, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_runs(data_dir, tmp_path_factory):
-    """Two finished runs on `data_dir` at 32x32 and width 0.1: ensemble_2 after 12 steps, and, because training takes
-    its time, an ensemble_5 that is random but for its place among the runs."""
+    """Two finished runs of a small Inception on `data_dir` at 32x32 and width 0.1: ensemble_2 after 12 steps, and,
+    because training takes its time, an ensemble_5 that is random but for its place among the runs."""
     import keras
 
     from bn_keras import build_network
@@ -78,8 +91,9 @@ def trained_runs(data_dir, tmp_path_factory):
         "--batch_size=16",
         "--eval_batch_size=8",
         "--steps=12",
-        "--bn_momentum=0.5",  # of 0.9, 28% of the initial 0 and 1 would remain, and 69 layers of it make logits of 1e3
+        "--bn_momentum=0.5",  # of 0.9, 28% of the initial 0 and 1 would remain
         "--eval_every=12",
+        small=True,
     )
     assert done.returncode == 0, done.stderr
     random.mkdir()
@@ -87,13 +101,21 @@ def trained_runs(data_dir, tmp_path_factory):
     (random / "run.json").write_text(json.dumps(config))
     (random / "classes.txt").write_bytes((trained / "classes.txt").read_bytes())
     keras.utils.set_random_seed(0)
-    model = build_network("ensemble_5", image_size=32, width=0.1, channels=1, classes=len(CLASSES))
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch.setattr)
+        model = build_network("ensemble_5", image_size=32, width=0.1, channels=1, classes=len(CLASSES))
     draws = np.random.default_rng(0)
     for layer in model.layers:
         if layer.name.endswith("_bn"):
             layer.set_weights([draws.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
     model.save(random / "model.keras")
     return trained, random
+
+
+@pytest.fixture
+def small_inception(monkeypatch):
+    """Networks of this process are as small as those of `start_program(small=True)`."""
+    shrink(monkeypatch.setattr)
 
 
 def make_run_config(**changes):
@@ -121,11 +143,23 @@ _AS_A_PERSON = {
 }
 
 
-def start_program(*arguments, **options):
-    """Starts `python ARGUMENTS` in the checkout."""
-    return subprocess.Popen([sys.executable, *map(str, arguments)], **_AS_A_PERSON | options)
+def start_program(*arguments, warm=False, small=False, **options):
+    """Starts `python ARGUMENTS` in the checkout; warm, where TensorFlow is loaded; small, also with a small Inception.
+
+    Those are for tests whose claim is neither how a program starts nor the network: `warm_start`.
+    """
+    arguments, options = [*map(str, arguments)], _AS_A_PERSON | options
+    if warm or small:
+        return WarmProgram(arguments, small, **options)
+    return subprocess.Popen([sys.executable, *arguments], **options)
 
 
 def run_program(*arguments, timeout=600, **options):
-    """Runs `python ARGUMENTS` in the checkout to its end, at most `timeout` seconds."""
-    return subprocess.run([sys.executable, *map(str, arguments)], timeout=timeout, **_AS_A_PERSON | options)
+    """Runs a program to its end, at most `timeout` seconds; arguments are those of `start_program`."""
+    with start_program(*arguments, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

@@ -134,7 +134,7 @@ print(json.dumps(found))
 def test_counts_are_exact_for_any_batch_size_on_one_device_and_on_two(data_dir):
     found = {}
     for devices in (1, 2):
-        done = run_program("-c", COUNTS, devices, data_dir)
+        done = run_program("-c", COUNTS, devices, data_dir, warm=True)
         assert done.returncode == 0, done.stderr
         for batch_size, multicrop, counts, confusion in json.loads(done.stdout.splitlines()[-1]):
             assert sum(map(sum, confusion)) == counts[2] == 21

@@ -47,7 +47,7 @@ def images():
 
 
 def export(run, output, *flags):
-    return run_program("-m", "launch.export", f"--workdir={run}", f"--output={output}", *flags)
+    return run_program("-m", "launch.export", f"--workdir={run}", f"--output={output}", *flags, warm=True)
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path):
     for output, flags, message in (
         (tmp_path / "there", (), "there exists"),
         (tmp_path / "model", ("--format=keras",), "must end in .keras"),
-        *([] if onnx_there else [(tmp_path / "model", ("--format=onnx",), "ONNX needs")]),
+        *([] if onnx_there else [(tmp_path / "model", ("--format=onnx",), "onnx is not installed; fix: pip install")]),
     ):
         done = export(run, output, *flags)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

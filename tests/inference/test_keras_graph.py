@@ -65,6 +65,7 @@ def test_new_inputs_are_of_the_old_kind():
     assert (new["b"].name, new["b"].shape, new["b"].dtype) == ("b", (7, 2), "int32")
 
 
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")  # as it is meant to
 def test_a_layer_is_made_again_with_functions_and_classes_that_nobody_registered():
     class Cell(layers.SimpleRNNCell):
         pass

@@ -21,7 +21,7 @@ def final_counts(run):
 
 
 def evaluate(data_dir, *flags):
-    return run_program("-m", "launch.evaluate", f"--data_dir={data_dir}", *flags)
+    return run_program("-m", "launch.evaluate", f"--data_dir={data_dir}", *flags, small=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_by_one_crop_the_counts_are_those_that_training_saw(ensemble, trained_ru
 def test_a_run_on_shifted_images_is_evaluated_as_training_evaluated_it(data_dir, tmp_path):
     done = run_program(
         "-m", "launch.train", "--variant=bn_x5", f"--data_dir={data_dir}", f"--workdir={tmp_path}", "--width=0.1",
-        "--image_size=32", "--augmentation=shift", "--batch_size=16", "--steps=12", "--bn_momentum=0.5",
+        "--image_size=32", "--augmentation=shift", "--batch_size=16", "--steps=12", "--bn_momentum=0.5", small=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert evaluate(data_dir, f"--workdir={tmp_path}").returncode == 0
@@ -118,7 +118,7 @@ def flip(path):
     [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1]), flip],
     ids=["missing", "cut", "flipped"],
 )
-def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, damage):
+def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, small_inception, damage):
     from bn_keras.evaluation.trained_network import load_network
 
     copy = shutil.copytree(trained_runs[0], tmp_path / "run")

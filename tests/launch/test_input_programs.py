@@ -42,7 +42,7 @@ def test_show_input_draws_the_first_training_batch(data_dir, tmp_path):
     output = tmp_path / "sheet.png"
     done = run_program(
         "-m", "launch.show_input", f"--data_dir={data_dir}", "--variant=inception", "--augmentation=imagenet",
-        "--images=3", "--image_size=160", "--seed=5", "--step=2", f"--output={output}",
+        "--images=3", "--image_size=160", "--seed=5", "--step=2", f"--output={output}", warm=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(output) in done.stdout
@@ -56,7 +56,7 @@ def test_show_input_draws_the_first_training_batch(data_dir, tmp_path):
 
 def test_benchmark_input_names_stages_and_bottleneck(data_dir):
     done = run_program(
-        "-m", "launch.benchmark_input", f"--data_dir={data_dir}", "--augmentation=imagenet", "--seconds=0.2"
+        "-m", "launch.benchmark_input", f"--data_dir={data_dir}", "--augmentation=imagenet", "--seconds=0.2", warm=True
     )
     assert done.returncode == 0, done.stderr
     stages = ("reading", "decoding, cropping, resizing", "distortion")
@@ -65,16 +65,19 @@ def test_benchmark_input_names_stages_and_bottleneck(data_dir):
 
 
 def test_a_stages_rate_is_that_of_a_pipeline_whose_seconds_are_known(monkeypatch, data_dir):
+    made = []
+
     def slowly():
         while True:
             time.sleep(0.1)
+            made.append(time.perf_counter())  # on a busy machine a sleep is longer
             yield np.zeros(8)
 
     batches = tf.data.Dataset.from_generator(slowly, output_signature=tf.TensorSpec((8,), tf.float64)).prefetch(2)
     monkeypatch.setattr(run_batches, "training_batches", lambda *_, **__: batches)
     config = make_run_config(batch_size=8, augmentation="none")
     rates = stage_rates(run_batches.RunBatches(config, read_dataset(str(data_dir))), seconds=2)
-    assert rates["decoding, cropping, resizing"] == pytest.approx(8 / 0.1, rel=0.1)
+    assert rates["decoding, cropping, resizing"] == pytest.approx(8 / np.mean(np.diff(made)), rel=0.1)
 
 
 def test_a_stages_time_is_what_it_adds():
@@ -104,7 +107,7 @@ def test_training_on_batches_of_a_service_is_bit_for_bit_training_on_ones_own(da
     try:
         address = re.search(r"--data_service=\S+", service.stdout.readline())[0]
         runs = [
-            run_program(*command, f"--workdir={tmp_path / name}", *more)
+            run_program(*command, f"--workdir={tmp_path / name}", *more, small=True)
             for name, more in (("served", [address]), ("own", []))
         ]
     finally:
@@ -185,7 +188,7 @@ def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
         "-m", "launch.train", "--variant=bn_x5", f"--data_dir={copy}", "--width=0.1", "--image_size=32", "--steps=2",
         "--batch_size=30", "--augmentation=imagenet",
     ]  # fmt: skip
-    done = run_program(*command, f"--workdir={tmp_path / 'fail'}")
+    done = run_program(*command, f"--workdir={tmp_path / 'fail'}", small=True)
     assert done.returncode == 1 and f"record 0 of {shard}, at byte 0, cannot be used" in done.stderr
     done = run_program(
         *command,
@@ -193,6 +196,7 @@ def test_training_takes_a_cache_and_damaged_records(data_dir, tmp_path):
         f"--cache={tmp_path / 'cache'}",
         "--on_bad=skip",
         "--distort_on=device",
+        small=True,
     )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"left out: record \d of \S*cache\S*train-00003-of-00006", done.stderr)) == 10
@@ -232,14 +236,14 @@ def test_a_record_that_cannot_be_decoded_is_one_line_with_its_image_and_a_fix_th
     target = {"train": "--workdir", "show_input": "--output"}.get(program)
     command = ["-m", f"launch.{program}", f"--data_dir={no_image.parent}", *PROGRAMS[program]]
     command += [f"{target}={tmp_path / 'new.png'}"] if target else []
-    done = run_program(*command)
+    done = run_program(*command, small=True)
     (line,) = done.stderr.splitlines()[-1:]
     name = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(no_image)).skip(2))).numpy())
     name = name.features.feature["image/filename"].bytes_list.value[0].decode()
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{program}: record 2 of {no_image}, at byte " in line and f" image {name}, cannot be used" in line
     fix = re.search(r"leave it out with (--\S+?),", line)[1]
-    done = run_program(*command, fix)
+    done = run_program(*command, fix, small=True)
     assert done.returncode == 0, done.stderr
     assert f"1 record was left out, first record 2 of {no_image}" in done.stdout
 
@@ -248,6 +252,6 @@ def test_a_sheet_of_evaluation_leaves_the_place_of_a_skipped_record_out(data_dir
     copy = shutil.copytree(data_dir, tmp_path / "copy")
     replace_image(copy / "validation-00000-of-00002", 0, b"")
     command = ["-m", "launch.show_input", f"--data_dir={copy}", "--split=validation", "--images=5", "--on_bad=skip"]
-    done = run_program(*command, f"--output={tmp_path / 'sheet.png'}")
+    done = run_program(*command, f"--output={tmp_path / 'sheet.png'}", warm=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 images: ")

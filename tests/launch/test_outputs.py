@@ -27,14 +27,14 @@ def little_disk():
 @pytest.mark.parametrize("kind", EXPORT)
 def test_an_export_killed_while_it_writes_succeeds_by_the_same_command(trained_runs, tmp_path, kind):
     output = tmp_path / EXPORT[kind]
-    process = start_program(*export(trained_runs[0], output, kind))
+    process = start_program(*export(trained_runs[0], output, kind), warm=True)
     while not list(tmp_path.glob(f".{output.name}.unfinished/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     process.kill()
     process.communicate()
     assert not output.exists()
-    done = run_program(*export(trained_runs[0], output, kind))
+    done = run_program(*export(trained_runs[0], output, kind), warm=True)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
@@ -50,7 +50,7 @@ def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(trained_runs, t
 def test_somebody_elses_folder_is_not_exported_to(trained_runs, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/thesis.tex").write_text("years of work")
-    done = run_program(*export(trained_runs[0], tmp_path / "model", "saved_model"))
+    done = run_program(*export(trained_runs[0], tmp_path / "model", "saved_model"), warm=True)
     assert done.returncode == 1 and "exists" in done.stderr
     assert (tmp_path / "model/thesis.tex").read_text() == "years of work"
 
@@ -87,7 +87,7 @@ def test_a_report_on_a_run_in_a_folder_of_any_name_is_written(trained_runs, tmp_
         config["seed"] = 1 + len(name)
         config["width"] = 0.5 + len(name)
         (tmp_path / name / "run.json").write_text(json.dumps(config))
-    done = run_program("-m", "launch.report", f"--workdir={tmp_path}", text=False)
+    done = run_program("-m", "launch.report", f"--workdir={tmp_path}", warm=True, text=False)
     assert done.returncode == 0 and done.stderr == b"", done.stderr
     assert b"\x1b" not in done.stdout and rb"(\x1b[31m\u202e)" in done.stdout
     assert (tmp_path / "figure2.png").stat().st_size and (tmp_path / "figure3.md").stat().st_size

@@ -11,7 +11,7 @@ from bn_keras.input.image_header import READABLE
 
 
 def predict(*arguments):
-    return run_program("-m", "launch.predict", *arguments)
+    return run_program("-m", "launch.predict", *arguments, warm=True)
 
 
 def expected(run, path):

@@ -76,13 +76,13 @@ def test_a_program_that_loads_tensorflow_ends_at_once(data_dir, trained_runs, tm
 @BOTH
 def test_training_ends_at_once_until_there_is_something_to_save_and_then_saves(data_dir, tmp_path, number):
     workdir = tmp_path / "run"
-    process = start_program(*train(data_dir, workdir, "--jit_compile", "--log_every=1"))
+    process = start_program(*train(data_dir, workdir, "--jit_compile", "--log_every=1"), small=True)
     until(lambda: (workdir / "run.json").exists(), process)  # compiling is next
     status, errors = ended(process, number)
     assert status == STATUS[number] and errors.startswith(f"train: interrupted by {NAME[number]}")
     assert not list(workdir.glob("*.npz"))
     workdir = tmp_path / "second"
-    process = start_program(*train(data_dir, workdir, "--log_every=1"))
+    process = start_program(*train(data_dir, workdir, "--log_every=1"), small=True)
     until(lambda: (workdir / "curve.jsonl").exists() and (workdir / "curve.jsonl").stat().st_size > 0, process)
     status, errors = ended(process, number)
     assert status == {signal.SIGINT: 130, signal.SIGTERM: 0}[number]
@@ -190,3 +190,16 @@ def test_ctrl_c_while_a_program_starts_is_no_traceback(module):
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.communicate(timeout=20)[1]
+
+
+@pytest.mark.parametrize("module", ["data_prep", "launch.train"])
+def test_sigterm_while_a_program_starts_ends_it(module):
+    """Silently, 143 in a shell, as long as Python has not loaded a program's first lines: no handler can be there."""
+    for delay in np.linspace(0.03, 0.3, 9):
+        process = start_program("-m", module)
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=20)[1]
+        ended_before = process.returncode in (1, 2)  # as a flag is missing
+        assert ended_before or process.returncode in (-signal.SIGTERM, 143), (delay, errors)
+        assert "Traceback" not in errors

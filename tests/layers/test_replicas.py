@@ -10,7 +10,7 @@ strategy = make_strategy("mirrored", 2)
 
 
 def run_on_two_devices(code):
-    done = run_program("-c", TWO_DEVICES + code)
+    done = run_program("-c", TWO_DEVICES + code, small=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -109,7 +109,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_replicas(folder):
-    done = run_program("-c", TWO_REPLICAS, folder)
+    done = run_program("-c", TWO_REPLICAS, folder, warm=True)
     assert done.returncode == 0, done.stderr
     return dict(np.load(folder / "results.npz"))
 
@@ -167,7 +167,7 @@ def test_two_worker_processes_equal_one_device_with_the_full_batch(folder):
         for each in (one, other):
             each.bind(("localhost", 0))
         addresses = [f"localhost:{each.getsockname()[1]}" for each in (one, other)]
-    workers = [start_program("-c", WORKER, folder, number, *addresses) for number in (0, 1)]
+    workers = [start_program("-c", WORKER, folder, number, *addresses, warm=True) for number in (0, 1)]
     try:
         for worker in workers:
             _, errors = worker.communicate(timeout=300)

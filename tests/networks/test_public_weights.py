@@ -180,13 +180,13 @@ def test_the_imported_run_is_loaded_as_any_other(data_dir, tmp_path):
     path, _, expected = make_checkpoint(tmp_path, 1, 4, images)
     run, data = tmp_path / "run", f"--data_dir={data_dir}"
     command = ("-m", "launch.import_weights", f"--checkpoint={path}", f"--workdir={run}", data, "--image_size=32")
-    done = run_program(*command)
+    done = run_program(*command, warm=True)
     assert done.returncode == 0 and "3 classes" in done.stdout, done.stderr
     directory = RunDirectory(str(run))
     assert directory.read_class_names() == ["circle", "square", "stripe"]
     logits = load_network(directory)(images)
     np.testing.assert_allclose(logits, expected[:, 1:], atol=2e-4 * np.abs(expected).max())
-    again = run_program(*command)
+    again = run_program(*command, warm=True)
     assert again.returncode == 1 and "holds a run" in again.stderr
 
 
@@ -195,12 +195,12 @@ def test_a_run_whose_import_was_killed_is_imported_by_the_same_command(data_dir,
     path, *_ = make_checkpoint(tmp_path, 1, 4, images)
     run = tmp_path / "run"
     command = ["-m", "launch.import_weights", f"--checkpoint={path}", f"--workdir={run}", f"--data_dir={data_dir}"]
-    process = start_program(*command, "--image_size=32")
+    process = start_program(*command, "--image_size=32", warm=True)
     while not (run / "classes.txt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     process.kill()
     process.communicate()
     assert not (run / "model.keras").exists()
-    done = run_program(*command, "--image_size=32")
+    done = run_program(*command, "--image_size=32", warm=True)
     assert done.returncode == 0 and (run / "model.keras").exists(), done.stderr

@@ -50,7 +50,9 @@ def test_training_names_the_peers_that_it_waits_for_and_gives_up_after_peer_time
     ports = free_ports(2)
     absent = f"localhost:{ports[1 - index]}"
     started = time.monotonic()
-    done = run_program(*train(data_dir, tmp_path / "run", "--peer_timeout=8"), env=named(index, ports), timeout=120)
+    done = run_program(
+        *train(data_dir, tmp_path / "run", "--peer_timeout=8"), small=True, env=named(index, ports), timeout=120
+    )
     assert time.monotonic() - started > 8
     assert done.returncode == 1
     waiting, end = [line for line in done.stderr.splitlines() if "localhost" in line]
@@ -62,7 +64,7 @@ def test_training_names_the_peers_that_it_waits_for_and_gives_up_after_peer_time
 @SIGNALS
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_signal_ends_the_wait_for_peers(data_dir, tmp_path, index, number):
-    process = start_program(*train(data_dir, tmp_path / "run"), env=named(index, free_ports(2)))
+    process = start_program(*train(data_dir, tmp_path / "run"), small=True, env=named(index, free_ports(2)))
     line = process.stderr.readline()
     while "waiting for" not in line:
         assert line, process.communicate()
@@ -79,7 +81,9 @@ def test_a_peer_that_answers_and_never_joins_is_named(data_dir, tmp_path):
         stranger.bind(("localhost", 0))
         stranger.listen()
         ports = [*free_ports(1), stranger.getsockname()[1]]
-        done = run_program(*train(data_dir, tmp_path / "run", "--peer_timeout=8"), env=named(0, ports), timeout=120)
+        done = run_program(
+            *train(data_dir, tmp_path / "run", "--peer_timeout=8"), small=True, env=named(0, ports), timeout=120
+        )
     assert done.returncode == 1
     assert f"waiting for localhost:{ports[1]} (answers, has not joined)" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -90,7 +94,9 @@ def test_a_port_that_another_program_holds_is_one_line(data_dir, tmp_path):
         other.bind(("", 0))
         other.listen()
         ports = [other.getsockname()[1], *free_ports(1)]
-        done = run_program(*train(data_dir, tmp_path / "run", "--peer_timeout=60"), env=named(0, ports), timeout=120)
+        done = run_program(
+            *train(data_dir, tmp_path / "run", "--peer_timeout=60"), small=True, env=named(0, ports), timeout=120
+        )
     assert done.returncode == 1
     assert "train: the cluster did not come together (" in done.stderr and "Traceback" not in done.stderr
 
@@ -98,7 +104,7 @@ def test_a_port_that_another_program_holds_is_one_line(data_dir, tmp_path):
 def test_a_dry_run_plans_for_the_cluster_and_needs_nobody_else(data_dir, tmp_path):
     for environment in (named(1, free_ports(2)), {**os.environ, **SLURM}):
         command = train(data_dir, tmp_path / "run", "--dry_run")
-        done = run_program(*command, env=environment, timeout=120)
+        done = run_program(*command, small=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "batch 16 = 2 x 8" in done.stdout
         assert "measured on this process's 8 images of a step, without the exchange" in done.stdout
@@ -112,7 +118,7 @@ def test_evaluation_in_a_cluster_is_of_this_machine_alone_and_counts_each_image_
     data_dir, trained_runs, tmp_path, environment
 ):
     command = ["-m", "launch.evaluate", f"--data_dir={data_dir}", f"--workdir={trained_runs[0]}"]
-    done = run_program(*command, f"--output_dir={tmp_path}", env={**os.environ, **environment}, timeout=120)
+    done = run_program(*command, f"--output_dir={tmp_path}", small=True, env={**os.environ, **environment}, timeout=120)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert tuple(result[name] for name in COUNTS) == final_counts(trained_runs[0])
@@ -134,14 +140,14 @@ def test_the_other_programs_work_alone_in_a_cluster(image_folders, data_dir, tra
     places["image"] = next(image_folders.glob("train/circle/*.png"))
     name, *flags = [argument.format(**places) for argument in arguments]
     for environment in (named(0, free_ports(2)), {**os.environ, "TF_CONFIG": "[]", "SLURM_STEP_NUM_TASKS": "x"}):
-        done = run_program("-m", f"launch.{name}", *flags, env=environment, timeout=200)
+        done = run_program("-m", f"launch.{name}", *flags, small=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr
         if name == "export":
             break  # its output is there now
 
 
 def test_killing_the_process_that_was_started_ends_training_too(data_dir, tmp_path):
-    process = start_program(*train(data_dir, tmp_path / "run"), env=named(0, free_ports(2)))
+    process = start_program(*train(data_dir, tmp_path / "run"), small=True, env=named(0, free_ports(2)))
     while "waiting for" not in (line := process.stderr.readline()):
         assert line
     process.kill()

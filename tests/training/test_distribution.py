@@ -14,7 +14,7 @@ from bn_keras.training.distribution import make_strategy
 
 def test_without_a_tpu_there_is_one_clear_line():
     code = "from bn_keras.training.distribution import make_strategy; make_strategy('tpu', tpu='local')"
-    done = run_program("-c", code)
+    done = run_program("-c", code, warm=True)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "no TPU at `tpu=local`" in last and "run on a TPU VM with tensorflow-tpu" in last

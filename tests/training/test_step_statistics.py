@@ -64,7 +64,7 @@ print(json.dumps({"compute": compute, "fed": fed, "total": total, "starved": sta
 
 @pytest.fixture(scope="module", params=[(1, 0), (2, 0), (2, 1)], ids=["one device", "two", "two, the clock of GPUs"])
 def measured(request):
-    done = run_program("-c", MEASURE, *request.param)
+    done = run_program("-c", MEASURE, *request.param, warm=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"devices": request.param[0]}
 
