@@ -263,8 +263,10 @@ class BatchNormalization(keras.layers.Layer):
         if not self.per_activation and tensorflow_kernels.takes_fused_inference(x, axis):
             return tensorflow_kernels.transform_fused(x, axis, mean, variance, gamma, beta, self.epsilon)
         mean, variance, gamma, beta = (self._broadcast(value) for value in (mean, variance, gamma, beta))
-        form = scale_and_shift if tensorflow_kernels.is_from_linear_operation(x) else transform
-        return form(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
+        if tensorflow_kernels.is_from_linear_operation(x):  # which has rounded x already: one operation less
+            scale, shift = scale_and_shift(mean, variance, gamma, beta, self.epsilon)
+            return ops.add(ops.cast(x, mean.dtype) * scale, shift)
+        return transform(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
 
     def _normalize(self, x, mask, gamma, beta):
         """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
@@ -274,14 +276,14 @@ class BatchNormalization(keras.layers.Layer):
         x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
         if mask is not None:
             mask = ops.broadcast_to(ops.expand_dims(ops.cast(mask, "bool"), -1), ops.shape(x))
-        grouped, mask = self._split_into_groups(x, groups, mask)
-        axes = [1 + i for i in self._reduction_axes]
-        centred, pivot, moments = moments_over(grouped, axes, mask, self.synchronized)
+        arguments = self._reduction_axes, self.virtual_batch_size, mask, self.synchronized
+        groups, pivot, moments = moments_over(x, *arguments)
         gamma, beta = self._broadcast(gamma), self._broadcast(beta)
         if self.renorm:
             gamma, beta = self._renormalized(pivot, moments, gamma, beta)
-        outputs = transform(centred, moments.mean, moments.variance, gamma, beta, self.epsilon)
-        outputs = ops.reshape(outputs, (-1, *ops.shape(x)[1:]))[: ops.shape(x)[0]]
+        scale, shift = scale_and_shift(moments.mean, moments.variance, gamma, beta, self.epsilon)
+        pivot_of_each, scale, shift = map(groups.spread, (pivot, scale, shift))
+        outputs = (x - pivot_of_each) * scale + shift
         moments, shape = moments._replace(mean=pivot + moments.mean), (-1, *self.moving_mean.shape)
         return outputs, Moments(*(ops.reshape(value, shape) for value in moments))
 
@@ -314,21 +316,6 @@ class BatchNormalization(keras.layers.Layer):
         if batch is None or (batch > self.virtual_batch_size and batch % self.virtual_batch_size):
             return None
         return max(1, batch // self.virtual_batch_size)
-
-    def _split_into_groups(self, x, groups, mask):
-        """x as [groups, examples, ...], its last group padded where it is smaller; the mask alike, padding False."""
-        batch, *rest = ops.shape(x)
-        if groups is None:
-            size = self.virtual_batch_size
-            groups = (batch + size - 1) // size
-            padding = (groups * size - batch, *rest)
-            mask = ops.ones((batch, *rest), "bool") if mask is None else mask
-            mask = ops.concatenate([mask, ops.zeros(padding, "bool")])
-            x = ops.concatenate([x, ops.zeros(padding, x.dtype)])
-        else:
-            size = batch // groups
-        shape = (groups, size, *rest)
-        return ops.reshape(x, shape), mask if mask is None else ops.reshape(mask, shape)
 
     def _renormalized(self, pivot, moments, gamma, beta):
         """gamma and beta that also hold the correction (r, d) of batch renormalization; moments are of x - pivot."""

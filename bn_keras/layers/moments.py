@@ -11,7 +11,12 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from bn_keras.layers.groups import Groups, count_of
 from bn_keras.layers.replicas import combine_replicas, replica_count
+from bn_keras.private_names import compiled_by_xla
+
+if keras.backend.backend() == "jax":
+    from bn_keras.layers import jax_kernels
 
 LARGEST_VARIANCE = 1.7e38
 """Half of float32's maximum, in place of a variance beyond it, so that m/(m-1) times it, m > 1, is finite too."""
@@ -29,64 +34,134 @@ class Moments(NamedTuple):
     variance: object
 
 
-def moments_over(x, axes, mask=None, synchronized=False):
-    """x less a pivot, and the moments of the unmasked values over `axes`, which stay as dimensions of 1.
+def moments_over(x, axes, group_size=None, mask=None, synchronized=False):
+    """The moments of the unmasked values of each group, less a pivot.
+
+    The pivot is near the mean, so that E[(x - pivot)^2] - E[x - pivot]^2 loses few digits: both are one pass over x.
+    Without a mask it is the mean of a group's first examples, which costs no pass.
+
+    Args:
+        x: float32 or float64, of any rank.
+        axes: dimensions to take moments over, the first of which counts examples; they stay as dimensions of 1.
+        group_size: examples in a group; None for one group of all.
+        mask: bool, like x, or None.
+        synchronized: whether a group is that of all replicas.
 
     Returns:
-        centred: x - pivot. pivot: the mean of x but for rounding; no gradient flows through it.
-        moments: Moments of centred. So x has the mean pivot + moments.mean, which may round where the two do not.
+        groups: Groups, which spread a group's values over its examples.
+        pivot: [..., groups, ...], within sqrt(N - 1) deviations of the mean of N examples. It has no gradient.
+        moments: Moments of x - pivot. So x has the mean pivot + moments.mean, which may round where the two do not.
     """
+    example, *positions = axes
+    groups = Groups(x, example, group_size)
     constant = ops.stop_gradient(x)
-    positions = ops.cast(math.prod(ops.shape(x)[axis] for axis in axes), x.dtype)
     if mask is None:
-        count = positions
-        first = tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(len(x.shape)))
-        one_value = ops.sum(constant[first], axes, keepdims=True)  # a sum, which is 0 of no values
+        first = groups.first_examples(constant, _examples_of_32_positions(x, positions))
+        inner = [example + 1, *(axis + 1 for axis in positions)]
+        corner = tuple(slice(0, 1) if axis in inner else slice(None) for axis in range(len(first.shape)))
+        one_value = ops.sum(first[corner], inner, keepdims=True)  # a sum, which is 0 of no values
+        pivot = ops.squeeze(one_value + ops.cast(_mean(first - one_value, inner), x.dtype), example + 1)
+        values = ops.ones([groups.examples if axis == example else 1 for axis in range(len(x.shape))], x.dtype)
+        values *= ops.cast(count_of(x, positions), x.dtype)
     else:
-        count = ops.sum(ops.cast(mask, x.dtype), axes, keepdims=True)
-        one_value = ops.max(ops.where(mask, constant, -math.inf), axes, keepdims=True, initial=-math.inf)
+        one_value = ops.max(ops.where(mask, constant, -math.inf), positions, keepdims=True, initial=-math.inf)
+        one_value = ops.max(groups.fold(one_value, -math.inf), example + 1, initial=-math.inf)
+        values = ops.sum(ops.cast(mask, x.dtype), positions, keepdims=True)
+    count = ops.sum(groups.fold(values), example + 1)
+
+    def of_group(mean):
+        """The mean of a group's unmasked values, from that of each example, which takes the others for 0."""
+        mean = ops.squeeze(_mean(groups.fold(mean), [example + 1], LONGEST_SUM_OF_SUMS), example + 1)
+        all_values = ops.cast(groups.size * count_of(x, positions), mean.dtype)
+        return ops.cast(mean * (all_values / ops.cast(ops.maximum(count, 1.0), mean.dtype)), x.dtype)
+
+    if mask is not None:
         one_value = ops.where(count > 0, one_value, 0)
-
-    def mean_of(values):
-        if mask is None:
-            return ops.cast(_mean(values, axes), x.dtype)
-        mean = _mean(ops.where(mask, values, 0), axes)
-        return ops.cast(mean * ops.cast(positions / ops.maximum(count, 1.0), mean.dtype), x.dtype)
-
-    pivot = one_value + mean_of(constant - one_value)
-    centred = x - pivot
-    mean = mean_of(centred)
-    variance = ops.relu(mean_of(ops.square(centred)) - ops.square(mean))
+        pivot = one_value + of_group(_mean(ops.where(mask, constant - groups.spread(one_value), 0), positions))
+    centred = x - groups.spread(pivot)
+    means = _mean_and_mean_square(centred if mask is None else ops.where(mask, centred, 0), positions)
+    mean, square = map(of_group, means)
+    largest = math.inf if keras.backend.standardize_dtype(x.dtype) == "float64" else LARGEST_VARIANCE
+    variance = ops.where(square < largest, ops.relu(square - ops.square(mean)), largest)
     moments = Moments(count * ops.ones_like(mean), mean, variance)
     if synchronized and replica_count() > 1:
         wide = ops.cast(pivot, "float64")
         moments = combine_replicas(moments._replace(mean=wide + ops.cast(mean, "float64")))
-        moments = Moments(*(ops.cast(v, x.dtype) for v in moments._replace(mean=moments.mean - wide)))
-    if keras.backend.standardize_dtype(x.dtype) != "float64":
-        moments = moments._replace(variance=ops.minimum(moments.variance, LARGEST_VARIANCE))
-    return centred, pivot, moments
+        moments = moments._replace(mean=moments.mean - wide, variance=ops.minimum(moments.variance, largest))
+        moments = Moments(*(ops.cast(value, x.dtype) for value in moments))
+    return groups, pivot, moments
+
+
+def _examples_of_32_positions(x, positions):
+    sizes = [x.shape[axis] for axis in positions]
+    return 1 if None in sizes or 0 in sizes else max(1, 32 // math.prod(sizes))
 
 
 LONGEST_ROW = 128
 """Values that TensorFlow sums one after another in float32 before float64 takes over: they lose less than 1e-7."""
 
+LONGEST_SUM = 1024
+"""Values that XLA may sum one after another in float32: their squares lose 6e-7, of which the mean of 32 keeps 1e-7."""
 
-def _mean(x, axes):
-    """The mean over `axes`, kept as dimensions of 1; 0 of no values. float64 on TensorFlow.
+LONGEST_SUM_OF_SUMS = 32
+"""Sums that XLA may add up one after another in float32: they lose 1e-7."""
+
+
+def _mean(x, axes, longest=LONGEST_SUM):
+    """The mean over `axes`, kept as dimensions of 1; 0 of no values. float64 on TensorFlow without XLA.
 
     TensorFlow sums one value after another, and XLA too where no dimension is above 31: 27,000 values then lose 1e-5.
-    Hence means of means, which XLA cannot merge into one sum, or float64, which JAX does not have.
+    Hence float64 for rows of up to LONGEST_ROW; or means of means, which XLA cannot merge into one sum.
     """
-    if keras.backend.backend() != "tensorflow":
-        for axis in reversed(axes):
-            x = ops.sum(x, axis, keepdims=True) / max(x.shape[axis], 1)
+    if not axes:
         return x
-    count = math.prod(ops.shape(x)[axis] for axis in axes)
+    if keras.backend.backend() != "tensorflow" or compiled_by_xla():
+        while axes:
+            axes, last = _last_axes(x, axes, longest)
+            size = count_of(x, last)
+            row = max(k for k in range(1, longest + 1) if size % k == 0)
+            if 1 < row < size > longest:
+                (axis,) = last
+                rows = ops.reshape(x, (*x.shape[:axis], size // row, row, *x.shape[axis + 1 :]))
+                x, axes = _mean_in_float32(rows, [axis + 1], row, keepdims=False), [*axes, axis]
+            else:
+                x = _mean_in_float32(x, last, max(size, 1), keepdims=True)
+            longest = LONGEST_SUM_OF_SUMS
+        return x
+    count = count_of(x, axes)
     *outer, row = axes
     if outer and x.shape[row] is not None and x.shape[row] <= LONGEST_ROW:
         x, axes = ops.sum(x, row, keepdims=True), outer
     total = ops.sum(ops.cast(x, "float64"), axes, keepdims=True)
     return total / ops.cast(ops.maximum(count, 1), "float64")
+
+
+def _mean_in_float32(x, axes, count, keepdims):
+    """The sum over `axes` divided by `count`.
+
+    x is halved until the sum of ones is at most 1, which loses nothing: on a CPU XLA makes x - pivot a part of a sum of
+    products, but writes it for a bare sum.
+    """
+    power = 2.0 ** -math.ceil(math.log2(count))
+    return ops.sum(x * power, axes, keepdims=keepdims) / (count * power)
+
+
+def _mean_and_mean_square(x, axes):
+    """The means of x and of x^2 as `_mean` takes them."""
+    if keras.backend.backend() == "jax" and axes:
+        outer, last = _last_axes(x, axes, LONGEST_SUM)
+        if 0 < count_of(x, last) <= LONGEST_SUM:
+            sums = jax_kernels.sum_and_sum_of_squares(x, last)
+            return [_mean(total / count_of(x, last), outer, LONGEST_SUM_OF_SUMS) for total in sums]
+    return _mean(x, axes), _mean(ops.square(x), axes)
+
+
+def _last_axes(x, axes, longest):
+    """axes as (the others, the last of them that together have up to `longest` values, or the last one)."""
+    start = len(axes) - 1
+    while start > 0 and count_of(x, axes[start - 1 :]) <= longest:
+        start -= 1
+    return axes[:start], axes[start:]
 
 
 def transform(x, mean, variance, gamma, beta, epsilon):
@@ -96,8 +171,8 @@ def transform(x, mean, variance, gamma, beta, epsilon):
     return y if beta is None else ops.add(y, beta)
 
 
-def scale_and_shift(x, mean, variance, gamma, beta, epsilon):
-    """The same of x that a matrix product has rounded already: one operation less, which exporters make part of it."""
+def scale_and_shift(mean, variance, gamma, beta, epsilon):
+    """(scale, shift), so that scale * x + shift is the transform of an x whose mean is near 0, or rounded already."""
     scale = ops.rsqrt(variance + epsilon)
     scale = scale if gamma is None else scale * gamma
-    return ops.add(x * scale, -mean * scale if beta is None else beta - mean * scale)
+    return scale, -mean * scale if beta is None else beta - mean * scale

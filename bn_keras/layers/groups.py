@@ -1,0 +1,54 @@
+"""Groups of consecutive examples (`virtual_batch_size`): only what is small is reshaped, a value for each example."""
+
+import math
+
+from keras import ops
+
+
+class Groups:
+    """The groups of a mini-batch along one of its dimensions; the last is smaller where the batch does not divide.
+
+    Args:
+        x: the mini-batch.
+        axis: its dimension of examples, n of them.
+        size: examples in a group; None for one group of all.
+    """
+
+    def __init__(self, x, axis, size):
+        self.axis = axis
+        self.examples = ops.shape(x)[axis]
+        self.single = size is None
+        self.size = self.examples if self.single else size
+        self.count = 1 if self.single else (self.examples + self.size - 1) // self.size
+
+    def fold(self, values, padding=0.0):
+        """[..., n, ...] as [..., groups, size, ...], a smaller last group filled up with `padding`."""
+        *before, _ = shape = ops.shape(values)[: self.axis + 1]
+        after = ops.shape(values)[len(shape) :]
+        missing = self.count * self.size - self.examples
+        if not (isinstance(missing, int) and missing == 0):
+            filling = ops.full((*before, missing, *after), padding, values.dtype)
+            values = ops.concatenate([values, filling], self.axis)
+        return ops.reshape(values, (*before, self.count, self.size, *after))
+
+    def spread(self, values):
+        """[..., groups, ...] as [..., n, ...], or so that it broadcasts to it: each example gets its group's value."""
+        if self.single:
+            return values
+        values = ops.repeat(values, self.size, self.axis)
+        return values[(*[slice(None)] * self.axis, slice(0, self.examples))]
+
+    def first_examples(self, x, count):
+        """[..., groups, k, ...]: the first k = min(count, size) of each; the last one again where a group has less."""
+        if self.single:
+            return ops.expand_dims(x[(*[slice(None)] * self.axis, slice(0, count))], self.axis)
+        count = min(count, self.size)
+        if count == 1:
+            return ops.expand_dims(x[(*[slice(None)] * self.axis, slice(None, None, self.size))], self.axis + 1)
+        indices = ops.arange(self.count)[:, None] * self.size + ops.arange(count)
+        return ops.take(x, ops.minimum(indices, self.examples - 1), self.axis)
+
+
+def count_of(x, axes):
+    """Values of x along `axes`; an int where the dimensions are known."""
+    return math.prod(ops.shape(x)[axis] for axis in axes)
