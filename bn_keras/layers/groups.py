@@ -17,7 +17,7 @@ class Groups:
     def __init__(self, x, axis, size):
         self.axis = axis
         self.examples = ops.shape(x)[axis]
-        self.single = size is None
+        self.single = size is None or (isinstance(self.examples, int) and self.examples <= size)
         self.size = self.examples if self.single else size
         self.count = 1 if self.single else (self.examples + self.size - 1) // self.size
 

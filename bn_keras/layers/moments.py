@@ -115,7 +115,8 @@ def _mean(x, axes, longest=LONGEST_SUM):
     """
     if not axes:
         return x
-    if keras.backend.backend() != "tensorflow" or compiled_by_xla():
+    known = all(x.shape[axis] is not None for axis in axes)
+    if keras.backend.backend() != "tensorflow" or (known and compiled_by_xla()):
         while axes:
             axes, last = _last_axes(x, axes, longest)
             size = count_of(x, last)

@@ -376,6 +376,16 @@ def test_a_dynamic_batch_and_dynamic_positions_give_the_static_result():
         np.testing.assert_allclose(run(X), BatchNormalization(**arguments)(X, training=True), atol=1e-5)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"virtual_batch_size": 3}, {"axis": 1}, {"per_activation": True}])
+def test_xla_takes_a_batch_that_is_not_known_when_it_is_traced(arguments):
+    """As in the last, smaller batch of an epoch of `fit`."""
+    layer = BatchNormalization(**arguments)
+    layer.build((None, *X.shape[1:]))
+    signature = [tf.TensorSpec((None, *X.shape[1:]))]
+    run = tf.function(lambda x: layer(x, training=True), input_signature=signature, jit_compile=True)
+    np.testing.assert_allclose(run(X), BatchNormalization(**arguments)(X, training=True), atol=1e-5)
+
+
 # --- masks
 
 
