@@ -7,13 +7,13 @@ import json
 import pytest
 from conftest import run_program
 
-from benchmarks.accelerator import memory_traffic
+from benchmarks._hlo import memory_traffic
 
 PROGRAM = """
 import functools, json, os, sys
 os.environ["KERAS_BACKEND"], dtype = sys.argv[1:]
 import keras
-from benchmarks.accelerator import memory_traffic, optimized_hlo
+from benchmarks._hlo import memory_traffic, optimized_hlo
 from bn_keras import BatchNormalization
 from bn_keras.layers import moments, replicas
 
