@@ -1,6 +1,5 @@
 """`build_network`: the network is a setting. A network is a module of this folder and a row of `VARIANTS`."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -109,8 +108,7 @@ def _by_convention(images, convention):
 def foreign_settings(variant: Variant) -> list[str]:
     """The settings of a row that its network does not have, and that are not at their default."""
     return [
-        field.name
-        for field in dataclasses.fields(Variant)
-        if (of := field.metadata.get("setting")) and of.network not in (None, variant.network)
-        if getattr(variant, field.name) != field.default
+        name
+        for name, field in fields_of(Variant).items()
+        if field.setting.network not in (None, variant.network) and getattr(variant, name) != field.default
     ]

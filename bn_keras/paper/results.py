@@ -57,8 +57,12 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
     os.makedirs(plots, exist_ok=True)
     figure_2 = _rows(workdir, "figure2")
     rows = [next((row for row in figure_2 if row.variant.name == each), Row(each, [])) for each in FIGURE_2_VARIANTS]
-    title = _title(name, figure_2, _figure_1_runs(workdir))
-    claims = [*_claims_of_4_1(workdir), *_claims_of_4_2_2({row.variant.name: row for row in rows})]
+    section_4_1 = _figure_1_runs(workdir)
+    title = _title(name, figure_2, section_4_1)
+    claims = [
+        *(figure_1.claims(section_4_1) if section_4_1 else []),
+        *_claims_of_4_2_2({row.variant.name: row for row in rows}),
+    ]
     made_on = _made_on(workdir)
     parts = [
         f"# {title}\n",
@@ -66,7 +70,7 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
         f"of the paper come to on every data set: [results.md](../{DOCUMENT}).\n",
         made_on,
         "## Figure 1: Section 4.1\n",
-        *_figure_1(workdir, plots),
+        *_figure_1(section_4_1, plots),
         "## Figures 2 and 3: Section 4.2.2\n",
         *_figures_2_and_3(rows, plots, title),
         "## Claims\n",
@@ -166,13 +170,7 @@ def _figure_1_runs(workdir):
     return [run for run in runs if run.curve.rows]
 
 
-def _claims_of_4_1(workdir):
-    runs = _figure_1_runs(workdir)
-    return figure_1.claims(runs) if runs else []
-
-
-def _figure_1(workdir, plots):
-    runs = _figure_1_runs(workdir)
+def _figure_1(runs, plots):
     if not runs:
         return ["Not run: `launch/mnist`, on gray digits.\n"]
     figure_1.draw(runs, os.path.join(plots, figure_1.FIGURE_1))
