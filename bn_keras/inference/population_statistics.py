@@ -73,8 +73,9 @@ def population_statistics(
         PopulationStatistics. The model's other state, and without `write` all of it, is as before.
 
     Raises:
-        ValueError: no layer to measure or one that cannot be, no mini-batch, none with two
-            values for a channel, an unknown estimator, or an iterator that cannot start again for `layer_by_layer`.
+        ValueError: no layer to measure or one that cannot be, no mini-batch, none with two values for a channel, an
+            unknown estimator, or an iterator that cannot start again for `layer_by_layer`; with `write`, inputs of a
+            layer that are not finite.
     """
     if estimator not in _ACCUMULATORS:
         raise ValueError(f"`estimator` must be one of {', '.join(_ACCUMULATORS)}. Received: {estimator=}")
@@ -110,6 +111,9 @@ def population_statistics(
                 finished = PopulationStatistics([*finished.items(), *measure([layer])])
         statistics = finished
     if write:
+        for layer, moments in statistics.items():
+            if not all(np.isfinite(values).all() for values in moments):
+                raise ValueError(f"The inputs of layer '{layer.name}' are not finite: its moving averages stay.")
         statistics.write()
     return statistics
 

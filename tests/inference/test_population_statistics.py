@@ -472,6 +472,7 @@ def test_the_first_mini_batch_builds_a_model(make, normalization):
         ({"estimator": "median"}, "`estimator` must be one of mean_of_unbiased, pooled"),
         ({"batches": []}, "There is no mini-batch to measure"),
         ({"batches": [DATA[:1, :1]]}, "never had two values"),
+        ({"batches": [DATA, DATA * np.nan]}, "inputs of layer '.*' are not finite: its moving averages stay"),
         ({"batches": iter([DATA]), "layer_by_layer": True}, "starts again for every layer"),
         (
             {"model": keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])},
@@ -481,5 +482,8 @@ def test_the_first_mini_batch_builds_a_model(make, normalization):
 )
 def test_errors_say_what_is_missing(arguments, message):
     model = keras.Sequential([keras.Input((None, 3)), BatchNormalization()])
+    before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         population_statistics(**{"model": model, "batches": [DATA]} | arguments)
+    for value, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, kept)
