@@ -63,6 +63,12 @@ flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: by
 flags.DEFINE_integer("limit", 0, "At most so many images a split, a random choice; 0: all.", 0)
 flags.DEFINE_integer("max_side", 0, "Shrink images whose larger side has more pixels, such as 500; 0: never.", 0)
 flags.DEFINE_enum(
+    "duplicates",
+    "report",
+    ["report", "drop"],
+    "Training images whose bytes are those of a validation image: count and name them, or leave them out too.",
+)
+flags.DEFINE_enum(
     "orientation",
     None,
     ["apply", "keep"],
@@ -142,6 +148,7 @@ def _convert() -> None:
             max_side=FLAGS.max_side,
             quality=FLAGS.quality,
             decode=FLAGS.verify == "decode",
+            drop_duplicates=FLAGS.duplicates == "drop",
             upright=(FLAGS.orientation or ("keep" if _of_imagenet() else "apply")) == "apply",
         ),
         workers=FLAGS.workers,

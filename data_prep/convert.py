@@ -10,6 +10,7 @@ In the output folder:
   train-00000-of-01024, ...        the shards
   dataset.json                     the manifest: what a reader needs to know; its presence says that all is there
   bad.tsv, repaired.tsv            images left out or re-encoded, with the reason; only if there are any
+  duplicates.tsv                   training images whose bytes are those of a validation image; only if there are any
   dataset_info.json, features.json, image.class.label.labels.txt   see data_prep.formats.tfds_metadata
   .data_prep/plan.json, members.jsonl   the plan
   .data_prep/journal/SHARD.json    what became of each finished shard
@@ -94,31 +95,40 @@ def convert(
             path, why = planned.rejected[0]
             raise InputError(f"{path}: {why}; fix: leave out all such with --on_bad=skip")
         _remove_others(output_dir, planned)
-        entries = {line.file: shard.read_journal(output_dir, line) for line in planned.shards}
-        missing = [line for line in planned.shards if entries[line.file] is None]
-        if missing:
-            storage.remove(storage.join(output_dir, manifest.FILE))  # it says that all is there
-            if dataset.unpacked and not storage.exists(_whole(dataset)):
-                _scan(dataset)
-            if len(missing) < len(entries):
-                log(f"{len(entries) - len(missing)} of {len(entries)} shards are already there")
-            shared = {"options": options, "on_bad": on_bad, "reread": reread}
-            named = dataset.named or dataset.sources
-            tasks = [
-                ShardTask(
-                    *(line, planned.fingerprint, output_dir, dataset.sources[line.split], named[line.split]), **shared
-                )
-                for line in missing
-            ]
-            if beam_options is None:
-                images, size = (sum(getattr(line, what) for line in missing) for what in ("examples", "size"))
-                progress = Progress(images, size, counters)
-                local_runner.run(tasks, pool, progress)
-                progress.tick(final=True)
-            else:
-                beam_runner.run(shard.write, tasks, beam_options)
-            entries |= {line.file: shard.read_journal(output_dir, line) for line in missing}
-        finished = manifest.finish(output_dir, planned, list(entries.values()), on_bad, bool(missing), log)
+        entries, wrote = {}, False
+        # The training shards wait for the others if these say what to leave out.
+        for splits in (("validation",), ("train",)) if options.drop_duplicates else (SPLITS,):
+            lines = [line for line in planned.shards if line.split in splits]
+            left_out = "".join(entry.contents for entry in entries.values())
+            found = {line.file: shard.read_journal(output_dir, line, left_out) for line in lines}
+            missing = [line for line in lines if found[line.file] is None]
+            if missing:
+                wrote = True
+                storage.remove(storage.join(output_dir, manifest.FILE))  # it says that all is there
+                if dataset.unpacked and not storage.exists(_whole(dataset)):
+                    _scan(dataset)
+                if len(missing) < len(found):
+                    log(f"{len(found) - len(missing)} of {len(found)} shards are already there")
+                shared = {"options": options, "on_bad": on_bad, "reread": reread, "left_out": left_out}
+                named = dataset.named or dataset.sources
+                tasks = [
+                    ShardTask(
+                        *(line, planned.fingerprint, output_dir, dataset.sources[line.split], named[line.split]),
+                        **shared,
+                    )
+                    for line in missing
+                ]
+                if beam_options is None:
+                    images, size = (sum(getattr(line, what) for line in missing) for what in ("examples", "size"))
+                    progress = Progress(images, size, counters)
+                    local_runner.run(tasks, pool, progress)
+                    progress.tick(final=True)
+                else:
+                    beam_runner.run(shard.write, tasks, beam_options)
+                found |= {line.file: shard.read_journal(output_dir, line, left_out) for line in missing}
+            entries |= found
+        entries = [entries[line.file] for line in planned.shards]
+        finished = manifest.finish(output_dir, planned, entries, dataset.named or dataset.sources, on_bad, wrote, log)
         if dataset.unpacked:
             shutil.rmtree(dataset.unpacked, ignore_errors=True)
         return finished

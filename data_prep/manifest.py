@@ -11,7 +11,7 @@ from data_prep import json_files, plan, storage
 from data_prep.errors import InputError
 from data_prep.formats import tfds_metadata
 from data_prep.program import escaped
-from data_prep.shard import JournalEntry
+from data_prep.shard import WORK_FOLDER, JournalEntry, contents_of
 from data_prep.sources.dataset import SPLITS
 
 FILE = "dataset.json"
@@ -21,18 +21,27 @@ def finish(
     output_dir: str,
     planned: plan.Plan,
     entries: list[JournalEntry],
+    named: dict[str, str],
     on_bad: str,
     wrote: bool,
     log: Callable[[str], None],
 ) -> dict:
     """Checks the journal as a whole, and writes bad.tsv, repaired.tsv and the manifest, which it returns.
 
+    Args:
+      output_dir: where all goes.
+      planned, entries: the plan, and the journal's entries in its order.
+      named: split -> what the images' paths begin with.
+      on_bad: "skip" is content with bad images.
+      wrote: whether this call wrote a shard.
+      log: takes lines for the person who waits.
     Raises:
       InputError: there are bad images that were not to be skipped, or a class or split has no others.
     """
     bad = planned.rejected + sorted([path, why] for entry in entries for path, why, _ in entry.bad)
     repaired = sorted(row for entry in entries for row in entry.repaired)
-    for name, rows in (("bad.tsv", bad), ("repaired.tsv", repaired)):
+    both = _in_both(output_dir, planned, entries, named)
+    for name, rows in (("bad.tsv", bad), ("repaired.tsv", repaired), ("duplicates.tsv", both)):
         path = storage.join(output_dir, name)
         if rows:
             lines = (f"{escaped(path, line=True)}\t{escaped(why, line=True)}\n" for path, why in rows)
@@ -53,9 +62,44 @@ def finish(
         storage.write(path, json_files.encoded(manifest))
         counts = ", ".join(f"{split['examples']:,} {name}" for name, split in manifest["splits"].items())
         log(f"done: {counts} images in {output_dir}; {_by_reason(repaired)} re-encoded, {_by_reason(bad)} bad left out")
+        if both:
+            what = "are left out of training" if planned.request["drop_duplicates"] else "are in both, see --duplicates"
+            log(
+                f"{len(both):,} training images have the bytes of a validation image and {what}: "
+                f"{both[0][0]} is {both[0][1]}; all are in {storage.join(output_dir, 'duplicates.tsv')}"
+            )
     else:
         log(f"{output_dir}: already complete, nothing to do")
     return manifest
+
+
+def _in_both(
+    output_dir: str, planned: plan.Plan, entries: list[JournalEntry], named: dict[str, str]
+) -> list[tuple[str, str]]:
+    """The training images, also those left out, whose bytes are those of a validation image, and that one."""
+    held, found = {}, []
+    for line, entry in zip(planned.shards, entries, strict=True):
+        if line.split == "validation":
+            held |= {content: (line, k) for k, content in enumerate(contents_of(entry.contents))}
+    for line, entry in zip(planned.shards, entries, strict=True):
+        if line.split == "train":
+            found += [((line, k), content) for k, content in enumerate(contents_of(entry.contents)) if content in held]
+            found += [(path, content) for path, content, _ in entry.dropped]
+    names = {}
+
+    def name(place) -> str:
+        if isinstance(place, str):
+            return place
+        line, number = place
+        if line.file not in names:
+            entry = entries[planned.shards.index(line)]
+            absent = {path for path, *_ in [*entry.bad, *entry.dropped]}
+            members = plan.members(storage.join(output_dir, WORK_FOLDER), line)
+            paths = (f"{named[line.split]}/{member.path}" for member in members)
+            names[line.file] = [path for path in paths if path not in absent]
+        return names[line.file][number]
+
+    return sorted((name(place), name(held[content])) for place, content in found)
 
 
 def _by_reason(rows: list[list[str]]) -> str:
@@ -72,7 +116,7 @@ def _check_classes_left(output_dir: str, planned: plan.Plan, entries: list[Journ
     """
     left = {split: list(counts) for split, counts in planned.images.items()}
     for entry in entries:
-        for *_, class_index in entry.bad:
+        for *_, class_index in [*entry.bad, *entry.dropped]:
             left[entry.split][class_index] -= 1
     for split in SPLITS:
         emptied = [k for k, count in enumerate(planned.images[split]) if count and not left[split][k]]

@@ -37,6 +37,7 @@ class Options:
       limit: at most so many images a split, the first of the shuffled order; 0: all.
       max_side, quality, upright: see `data_prep.formats.image.Storage`.
       decode: decode every image to find damage that no header shows.
+      drop_duplicates: leave out training images whose bytes are those of a validation image.
     """
 
     seed: int = 0
@@ -48,6 +49,7 @@ class Options:
     quality: int = 95
     decode: bool = False
     upright: bool = False
+    drop_duplicates: bool = False
 
 
 class Shard(NamedTuple):

@@ -5,8 +5,12 @@ what became of it; a shard without one, or whose entry is of other inputs, is wr
 """
 
 import collections
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+
+import google_crc32c
 
 from data_prep import json_files, plan, storage
 from data_prep.errors import BadImageError, InputError
@@ -16,6 +20,7 @@ from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
 from data_prep.sources.dataset import Box, read_image
 
 WORK_FOLDER = ".data_prep"
+_END_BYTES = 2048
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class ShardTask:
       options: how images are stored, labels' base.
       on_bad: "fail" raises at the first bad image; "skip" and "report" leave it out.
       reread: read the shard back before it gets its name.
+      left_out: hexadecimal digits of the contents (see `content`) that must not go in, 16 each.
     """
 
     shard: plan.Shard
@@ -41,6 +47,7 @@ class ShardTask:
     options: plan.Options
     on_bad: str
     reread: bool
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class JournalEntry:
       short_sides: "pixels:images" for each length of the shorter side, with spaces between.
       bad: [path, why, class index] of each image that was left out.
       repaired: [path, what was wrong] of each image that was re-encoded.
+      contents: `content` of each example's file, one after the other.
+      dropped: [path, content, class index] of each image that was left out because of its content.
+      left_out: SHA-256 of the task's.
     """
 
     file: str
@@ -66,6 +76,9 @@ class JournalEntry:
     short_sides: str
     bad: list[tuple[str, str, int]]
     repaired: list[tuple[str, str]]
+    contents: str
+    dropped: list[tuple[str, str, int]]
+    left_out: str
 
 
 _SCHEMA = record(
@@ -79,6 +92,9 @@ _SCHEMA = record(
     short_sides={"type": "string", "pattern": r"\A([0-9]{1,9}:[0-9]{1,9}( (?!\Z)|\Z))*\Z"},
     bad=list_of(row(TEXT, TEXT, COUNT)),
     repaired=list_of(row(TEXT, TEXT)),
+    contents={"type": "string", "pattern": r"\A([0-9a-f]{16})*\Z"},
+    dropped=list_of(row(TEXT, HEX, COUNT)),
+    left_out=HEX,
 )
 
 
@@ -99,6 +115,7 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
     classes = plan.load_once(work_folder, task.fingerprint).classes
     kept = images.Storage(options.max_side, options.quality, options.decode, options.upright)
     storage.remove(journal(task.output_dir, planned.file))  # it speaks of what is replaced here
+    left_out, contents, dropped = _parts(task.left_out), [], []
     bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
     with storage.written_aside(path) as output:
         shard = tfrecord.ShardWriter(output.write_all)
@@ -108,6 +125,10 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
                 if member.size > images.MAX_FILE_BYTES:
                     raise BadImageError(f"has {member.size:,} bytes, more than {images.MAX_FILE_BYTES:,}")
                 data = read_image(source, member)
+                if (digest := content(data)) in left_out:
+                    dropped.append((place, digest, member.class_index))
+                    count(1, member.size, 0)
+                    continue
                 stored = images.prepare(data, member.path, kept)
             except BadImageError as error:
                 if task.on_bad == "fail":
@@ -122,6 +143,7 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
             synset, text = classes[member.class_index]
             label = options.label_base + member.class_index
             shard.write(*tfrecord.encode_example(_features(stored, member.path, label, synset, text, member.boxes)))
+            contents.append(digest)
             if stored.repaired:
                 repaired.append((place, stored.repaired))
             short_sides[min(stored.width, stored.height)] += 1
@@ -142,8 +164,30 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
         short_sides=" ".join(f"{side}:{count}" for side, count in sorted(short_sides.items())),
         bad=bad,
         repaired=repaired,
+        contents="".join(contents),
+        dropped=dropped,
+        left_out=hashlib.sha256(task.left_out.encode()).hexdigest(),
     )
     storage.write(journal(task.output_dir, planned.file), json_files.encoded(asdict(entry)))
+
+
+def content(data: bytes) -> str:
+    """16 hexadecimal digits that are the same for files of the same bytes, and of no two others by chance.
+
+    The checksum of all with a digest of both ends takes 8 us of 110 kB, a digest of all 115.
+    """
+    ends = b"%d %d " % (len(data), google_crc32c.value(data)) + data[:_END_BYTES] + data[-_END_BYTES:]
+    return hashlib.blake2b(ends, digest_size=8).hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _parts(contents: str) -> frozenset[str]:
+    return frozenset(contents_of(contents))
+
+
+def contents_of(joined: str) -> Iterator[str]:
+    """Each `content` of several that are joined."""
+    return (joined[start : start + 16] for start in range(0, len(joined), 16))
 
 
 def _features(stored: images.Stored, path: str, label: int, synset: str, text: str, boxes: list[Box]) -> dict:
@@ -178,12 +222,19 @@ def journal(output_dir: str, file: str) -> str:
     return storage.join(output_dir, WORK_FOLDER, "journal", f"{file}.json")
 
 
-def read_journal(output_dir: str, planned: plan.Shard) -> JournalEntry | None:
-    """The journal entry of a shard that is there as it was written, from the inputs as they are, else None."""
+def read_journal(output_dir: str, planned: plan.Shard, left_out: str = "") -> JournalEntry | None:
+    """The journal entry of a shard that is there as it was written, from the inputs as they are, else None.
+
+    Args:
+      output_dir: where it is.
+      planned: its line of the plan.
+      left_out: as in its task.
+    """
     try:
         entry = JournalEntry(**json_files.read(journal(output_dir, planned.file), _SCHEMA, "delete it"))
     except (FileNotFoundError, InputError, TypeError):  # none, a damaged one, one of another version
         return None
     same = (entry.file, entry.split, entry.inputs) == (planned.file, planned.split, planned.inputs)
-    same &= entry.examples + len(entry.bad) == planned.examples
+    same &= entry.examples + len(entry.bad) + len(entry.dropped) == planned.examples
+    same &= entry.left_out == hashlib.sha256(left_out.encode()).hexdigest()
     return entry if same and storage.size(storage.join(output_dir, planned.file)) == entry.bytes else None
