@@ -99,7 +99,7 @@ def convert(
         # The training shards wait for the others if these say what to leave out.
         for splits in (("validation",), ("train",)) if options.drop_duplicates else (SPLITS,):
             lines = [line for line in planned.shards if line.split in splits]
-            left_out = "".join(entry.contents for entry in entries.values())
+            left_out = shard.digest(entries.values())
             found = {line.file: shard.read_journal(output_dir, line, left_out) for line in lines}
             missing = [line for line in lines if found[line.file] is None]
             if missing:

@@ -110,7 +110,7 @@ def _by_reason(rows: list[list[str]]) -> str:
 
 
 def _check_classes_left(output_dir: str, planned: plan.Plan, entries: list[JournalEntry]) -> None:
-    """Raises InputError if bad images leave a split or a class without any, as a scan that finds none does.
+    """Raises InputError if a split or class has no images but bad and dropped ones, as a scan that finds none does.
 
     Of a choice by --limit only the splits count: the class may have other images.
     """
@@ -123,8 +123,8 @@ def _check_classes_left(output_dir: str, planned: plan.Plan, entries: list[Journ
         if emptied and (not planned.request["limit"] or not any(left[split])):
             named = ", ".join(repr(planned.classes[k][0]) for k in emptied[:5])
             raise InputError(
-                f"{output_dir}: all {split} images of {len(emptied)} class(es) are bad: {named}"
-                f"{', ...' if len(emptied) > 5 else ''}; they are listed in {storage.join(output_dir, 'bad.tsv')}; "
+                f"{output_dir}: all {split} images of {len(emptied)} class(es) are bad or left out: {named}"
+                f"{', ...' if len(emptied) > 5 else ''}; they are listed in bad.tsv and duplicates.tsv there; "
                 "fix: replace some of them, or remove the class's folder, and give the same command again"
             )
 
