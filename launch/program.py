@@ -32,6 +32,7 @@ def run(main, doc: str, *, takes_arguments: bool = False, continues: bool = Fals
 
     @functools.wraps(main)
     def speaking_of_flags(*arguments):
+        _refuse_urls(*arguments)
         try:
             return main(*arguments)
         except InputError as error:
@@ -45,6 +46,19 @@ def run(main, doc: str, *, takes_arguments: bool = False, continues: bool = Fals
         least_arguments=least_arguments,
         continues=continues,
     )
+
+
+_TAKE_URLS = {"tpu"}
+"""The flags that may be a URL: a TPU's address. All others would make a local folder named `gs:`."""
+
+
+def _refuse_urls(arguments=()):
+    """Refuses buckets, to which data_prep alone writes."""
+    given = {f"--{name}=": flags.FLAGS[name].value for name in set(flags.FLAGS) - _TAKE_URLS}
+    for name, value in {**given, "": arguments}.items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str) and "://" in part:
+                raise InputError(f"{name}{part}: a local file or folder is needed; fix: copy it, or mount the bucket")
 
 
 _FLAGS_OF_ARGUMENTS = {"directory": "workdir", "skipped": "on_bad=skip"}

@@ -34,6 +34,31 @@ def test_a_line_stays_one_line():
     assert escaped("two\nlines", line=True) == r"two\nlines"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --variant=bn_x5 --workdir={url}",
+        "train --variant=bn_x5 --data_dir={url}",
+        "train --variant=bn_x5 --cache={url}",
+        "evaluate --workdir=runs/a,{url}",
+        "predict {url} --workdir=runs/a",
+        "export --workdir=runs/a --output={url}",
+        "report --workdir={url}",
+        "results --workdir={url}",
+        "mnist --workdir={url}",
+        "show_input --output={url}",
+        "benchmark_input --data_dir={url}",
+        "import_weights --checkpoint=a.pth --workdir={url}",
+    ],
+)
+def test_a_program_refuses_a_bucket_in_one_line_and_writes_nothing(tmp_path, command):
+    name, *arguments = command.format(url="gs://bucket/x").split()
+    done = run_program("-m", f"launch.{name}", *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and not os.listdir(tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{name}: ") and "gs://bucket/x: a local file or folder is needed" in line
+
+
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202egpj\u2028"
 
 
