@@ -118,16 +118,21 @@ class Configuration:
     Attributes:
       FILE: name of the file in a directory.
       VERSION: of the file's format. A file of an earlier version is read, as is one from before they had any.
+      ARITHMETIC: number of what is computed. It is raised whenever the same settings no longer give the same bits.
     """
 
     FILE: ClassVar[str]
     VERSION: ClassVar[int] = 1
+    ARITHMETIC: ClassVar[int] = 1
 
     @classmethod
     def schema(cls) -> dict:
         """JSON Schema of the file. A value is null where it is not known: an imported network was trained elsewhere."""
         known = f"a version of this file that this program knows: at most {cls.VERSION}"
-        properties = {"version": {"type": "integer", "minimum": 1, "maximum": cls.VERSION, "description": known}}
+        properties = {
+            "version": {"type": "integer", "minimum": 1, "maximum": cls.VERSION, "description": known},
+            "arithmetic": {**COUNT, "type": ["integer", "null"]},
+        }
         for name, field in fields_of(cls).items():
             its, schema = field.setting, _SCHEMAS[field.type]
             bounds = {
@@ -153,9 +158,22 @@ class Configuration:
                 flat |= {name: getattr(value, name) for name in fields_of(type(value))}
         return flat
 
-    def text(self) -> str:
-        """The content of the file."""
-        return json.dumps({"version": self.VERSION, **self.flat()}, indent=1)
+    def text(self, arithmetic: int | None = ARITHMETIC) -> str:
+        """The content of the file.
+
+        Args:
+          arithmetic: the number that was current when the configuration was first used; None if there was none yet.
+        """
+        return json.dumps({"version": self.VERSION, "arithmetic": arithmetic, **self.flat()}, indent=1)
+
+    @classmethod
+    def arithmetic(cls, content: bytes, path: str) -> int | None:
+        """The number of the arithmetic that a file says; None where it says none.
+
+        Raises:
+          InputError: as `parse`.
+        """
+        return parse_json(content, path, cls.schema(), RESTORE).get("arithmetic")
 
     @classmethod
     def from_flat(cls, flat: dict[str, Any], path: str) -> Self:

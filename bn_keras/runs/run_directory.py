@@ -258,8 +258,15 @@ class RunDirectory(Generic[Config]):
         self._lock_directory()
         self.check(config, class_names, self._allowed)  # another process may have trained here until now
         self.__dict__.pop("curve", None)
+        arithmetic = self._arithmetic_of_its_steps()
+        if arithmetic != config.ARITHMETIC:
+            before = "without a number" if arithmetic is None else arithmetic
+            note(
+                f"{self.path} was begun with another arithmetic ({before}, now {config.ARITHMETIC}): from here "
+                "on its weights differ in their last bits from those that the version which began it would give"
+            )
         self.texts = {
-            os.path.basename(self.config_path): config.text(),
+            os.path.basename(self.config_path): config.text(arithmetic),
             CLASSES_FILE: "".join(f"{_escape(name)}\n" for name in class_names),
         }
         for name, text in self.texts.items():  # the configuration first: without it, the others are not a run's
@@ -268,6 +275,13 @@ class RunDirectory(Generic[Config]):
                 open(temporary, "w", encoding="utf-8", newline="\n") as file,
             ):
                 file.write(text)
+
+    def _arithmetic_of_its_steps(self):
+        """The number of the arithmetic that the run was begun with; None if it was begun before there were numbers."""
+        if (state := self._newest()) is None:
+            return self._configuration.ARITHMETIC
+        copy = state[1].get(self._configuration.FILE)
+        return copy and self._configuration.arithmetic(copy, self.config_path)
 
     def _lock_directory(self):
         path = os.path.join(self.path, ".lock")

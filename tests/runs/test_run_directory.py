@@ -159,6 +159,33 @@ def test_a_run_json_from_before_there_were_versions_is_read():
     assert RunConfig.parse(json.dumps(CONFIG.flat()).encode(), "run.json") == CONFIG
 
 
+ARITHMETICS = {
+    "none": (None, "without a number"),
+    "an older one": (0, "0"),
+    "a later one": (7, "7"),
+    "the same": (1, None),
+}
+
+
+@pytest.mark.parametrize("begun, said", ARITHMETICS.values(), ids=ARITHMETICS)
+def test_a_run_of_another_arithmetic_goes_on_and_says_that_its_last_bits_differ(tmp_path, caplog, begun, said):
+    text = json.dumps(({} if begun is None else {"arithmetic": begun}) | CONFIG.flat())
+    (tmp_path / "run.json").write_text(text)
+    checkpoint.save(str(tmp_path), 3, ARRAYS, {"run.json": text})
+    with caplog.at_level(logging.WARNING):
+        directory = opened(tmp_path)
+    assert json.loads(directory.texts["run.json"])["arithmetic"] == begun, "the number of its first steps is kept"
+    line = f"{tmp_path} was begun with another arithmetic ({said}, now 1): from here on its weights differ "
+    assert [message.startswith(line) for message in caplog.messages] == [True] * bool(said)
+
+
+def test_a_run_that_has_taken_no_step_has_this_versions_arithmetic(tmp_path, caplog):
+    (tmp_path / "run.json").write_text(json.dumps(CONFIG.flat()))
+    opened(tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["arithmetic"] == RunConfig.ARITHMETIC
+    assert not caplog.messages
+
+
 def test_a_missing_run_json_is_read_from_the_checkpoint(tmp_path):
     with_checkpoint(tmp_path)
     (tmp_path / "run.json").unlink()
