@@ -221,13 +221,15 @@ def read(path: str) -> bytes:
 
 
 def files(path: str, ending: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the files with this ending below a folder, also of one in an archive."""
+    """Path and bytes of the files with this ending below a folder, also of one in an archive."""
     if storage.is_folder(path):
         for file in image_folder.list_files(path):
             if file.path.endswith(ending):
-                yield file.path, storage.read(storage.join(path, file.path))
+                yield (full := storage.join(path, file.path)), storage.read(full)
         return
-    yield from _contents(*_inside(path), ending)
+    archive, inside = _inside(path)
+    for name, content in _contents(archive, inside, ending):
+        yield f"{archive}/{name}", content
 
 
 def _contents(archive: str, inside: str, ending: str = _SMALL) -> Iterator[tuple[str, bytes]]:
@@ -304,9 +306,8 @@ def images(place: Place, unpacked: Unpacked, found: Found, label_column: str = "
     if _kind(place.file(place.archives[0])) == "parquet":
         listed = []
         for archive in place.archives:
-            named = archive or posixpath.basename(place.folder)
             target = storage.join(unpacked.folder, unpacked.name(place.file(archive), "images"))
-            listed += parquet.images(place.file(archive), named, target, found, label_column)
+            listed += parquet.images(place.file(archive), bool(archive), target, found, label_column)
         return listed
     labels = _Labels()
     members = (image for archive in place.archives for image in _members(place, archive, unpacked, labels, found))
@@ -335,7 +336,8 @@ def _unsuffixed(image: Image) -> Image:
 
 def _members(place: Place, archive: str, unpacked: Unpacked, labels: "_Labels", found: Found) -> Iterator[Image]:
     """The files and folders of an archive and of the tars in it, each with its folder for a class."""
-    file, name = place.file(archive), archive
+    file = named = place.file(archive)
+    name = archive
     prefix = f"{archive}/" if archive else ""
     version = " ".join(map(str, storage.version(file)))
     if _kind(file) == "gzip":
@@ -343,11 +345,11 @@ def _members(place: Place, archive: str, unpacked: Unpacked, labels: "_Labels", 
     single = re.fullmatch(r"(.*)\.tar", archive) if len(place.archives) > 1 else None
     of_class = single[1] if single and _WNID.fullmatch(single[1]) else ""
     read, is_zip = _reader(file), _kind(file) == "zip"
-    for member in _index(file, read, f"{place.path}/{archive}" if archive else place.path, place.inside):
+    for member in _index(file, read, named, place.inside):
         folder, _, base = member.name.rpartition("/")
         folder = folder[len(place.inside) :].strip("/")
         if member.rejected:
-            found.rejected.append((f"{place.path}/{prefix}{member.name}", member.rejected))
+            found.rejected.append((f"{named}/{member.name}", member.rejected))
         elif is_zip or not base.endswith(".tar"):
             where = member.offset, member.packed[1] if member.packed else version, name, member.packed
             path = f"{prefix}{member.name}"
@@ -357,11 +359,11 @@ def _members(place: Place, archive: str, unpacked: Unpacked, labels: "_Labels", 
             synset = base.removesuffix(".tar")
             yield Image(synset, f"{synset}/", 0)
             end = member.offset + member.size
-            for inner in tar.index(read, member.offset, end, f"{place.path}: {prefix}{member.name}"):
+            for inner in tar.index(read, member.offset, end, f"{named}/{member.name}"):
                 if not inner.name.endswith("/"):
                     path = f"{synset}/{posixpath.basename(inner.name)}"
                     if why := inner.rejected or _misplaced(path, synset):
-                        found.rejected.append((f"{place.path}/{prefix}{member.name}/{inner.name}", why))
+                        found.rejected.append((f"{named}/{member.name}/{inner.name}", why))
                     else:
                         yield Image(synset, path, inner.size, inner.offset, version, name)
 
@@ -416,7 +418,7 @@ class _Labels(dict):
             if label := self.get(stem):
                 labelled.append(image._replace(synset=label))
             else:
-                found.rejected.append((f"{place.path}/{image.path}", "has no class: no .cls beside it"))
+                found.rejected.append((f"{place.folder}/{image.path}", "has no class: no .cls beside it"))
         numbers = {image.synset for image in labelled}
         if all(re.fullmatch("[0-9]{1,6}", number) for number in numbers):
             most = max(map(int, numbers), default=-1)

@@ -224,14 +224,15 @@ def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
     release contains, are left out, as TF-Slim's process_bounding_boxes.py does.
     """
     if path.endswith(("gz", ".GZ")) and not storage.is_folder(path):
-        files = _small_files(path, _MAX_XML, lambda name: name.endswith(".xml") and not name.startswith("."))
+        held = _small_files(path, _MAX_XML, lambda name: name.endswith(".xml") and not name.startswith("."))
+        files = ((f"{path}/{name}", content) for name, content in held)
     else:
         files = archives.files(path, ".xml")
     for name, content in files:
         try:
             boxes = _parse_boxes(content)
         except (ElementTree.ParseError, ValueError, TypeError, OverflowError) as error:
-            found.rejected.append((f"{path}/{name}", f"is no bounding-box annotation ({error})"))
+            found.rejected.append((name, f"is no bounding-box annotation ({error})"))
             continue
         yield posixpath.splitext(posixpath.basename(name))[0], boxes
 
@@ -301,7 +302,7 @@ def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | N
             yield image._replace(synset=wnid)
         else:
             why = "has no label in the ground truth" if _VALIDATION_NAME.fullmatch(name) else "is no validation image"
-            found.rejected.append((f"{place.path}/{image.path}", why))
+            found.rejected.append((f"{place.folder}/{image.path}", why))
 
 
 def _scan(release: Release, folder: str, given: Given) -> Contents:
@@ -376,7 +377,7 @@ def dataset(release: Release, name: str = "", given: Given = NOTHING, unpacked: 
         stamp=stamp,
         scan=functools.partial(_scan, release, unpacked, given),
         unpacked=unpacked if any(place.is_unpacked for place in places.values()) else "",
-        named={split: places.get(split, places["train"]).path for split in SPLITS},
+        named={split: places.get(split, places["train"]).folder for split in SPLITS},
     )
 
 

@@ -24,12 +24,12 @@ _NAMED = re.compile(
 _BATCH_ROWS = 64
 
 
-def images(file: str, named: str, target: str, found: Found, label_column: str = "") -> list[Image]:
+def images(file: str, is_one_of_several: bool, target: str, found: Found, label_column: str = "") -> list[Image]:
     """The images of a file, which are copied to the file `target`.
 
     Args:
       file: path.
-      named: what the images' paths begin with.
+      is_one_of_several: whether the images' paths begin with its name.
       target: path, in a folder that exists.
       found: gets the classes, if the file names or numbers them, and rows without an image.
       label_column: "" for the first of `LABELS`.
@@ -42,7 +42,8 @@ def images(file: str, named: str, target: str, found: Found, label_column: str =
     import pyarrow
     from pyarrow import parquet
 
-    listed = []
+    listed, base = [], posixpath.basename(file)
+    prefix = f"{base}/" if is_one_of_several else ""
     try:
         with storage.open_read(file) as opened, storage.written_aside(target) as output:
             table = parquet.ParquetFile(opened)
@@ -50,7 +51,7 @@ def images(file: str, named: str, target: str, found: Found, label_column: str =
             classes, offset = _classes(table.schema_arrow, label), 0
             found.classes = classes | found.classes
             for number, (content, path, value) in enumerate(_rows(table, image, label)):
-                stem, wnid, ending = _name(path, named, number)
+                stem, wnid, ending = _name(path, base, number)
                 if content is None or value is None:
                     why = "holds no image" if content is None else "has no class"
                     found.rejected.append((f"{file}/{stem}{ending}", why))
@@ -67,7 +68,7 @@ def images(file: str, named: str, target: str, found: Found, label_column: str =
                 output.write_all([content])
                 version = f"{google_crc32c.value(bytes(content)):08x}"
                 where = offset, version, posixpath.basename(target)
-                listed.append(Image(synset, f"{named}/{stem}{ending}", len(content), *where))
+                listed.append(Image(synset, f"{prefix}{stem}{ending}", len(content), *where))
                 offset += len(content)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
@@ -122,8 +123,8 @@ def _rows(table, image: str, label: str) -> Iterator[tuple]:
             yield content.as_buffer() if content.is_valid else None, path, value.as_py()
 
 
-def _name(path: str | None, named: str, number: int) -> tuple[str, str, str]:
+def _name(path: str | None, file: str, number: int) -> tuple[str, str, str]:
     """A file's name, the WordNet id at its end, its ending."""
-    base = posixpath.basename(path or "") or f"{posixpath.splitext(named)[0]}-{number:07}"
+    base = posixpath.basename(path or "") or f"{posixpath.splitext(file)[0]}-{number:07}"
     match = _NAMED.fullmatch(base)
     return (match[1], match[2] or "", match[3]) if match else (base, "", "")

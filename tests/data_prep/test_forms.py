@@ -411,3 +411,49 @@ def test_web_datasets_tars_have_their_classes_beside_each_image(animals, tmp_pat
                 example = tfrecord.decode_example(data)
                 seen[example["image/encoded"][0]] = example["image/class/label"][0]
     assert seen == {content: classes.index(path[:3]) for path, content in animals.items()}
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz", "tars", "parquet"])
+def test_lists_and_messages_name_an_image_by_its_archive_and_its_path_in_that(animals, tmp_path, form):
+    files = {f"train/{name}": content for name, content in animals.items()} | {"train/cat/bad.jpg": b"404"}
+    files |= {f"val/{name[:4]}v{name[4:]}": content for name, content in list(animals.items())[::5]}
+    files["val/dog/cmyk.jpg"] = miniature_release.jpeg(np.random.default_rng(1), mode="CMYK")
+    output, path = tmp_path / "out", tmp_path / f"pets.{form}"
+    held = {f"pets/{name}": content for name, content in files.items()}
+    if form == "parquet":
+        rows = [{"image": {"bytes": c, "path": p.rpartition("/")[2]}, "label": p[6:9]} for p, c in files.items()]
+        write_parquet(path, [row for row, name in zip_pairs(rows, files) if name.startswith("train/")])
+    elif form == "zip":
+        zip_of(path, held | {"pets/train/../x.jpg": b"404"})
+    elif form == "tars":
+        for split in ("train", "val"):
+            own = {name.removeprefix(f"{split}/"): content for name, content in files.items() if name.startswith(split)}
+            write(path, {f"{split}.tar": tar_of(own)})
+    else:
+        path.write_bytes(tar_of(held | {"pets/train/../x.jpg": b"404"}, "w:gz" if form == "tar.gz" else "w"))
+    with pytest.raises(InputError) as refused:
+        run(of_images(path, output), output)
+    convert.convert(of_images(path, output), str(output), on_bad="skip", log=lambda line: None)
+    inside = {"tars": "train.tar/cat/", "parquet": ""}.get(form, "pets/train/cat/")
+    bad = (output / "bad.tsv").read_text().splitlines()
+    assert f"{path}/{inside}bad.jpg: " in str(refused.value) or f"{path}/pets/train/../x.jpg: " in str(refused.value)
+    assert bad[-1].startswith(f"{path}/{inside}bad.jpg\t")
+    if form in ("zip", "tar", "tar.gz"):
+        assert bad[0].startswith(f"{path}/pets/train/../x.jpg\t")
+    if form != "parquet":
+        inside = "val.tar" if form == "tars" else "pets/val"
+        assert (output / "repaired.tsv").read_text().startswith(f"{path}/{inside}/dog/cmyk.jpg\tCMYK")
+        assert f"{path}/{inside}/cat/vcat0.jpg\n" in (output / "duplicates.tsv").read_text()
+
+
+def test_annotations_and_unlabelled_images_in_an_archive_are_named_by_their_path_in_it(kaggle, tmp_path):
+    files = below(kaggle)
+    annotation = next(name for name in files if name.endswith(".xml"))
+    unknown = "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_99999999.JPEG"
+    files |= {annotation: b"no XML", unknown: next(c for name, c in files.items() if name.endswith(".JPEG"))}
+    path, output = zip_of(tmp_path / "imagenet-object-localization-challenge.zip", files), tmp_path / "out"
+    convert.convert(of_imagenet(path, output), str(output), on_bad="skip", log=lambda line: None)
+    assert {line.partition("\t")[0] for line in (output / "bad.tsv").read_text().splitlines()} == {
+        f"{path}/{annotation}",
+        f"{path}/{unknown}",
+    }
