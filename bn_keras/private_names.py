@@ -4,6 +4,8 @@ tests/test_private_names.py has a test of each, which says what breaks without i
 """
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
@@ -13,45 +15,45 @@ from keras.src.saving.serialization_lib import SafeModeScope
 __all__ = ["Functional", "SafeModeScope"]
 
 
-def functional_of(sequential):
+def functional_of(sequential: keras.Sequential) -> keras.Model | None:
     """The functional model that a built Sequential model runs; None before it is built."""
     return sequential._functional
 
 
-def calls_by_depth(functional):
+def calls_by_depth(functional: keras.Model) -> dict[int, list[Any]]:
     """{depth: calls} of a functional model, the calls nearest to the outputs at depth 0."""
     return functional._nodes_by_depth
 
 
-def operation_before(tensor):
+def operation_before(tensor: keras.KerasTensor) -> Any:
     """The layer or operation whose call made a symbolic tensor."""
     return tensor._keras_history.operation
 
 
-def mask_of(tensor):
+def mask_of(tensor: keras.KerasTensor) -> Any:
     """The mask that a symbolic tensor carries, which Keras gives to the calls that read it; or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def layers_within(layer):
+def layers_within(layer: keras.Layer) -> list[keras.Layer]:
     """A layer and the layers inside of it, of any depth."""
     return layer._flatten_layers()
 
 
-def outside_graphs(operation):
+def outside_graphs(operation: Any) -> Any:
     """An operation that shares everything with this one, but takes part in no graph yet."""
     twin = object.__new__(type(operation))
     vars(twin).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
     return twin
 
 
-def without_dropout_preparation(rnn):
+def without_dropout_preparation(rnn: keras.layers.RNN) -> Callable[[], object]:
     """Keeps an RNN from preparing dropout, for which it calls stacked cells once more; returns what undoes that."""
     vars(rnn)["_maybe_config_dropout_masks"] = lambda cell, inputs, states: None
     return lambda: vars(rnn).pop("_maybe_config_dropout_masks")
 
 
-def compiled_by_xla():
+def compiled_by_xla() -> bool:
     """Whether TensorFlow is tracing a function that XLA will compile."""
     if keras.backend.backend() != "tensorflow":
         return False
@@ -64,7 +66,7 @@ def compiled_by_xla():
 
 
 @contextlib.contextmanager
-def new_layer_names():
+def new_layer_names() -> Iterator[None]:
     """In a `with` block, Keras counts layers anew, so that a network that is built again has the same names."""
     names = global_state.get_global_attribute("object_name_uids")
     global_state.set_global_attribute("object_name_uids", None)
@@ -75,7 +77,7 @@ def new_layer_names():
 
 
 @contextlib.contextmanager
-def seeds_put_back():
+def seeds_put_back() -> Iterator[None]:
     """After a `with` block, Keras and TensorFlow draw on as if it had not been."""
     from tensorflow.python.eager import context
 
@@ -92,7 +94,7 @@ def seeds_put_back():
 
 
 @contextlib.contextmanager
-def same_bits_each_time():
+def same_bits_each_time() -> Iterator[None]:
     """In a `with` block, TensorFlow's operations are deterministic, also on a GPU. Needs a seed."""
     import tensorflow as tf
     from tensorflow.python.framework import config

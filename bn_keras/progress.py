@@ -20,7 +20,7 @@ class Progress:
     def __init__(self, name: str, steps: int, skipped: Sized | None = None):
         self._name, self._steps, self._skipped = name, steps, skipped
         self._accuracy = ""
-        self._first = None  # (step, time) after the first update, which holds the compilation
+        self._first: tuple[int, float] | None = None  # (step, time) after the first update, which holds the compilation
         self._last_line = time.monotonic()
         self._live = sys.stderr.isatty()
 

@@ -11,6 +11,7 @@ configuration's JSON file, what is refused when it changes, and its line in Tens
 import dataclasses
 import json
 import os
+import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -30,7 +31,7 @@ class Setting:
       help: one sentence, for `--help`.
       low, high: the least and the largest value.
       above, below: what the value must be greater, or less, than.
-      choices: the values there are; None for any.
+      choices: the values there are; None for any. A field whose type is a `Literal` has those of its type.
       given: whether a person chooses the value; others are read from the data set or counted on the machine.
       on_continuing: what a run that goes on may do with it. "kept": another value is refused unless it is allowed by
         name; "free": another value changes no weight; "never": the weights have other shapes with another value.
@@ -100,7 +101,11 @@ def fields_of(configuration: type) -> dict[str, Field]:
     found = {}
     for field in dataclasses.fields(configuration):
         if its := field.metadata.get("setting"):
-            kind = next((each for each in typing.get_args(field.type) if each is not type(None)), field.type)
+            kind: Any = field.type
+            if isinstance(kind, types.UnionType):
+                kind = next(each for each in typing.get_args(kind) if each is not type(None))
+            if typing.get_origin(kind) is Literal:
+                kind, its = str, dataclasses.replace(its, choices=typing.get_args(kind))
             default = None if field.default is dataclasses.MISSING else field.default
             found[field.name] = Field(str if its.rows else kind, default, False, its)
             if its.rows:
@@ -108,7 +113,7 @@ def fields_of(configuration: type) -> dict[str, Field]:
     return found
 
 
-_SCHEMAS = {int: COUNT, float: NUMBER, str: TEXT, bool: {"type": "boolean"}}
+_SCHEMAS: dict[type, dict[str, Any]] = {int: COUNT, float: NUMBER, str: TEXT, bool: {"type": "boolean"}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,7 @@ class Configuration:
                 "exclusiveMinimum": its.above,
                 "maximum": its.high,
                 "exclusiveMaximum": its.below,
-                "enum": its.choices and [*its.choices, None],
+                "enum": [*its.choices, None] if its.choices else None,
                 "description": its.range() or None,
             }
             bounds = {key: bound for key, bound in bounds.items() if bound is not None}
@@ -190,15 +195,16 @@ class Configuration:
         for field in dataclasses.fields(cls):
             if (rows := field.metadata["setting"].rows) is None:
                 continue
-            name, own = flat[field.name], {k: flat[k] for k in fields_of(field.type) if flat.get(k) is not None}
+            row: Any = field.type
+            name, own = flat[field.name], {k: flat[k] for k in fields_of(row) if flat.get(k) is not None}
             if name in rows:
                 values[field.name] = dataclasses.replace(rows[name], **own)
-            elif missing := fields_of(field.type).keys() - own:
+            elif missing := fields_of(row).keys() - own:
                 raise InputError(
                     f"{path} has the {field.name} {name!r}, of which it lacks {sorted(missing)}: {RESTORE}"
                 )
             else:  # a row of the person's own
-                values[field.name] = field.type.own(name, **own)
+                values[field.name] = row.own(name, **own)
         return cls(**values)
 
     @classmethod

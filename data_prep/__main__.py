@@ -127,7 +127,7 @@ def _of_imagenet() -> bool:
     )
 
 
-def _convert() -> None:
+def _convert() -> int:
     from data_prep import convert, plan
 
     if not FLAGS.output_dir:
@@ -158,6 +158,7 @@ def _convert() -> None:
         dry_run=FLAGS.dry_run,
         log=lambda text: print(program.escaped(text, line=True)),
     )
+    return 0
 
 
 def _verify(folder: str) -> int:
@@ -172,12 +173,12 @@ def _verify(folder: str) -> int:
     return 0
 
 
-def _main(arguments: list[str]) -> int | None:
+def _main(arguments: list[str]) -> int:
     match arguments:
         case []:
             return _convert()
         case [folder] if folder != "verify" and os.path.exists(folder) and not FLAGS.images:
-            FLAGS.images = folder
+            FLAGS["images"].value = folder
             return _convert()
         case ["verify"] if FLAGS.output_dir:
             return _verify(FLAGS.output_dir)
@@ -185,9 +186,9 @@ def _main(arguments: list[str]) -> int | None:
             return _verify(folder)
         case ["verify"]:
             raise InputError("verify what? Give the folder: verify FOLDER")
-        case [unknown, *_]:
+        case _:
             raise InputError(
-                f"{unknown!r} is no folder or archive of images, and no command; the one command is: verify FOLDER"
+                f"{arguments[0]!r} is no folder or archive of images, and no command; the one command is: verify FOLDER"
             )
 
 

@@ -64,7 +64,7 @@ def convert(
       dry_run: only say what would be done; nothing is written.
       log: takes lines for the person who waits.
     Returns:
-      The manifest.
+      The manifest; {} of a dry run.
     Raises:
       InputError: the inputs or the output folder cannot work, or a bad image was found.
       OSError: the disk is full, the folder not writable, ...
@@ -77,7 +77,8 @@ def convert(
     storage.close_files()  # archives may have been replaced since an earlier call
     planned = _claim(output_dir, request)
     if dry_run:
-        return _describe_plan(dataset, options, request, log)
+        _describe_plan(dataset, options, request, log)
+        return {}
     storage.make_folder(storage.join(work_folder, "journal"))
     counters = Counters()
     with _locked(output_dir), local_runner.pool(1 if beam_options is not None else workers, counters) as pool:
@@ -91,6 +92,7 @@ def convert(
             plan.save(work_folder, contents, options, request)
             del contents
             planned = plan.load(work_folder)
+            assert planned, "it has just been saved"
         if planned.rejected and on_bad == "fail":
             path, why = planned.rejected[0]
             raise InputError(f"{path}: {why}; fix: leave out all such with --on_bad=skip")
@@ -109,12 +111,18 @@ def convert(
                     _scan(dataset)
                 if len(missing) < len(found):
                     log(f"{len(found) - len(missing)} of {len(found)} shards are already there")
-                shared = {"options": options, "on_bad": on_bad, "reread": reread, "left_out": left_out}
                 named = dataset.named or dataset.sources
                 tasks = [
                     ShardTask(
-                        *(line, planned.fingerprint, output_dir, dataset.sources[line.split], named[line.split]),
-                        **shared,
+                        line,
+                        planned.fingerprint,
+                        output_dir,
+                        dataset.sources[line.split],
+                        named[line.split],
+                        options,
+                        on_bad,
+                        reread,
+                        left_out,
                     )
                     for line in missing
                 ]
@@ -127,8 +135,8 @@ def convert(
                     beam_runner.run(shard.write, tasks, beam_options)
                 found |= {line.file: shard.read_journal(output_dir, line, left_out) for line in missing}
             entries |= found
-        entries = [entries[line.file] for line in planned.shards]
-        finished = manifest.finish(output_dir, planned, entries, dataset.named or dataset.sources, on_bad, wrote, log)
+        whole = [entries[line.file] for line in planned.shards]
+        finished = manifest.finish(output_dir, planned, whole, dataset.named or dataset.sources, on_bad, wrote, log)
         if dataset.unpacked:
             shutil.rmtree(dataset.unpacked, ignore_errors=True)
         return finished

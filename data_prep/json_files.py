@@ -3,6 +3,7 @@
 import functools
 import json
 import reprlib
+from typing import Any
 
 from data_prep import storage
 from data_prep.errors import InputError
@@ -31,7 +32,7 @@ def row(*items: dict) -> dict:
     return {"type": "array", "prefixItems": list(items), "minItems": len(items), "maxItems": len(items)}
 
 
-def read(path: str, schema: dict, fix: str):
+def read(path: str, schema: dict, fix: str) -> Any:
     """The content of a JSON file.
 
     Args:
@@ -55,7 +56,7 @@ def read(path: str, schema: dict, fix: str):
     return value
 
 
-def encoded(value) -> bytes:
+def encoded(value: Any) -> bytes:
     """A value as our JSON files hold it."""
     return (json.dumps(value, indent=1) + "\n").encode()
 

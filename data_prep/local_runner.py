@@ -13,7 +13,7 @@ from data_prep.shard import ShardTask
 
 Pool = concurrent.futures.ProcessPoolExecutor
 
-_counters: Counters | None = None  # of the process that a worker belongs to
+_counters: Counters  # of the process that a worker belongs to
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ The manifest is what a reader needs to know. It is written last: its presence sa
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Any
 
 from data_prep import json_files, plan, storage
 from data_prep.errors import InputError
@@ -77,7 +78,8 @@ def _in_both(
     output_dir: str, planned: plan.Plan, entries: list[JournalEntry], named: dict[str, str]
 ) -> list[tuple[str, str]]:
     """The training images, also those left out, whose bytes are those of a validation image, and that one."""
-    held, found = {}, []
+    held: dict[str, tuple] = {}
+    found: list[tuple[Any, str]] = []
     for line, entry in zip(planned.shards, entries, strict=True):
         if line.split == "validation":
             held |= {content: (line, k) for k, content in enumerate(contents_of(entry.contents))}
@@ -102,7 +104,7 @@ def _in_both(
     return sorted((name(place), name(held[content])) for place, content in found)
 
 
-def _by_reason(rows: list[list[str]]) -> str:
+def _by_reason(rows: Sequence[Sequence[str]]) -> str:
     """How many images there are, and of each reason, the most frequent first."""
     reasons = collections.Counter(why for _, why in rows).most_common(5)
     named = ", ".join(f"{count:,} {why}" for why, count in reasons)

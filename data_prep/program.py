@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import flags
 
@@ -39,14 +41,14 @@ _EXTRAS = {
 
 
 def run(
-    main,
+    main: Callable[..., int | None],
     doc: str,
     *,
     extra: str = "prep",
     bad_input: tuple[type[Exception], ...] = (InputError, OSError),
     least_arguments: int | None = None,
     continues: bool = False,
-):
+) -> NoReturn:
     """Parses the flags, calls `main` and exits with what it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be

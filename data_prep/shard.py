@@ -7,7 +7,7 @@ what became of it; a shard without one, or whose entry is of other inputs, is wr
 import collections
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import google_crc32c
@@ -191,7 +191,7 @@ def _validation_contents(output_dir: str, fingerprint: str, left_out: str) -> fr
     """The contents of the validation shards, which are those of the digest `left_out`; of "" none."""
     lines = plan.load_once(storage.join(output_dir, WORK_FOLDER), fingerprint).shards if left_out else []
     entries = [read_journal(output_dir, line) for line in lines if line.split == "validation"]
-    return frozenset(held for entry in entries for held in contents_of(entry.contents))
+    return frozenset(held for entry in entries if entry for held in contents_of(entry.contents))
 
 
 def contents_of(joined: str) -> Iterator[str]:
@@ -199,7 +199,7 @@ def contents_of(joined: str) -> Iterator[str]:
     return (joined[start : start + 16] for start in range(0, len(joined), 16))
 
 
-def _features(stored: images.Stored, path: str, label: int, synset: str, text: str, boxes: list[Box]) -> dict:
+def _features(stored: images.Stored, path: str, label: int, synset: str, text: str, boxes: Sequence[Box]) -> dict:
     xmin, ymin, xmax, ymax = zip(*boxes, strict=True) if boxes else ((), (), (), ())
     return {
         "image/channels": stored.channels,

@@ -77,8 +77,12 @@ def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+
+
+def _end_with(parent):
+    parent.join()
+    os._exit(1)
 
 
 def leave(status: int) -> None:
@@ -94,14 +98,14 @@ def _watch():
     while True:
         number = signal.sigwait(STATUS)
         now, handler = time.monotonic(), signal.getsignal(number)
-        if first is None and handler is not end:
+        if first is None and handler != end:
             first = now
-            _thread.interrupt_main(number)  # has Python call the handler
+            _thread.interrupt_main(signal.Signals(number))  # has Python call the handler
             impatient = threading.Timer(PATIENCE, _end_unless_handled, (number, handler))
             impatient.daemon = True
             impatient.start()
         elif first is None or now - first > _SAME:
-            end(number)
+            end(number, None)
 
 
 def _end_unless_handled(number, handler):
@@ -117,6 +121,6 @@ def end(number: int, frame: object = None) -> None:
         if select.select([], [_stderr], [], 1.0)[1]:  # not into a pipe that is full
             with contextlib.suppress(OSError):
                 os.write(_stderr, f"{start}{_line.format(name)}\n".encode(errors="backslashreplace"))
-        leave(STATUS[number])
+        leave(STATUS[signal.Signals(number)])
     time.sleep(1.0)  # another thread, or the caller of this handler, is ending the program
-    os._exit(STATUS[number])
+    os._exit(STATUS[signal.Signals(number)])

@@ -13,7 +13,8 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple, Protocol
+from concurrent.futures import Future
+from typing import IO, Any, NamedTuple, Protocol
 
 from data_prep.errors import InputError
 
@@ -45,9 +46,15 @@ class File(NamedTuple):
 
 
 class WrittenAside(Protocol):
-    """A file that appears under its name when `publish` is called; `wanted` says whether it is to be."""
+    """A file that appears under its name when `publish` is called; `wanted` says whether it is to be.
+
+    Attributes:
+      wanted: whether `publish` does so.
+      temporary: its name until then; "" where it has none.
+    """
 
     wanted: bool
+    temporary: str
 
     def write_all(self, parts: Sequence[bytes]) -> None:
         """Writes every byte of every part, or raises OSError."""
@@ -82,7 +89,7 @@ class Storage(Protocol):
         listed too, with a slash at the end, as an empty one is a class without an image.
         """
 
-    def open_read(self, path: str) -> BinaryIO:
+    def open_read(self, path: str) -> IO[bytes]:
         """A binary file open for reading."""
 
     def heads(self, places: list[tuple[str, int, int]]) -> list[bytes | None]:
@@ -148,7 +155,7 @@ class Local:
                         files.append(File(path, -1, None))
         return sorted(files)
 
-    def open_read(self, path: str) -> BinaryIO:
+    def open_read(self, path: str) -> IO[bytes]:
         return open_local(path, "rb")
 
     def heads(self, places: list[tuple[str, int, int]]) -> list[bytes | None]:
@@ -189,7 +196,7 @@ class Local:
 class Remote:
     """An object store, or whatever else fsspec knows by the URL's scheme; a store is asked once for many files."""
 
-    def __init__(self, filesystem):
+    def __init__(self, filesystem: Any):
         self._filesystem = filesystem
 
     def exists(self, path: str) -> bool:
@@ -219,7 +226,7 @@ class Remote:
         files = (File(path.removeprefix(root), info["size"], _tag(info)) for path, info in found)
         return sorted(file for file in files if not is_clutter(file.path))
 
-    def open_read(self, path: str) -> BinaryIO:
+    def open_read(self, path: str) -> IO[bytes]:
         return self._filesystem.open(path, "rb")
 
     def heads(self, places: list[tuple[str, int, int]]) -> list[bytes | None]:
@@ -295,7 +302,7 @@ def find(folder: str) -> list[File]:
     return at(folder).find(folder)
 
 
-def open_read(path: str) -> BinaryIO:
+def open_read(path: str) -> IO[bytes]:
     return at(path).open_read(path)
 
 
@@ -341,7 +348,7 @@ def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def open_local(path: str, mode: str, buffering: int = -1):
+def open_local(path: str, mode: str, buffering: int = -1) -> IO[Any]:
     """A regular local file.
 
     Raises:
@@ -389,7 +396,8 @@ class _LocalFile:
     def __init__(self, path: str):
         self._path, self.temporary = path, f"{path}.{secrets.token_hex(4)}.tmp"
         self._descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._unsynced, self._syncing = 0, None
+        self._unsynced = 0
+        self._syncing: Future[None] | None = None
 
     def write_all(self, parts: Sequence[bytes]) -> None:
         written, wanted = os.writev(self._descriptor, parts), sum(map(len, parts))
@@ -424,6 +432,7 @@ class _RemoteFile:
     """An object whose upload is completed by `publish`."""
 
     wanted = True
+    temporary = ""
 
     def __init__(self, file):
         self._file = file

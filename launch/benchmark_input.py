@@ -11,6 +11,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 
 import os
 import re
+from typing import NoReturn
 
 from absl import flags
 
@@ -27,7 +28,7 @@ config_flags.define(RunConfig, ("batch_size", "image_size", "augmentation"))
 flags.DEFINE_float("seconds", 5.0, "How long each stage is measured.", 0.1)
 
 
-def main():
+def main() -> None:
     dataset, skipped = records.read_records()
     config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))
     with program.loading_tensorflow():
@@ -48,13 +49,13 @@ def main():
     print(f"{'stage':30}{'images/s with it':>18}{'ms an image':>14}")
     for stage, rate in rates.items():
         print(f"{stage:30}{rate:18,.0f}{1e3 * added[stage]:14.3f}")
-    slowest = max(added, key=added.get)
+    slowest = max(added, key=lambda stage: added[stage])
     advice = re.sub("`(.*?)`", r"--\1", speed.ADVICE[slowest])  # of launch/train
     print(f"bottleneck: {slowest}; where the accelerator waits for it: {advice}")
     records.say_skipped(skipped)
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

@@ -29,7 +29,7 @@ def define(
     for name, field in fields_of(configuration).items():
         if not field.setting.given or (names is not None and name not in names):
             continue
-        its, arguments = field.setting, {"flag_values": flag_values}
+        its, arguments = field.setting, dict[str, Any](flag_values=flag_values)
         said = (its.above, its.below) == (None, None) and (its.choices is None or field.type is str)
         bounds = "" if said else f" It is {its.range()}."  # absl says the others
         help = f"{its.help}{bounds} Default: {_default(name, field)}."
@@ -42,8 +42,8 @@ def define(
         elif field.type is str:
             flags.DEFINE_string(name, None, help, **arguments)
         else:
-            number = {int: flags.DEFINE_integer, float: flags.DEFINE_float}[field.type]
-            number(name, None, help, its.low, its.high, **arguments)
+            numbers: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+            numbers[field.type](name, None, help, its.low, its.high, **arguments)
 
 
 def given(configuration: type[Configuration], *, flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:

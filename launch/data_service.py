@@ -12,6 +12,8 @@ from pathlib import Path
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 
+from typing import NoReturn
+
 from absl import flags
 
 from data_prep.program import as_started
@@ -23,7 +25,7 @@ flags.DEFINE_integer("port", 5050, "Port of the dispatcher; 0 takes a free one."
 flags.DEFINE_string("host", "localhost", "Name or address by which trainers reach this machine.")
 
 
-def main():
+def main() -> None:
     with program.loading_tensorflow():
         import tensorflow as tf
 
@@ -39,7 +41,7 @@ def main():
     worker.join()
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

@@ -12,13 +12,16 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 
 import json
 import os
+from typing import Any, NoReturn
 
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.evaluation.report import Result, class_scores, draw_confusion, report
+from bn_keras.evaluation.report import ClassScores, Result, class_scores, draw_confusion, report
+from bn_keras.input.dataset import Dataset
 from bn_keras.paper.figure_4 import figure_4
 from bn_keras.progress import Progress
+from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import write_text
 from launch import program, records
@@ -52,7 +55,7 @@ IMAGENET_CLASSES = 1000
 CROPS = {"single_crop": 1, "multicrop144": 144}
 
 
-def main():
+def main() -> None:
     directories = [RunDirectory(path) for path in FLAGS.workdir]
     configs = [directory.read_trained() for directory in directories]
     dataset, skipped = records.read_records()
@@ -103,15 +106,14 @@ def main():
         ]
         if evaluations[-1].confusion is not None:
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
-            draw_confusion(evaluations[-1].confusion, dataset.class_names, protocol, path)
-    write_results(results, evaluations[-1], dataset, output_dir)
+            draw_confusion(evaluations[-1].confusion.tolist(), dataset.class_names, protocol, path)
+    write_results(results, class_scores(evaluations[-1].by_class.tolist()), dataset, output_dir)
     records.say_skipped(skipped)
 
 
-def write_results(results, last, dataset, output_dir):
-    """The report of all results; `last` is the evaluation of the last of them, whose classes it lists."""
-    scores = class_scores(last.by_class.tolist())
-    content = {"dataset": dataset.name, "dataset_fingerprint": dataset.fingerprint}
+def write_results(results: list[Result], scores: list[ClassScores], dataset: Dataset, output_dir: str) -> None:
+    """Writes and prints the report of all results, and the scores of each class in the last of them."""
+    content: dict[str, Any] = {"dataset": dataset.name, "dataset_fingerprint": dataset.fingerprint}
     content["results"] = [result.as_json() for result in results]
     content["classes"] = [
         {"name": name, **score._asdict()} for name, score in zip(dataset.class_names, scores, strict=True)
@@ -126,7 +128,7 @@ def write_results(results, last, dataset, output_dir):
         print(f"{text}\n{name}: {os.path.abspath(path)}")
 
 
-def check_fit(directories, configs, dataset):
+def check_fit(directories: list[RunDirectory[RunConfig]], configs: list[RunConfig], dataset: Dataset) -> None:
     """Whether the networks can be asked about the data set, and about the same views of it."""
     expected = {"classes": len(dataset.class_names), "channels": dataset.channels}
     expected |= {name: getattr(configs[0], name) for name in ("image_size", "augmentation")}
@@ -139,7 +141,7 @@ def check_fit(directories, configs, dataset):
         print(f"note: not every network was trained on this preparation of {dataset.name}", file=sys.stderr)
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

@@ -13,6 +13,8 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
+from typing import NoReturn
 
 from absl import flags
 
@@ -38,7 +40,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that population statistics are taken over.", 1)
 
 
-def main():
+def main() -> None:
     check_output()
     directory = RunDirectory(FLAGS.workdir)
     config = directory.read_trained()
@@ -71,7 +73,7 @@ def main():
 
 
 @contextlib.contextmanager
-def written_aside(path):
+def written_aside(path: str) -> Iterator[str]:
     """The name to write a file or folder under, which appears as `path` when it is whole; a killed export's goes."""
     folder, name = os.path.split(path)
     aside = os.path.join(folder, f".{name}.unfinished")
@@ -85,7 +87,7 @@ def written_aside(path):
         shutil.rmtree(aside)
 
 
-def check_output():
+def check_output() -> None:
     """Whether the format can be written here and to that place."""
     if os.path.lexists(FLAGS.output):
         raise InputError(f"{FLAGS.output} exists: give another --output, or remove it")
@@ -96,7 +98,7 @@ def check_output():
     os.makedirs(os.path.dirname(FLAGS.output) or ".", exist_ok=True)
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

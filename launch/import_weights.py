@@ -13,6 +13,8 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -39,12 +41,12 @@ flags.DEFINE_string(
 )
 
 
-def main():
+def main() -> None:
     directory = RunDirectory(FLAGS.workdir)
     if directory.read_config() is not None and os.path.exists(directory.model_path):
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir")
     dataset = records.read_records()[0] if FLAGS.data_dir else None
-    given = {}
+    given: dict[str, Sequence[str]] = {}
     if FLAGS.class_names:
         given[FLAGS.class_names] = Path(FLAGS.class_names).read_text(encoding="utf-8").splitlines()
     if dataset:
@@ -89,7 +91,7 @@ def main():
     )
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

@@ -13,6 +13,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import os
+from typing import NoReturn
 
 from absl import flags
 
@@ -32,7 +33,7 @@ flags.DEFINE_string("workdir", os.path.join("runs", "mnist"), "Folder of this ru
 config_flags.define(MnistConfig)
 
 
-def main():
+def main() -> None:
     dataset = read_dataset(FLAGS.data_dir or embedded_data())
 
     # TensorFlow only now that the flags are known to be good: its import takes seconds.
@@ -54,7 +55,7 @@ def main():
     print(f"Figure 1: {os.path.abspath(figure)}")
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__, continues=True)
 
 

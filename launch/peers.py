@@ -63,7 +63,7 @@ def waiting_for(addresses: Sequence[str], seconds: float) -> Iterator[None]:
         print(json.dumps([[], 0]), file=_to_parent)
 
 
-def check_services(flag: str | None):
+def check_services(flag: str | None) -> None:
     """Whether somebody answers at each address of --data_service; TensorFlow would wait for ever.
 
     Raises:
@@ -85,11 +85,11 @@ def watch_services(flag: str | None, first: float = _FIRST) -> None:
       first: seconds between two looks; of an absence that lasts, the lines become rarer, up to one in `_LAST` seconds.
     """
 
-    def watch():
+    def watch(addresses):
         pause = first
         while True:
             time.sleep(pause)
-            absent = _absent(flag.split(","))
+            absent = _absent(addresses)
             pause = min(2 * pause, _LAST) if absent else first
             if absent:
                 print(
@@ -99,7 +99,7 @@ def watch_services(flag: str | None, first: float = _FIRST) -> None:
                 )
 
     if flag:
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=[flag.split(",")], daemon=True).start()
 
 
 def _watch(child, messages):

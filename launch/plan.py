@@ -23,6 +23,7 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
     from bn_keras.training.distribution import uses_gpus
     from bn_keras.training.learning_rate import learning_rate
 
+    replicas = strategy.num_replicas_in_sync
     last_rate = float(learning_rate(config, (config.steps - 1) * config.batch_size))
     images = config.steps * config.batch_size
     embedded = "" if FLAGS.data_dir else "no --data_dir, so the embedded data: "
@@ -32,7 +33,7 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
         f"validation images, {config.classes} classes",
         f"{config.variant.title} at {config.image_size}x{config.image_size}, width {config.width:g} "
         f"({recipe_for(dataset)} recipe)",
-        f"batch {config.batch_size} = {config.replicas} x {config.batch_size // config.replicas}, learning rate "
+        f"batch {config.batch_size} = {replicas} x {config.batch_size // replicas}, learning rate "
         f"{config.initial_learning_rate:g} ({config.variant.learning_rate:g} per {PAPER_BATCH_SIZE}{warm_up}) to "
         f"{last_rate:.3g}, {config.steps:,} steps = {images // PAPER_BATCH_SIZE:,} of {PAPER_BATCH_SIZE} images = "
         f"{images / config.train_examples:.1f} epochs",

@@ -9,6 +9,8 @@ from pathlib import Path
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 
+from typing import NoReturn
+
 from absl import flags
 
 from bn_keras.errors import InputError
@@ -32,7 +34,7 @@ flags.DEFINE_enum(
 SHOWN = 5
 
 
-def main(paths):
+def main(paths: list[str]) -> None:
     images = {path: read_bytes(path, "give a smaller picture") for path in paths}
     directories = [RunDirectory(path) for path in FLAGS.workdir]
     configs = [directory.read_trained() for directory in directories]
@@ -69,7 +71,7 @@ def main(paths):
             print(f"  {probability:6.2%}  {class_names[index]}")
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__, takes_arguments=True)
 
 

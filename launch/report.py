@@ -10,6 +10,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import os
+from typing import NoReturn
 
 from absl import flags
 
@@ -23,7 +24,7 @@ flags.DEFINE_string("workdir", "runs", "A run, or a folder with runs in it at an
 flags.DEFINE_string("output_dir", None, "Folder of the report. Default: --workdir.")
 
 
-def main():
+def main() -> None:
     figure, table = write_report(find_runs(FLAGS.workdir), FLAGS.output_dir or FLAGS.workdir)
     with open(table, encoding="utf-8") as file:
         print(file.read())
@@ -32,7 +33,7 @@ def main():
     print(f"All curves: tensorboard --logdir={FLAGS.workdir}")
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

@@ -20,12 +20,13 @@ import os
 import re
 import subprocess
 import time
+from typing import Any, NoReturn
 
 from absl import flags
 
 from bn_keras.errors import InputError
 from bn_keras.input.dataset_formats import read_dataset
-from bn_keras.paper.experiments import plan
+from bn_keras.paper.experiments import Experiment, plan
 from bn_keras.paper.provenance import commit, cpu_name
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
@@ -60,7 +61,7 @@ flags.DEFINE_integer("mnist_steps", 50_000, "Steps of 60 images each that Figure
 flags.DEFINE_boolean("dry_run", False, "Print the plan with its cost, measured on a few steps; write nothing.")
 
 
-def main():
+def main() -> int:
     if unknown := sorted(set(FLAGS.only) - set(SECTIONS)):
         raise InputError(f"--only={unknown[0]}: the sections are {', '.join(SECTIONS)}")
     if not FLAGS.seeds or not all(seed.isdecimal() for seed in FLAGS.seeds):
@@ -98,7 +99,7 @@ def main():
     return 0
 
 
-def print_plan(runs, workdir):
+def print_plan(runs: list[Experiment], workdir: str) -> None:
     """The runs as a table, and their hours in all."""
     rates, total = {}, 0.0
     print(f"{'state':5} {'steps':>9} {'s/step':>8} {'hours':>7}  run")
@@ -113,7 +114,7 @@ def print_plan(runs, workdir):
     print(f"{total:.1f} hours in all on this machine; each run of Figure 2 is then extended until its curve is flat")
 
 
-def measured_seconds(run, rates):
+def measured_seconds(run: Experiment, rates: dict[str, float | None]) -> float | None:
     """Seconds of a step, by what the launcher measures of the network in a --dry_run; None where it measures nothing.
 
     Args:
@@ -134,7 +135,7 @@ def measured_seconds(run, rates):
     return rates[variant] and run.flags["batch_size"] / rates[variant]
 
 
-def run_all(runs, workdir):
+def run_all(runs: list[Experiment], workdir: str) -> int:
     """Runs what is to do, one after another; the exit status of the first that fails, or 0."""
     to_do = [run for run in runs if run.next_steps(workdir)]
     left, behind, started = sum(run.work(workdir) for run in to_do), 0.0, time.monotonic()
@@ -150,7 +151,7 @@ def run_all(runs, workdir):
     return 0
 
 
-def note(run, command, workdir):
+def note(run: Experiment, command: list[str], workdir: str) -> None:
     """Adds what is about to be run, by which code and where, to the working directory's log."""
     os.makedirs(workdir, exist_ok=True)
     entry = {"section": run.section, "name": run.name, "command": command, **where(), "wall_time": time.time()}
@@ -158,7 +159,7 @@ def note(run, command, workdir):
         file.write(json.dumps(entry) + "\n")
 
 
-def where():
+def where() -> dict[str, Any]:
     """This code and this machine."""
     return {
         "commit": commit(),
@@ -170,7 +171,7 @@ def where():
     }
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__, continues=True)
 
 

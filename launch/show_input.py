@@ -12,6 +12,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
 
 import dataclasses
 import os
+from typing import NoReturn
 
 from absl import flags
 
@@ -37,7 +38,7 @@ config_flags.define(RunConfig, ("seed", "image_size", "augmentation"))
 flags.DEFINE_string("output", "show_input.png", "The file that the sheet is written to.")
 
 
-def main():
+def main() -> None:
     dataset, skipped = records.read_records()
     config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))
     with program.loading_tensorflow():
@@ -65,7 +66,7 @@ def main():
     records.say_skipped(skipped)
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__)
 
 

@@ -11,6 +11,7 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import os
+from typing import NoReturn
 
 from absl import flags
 
@@ -36,7 +37,7 @@ flags.DEFINE_boolean("dry_run", False, "Print the plan, its cost measured on a f
 flags.DEFINE_enum("on_divergence", "stop", ["stop", "record"], f"stop: exit with {DIVERGED}; record: exit with 0.")
 
 
-def main():
+def main() -> int:
     dataset, skipped = records.read_records(keep=not FLAGS.dry_run)
     directory = RunDirectory(FLAGS.workdir or os.path.join("runs", FLAGS.variant))
     given = config_flags.given(RunConfig)
@@ -79,7 +80,7 @@ def main():
     return INTERRUPTED if outcome is Outcome.INTERRUPTED else status(outcome is Outcome.DIVERGED)
 
 
-def nothing_to_do(config, directory):
+def nothing_to_do(config: RunConfig, directory: RunDirectory[RunConfig]) -> int:
     """Says why, and returns the exit status."""
     diverged = directory.curve.diverged()
     state = f"diverged at step {diverged['step']}" if diverged else f"all {config.steps} steps are done"
@@ -87,11 +88,11 @@ def nothing_to_do(config, directory):
     return status(bool(diverged))
 
 
-def status(diverged):
+def status(diverged: bool) -> int:
     return DIVERGED if diverged and FLAGS.on_divergence == "stop" else 0
 
 
-def profiled_steps(config):
+def profiled_steps(config: RunConfig) -> range:
     """The steps of --profile."""
     if FLAGS.profile is None:
         return range(0)
@@ -103,7 +104,7 @@ def profiled_steps(config):
     return range(int(first), int(last) + 1)
 
 
-def run():
+def run() -> NoReturn:
     program.run(main, __doc__, continues=True)
 
 

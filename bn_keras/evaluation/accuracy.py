@@ -105,7 +105,7 @@ class Evaluator:
         """Sums over all of `batches`, (images, labels): a dataset as `validation_batches` makes, or distributed."""
         counts, loss_sum = self._sum(batches)
         counts = _counts(counts)
-        return Validation(*counts, loss=float(loss_sum) / counts.of)
+        return Validation(**counts._asdict(), loss=float(loss_sum) / counts.of)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bn_keras.markdown import table
 from bn_keras.plots import pyplot
@@ -42,7 +42,7 @@ class Result:
     def as_json(self) -> dict:
         """The fields, and the errors that follow from the counts, as fractions."""
         errors = {"top1": self.of - self.top1, "top5": self.of - self.top5}
-        derived = {f"{k}_error": wrong / self.of for k, wrong in errors.items()}
+        derived: dict[str, Any] = {f"{k}_error": wrong / self.of for k, wrong in errors.items()}
         derived |= {f"{k}_error_interval": wilson_interval(wrong, self.of) for k, wrong in errors.items()}
         return dataclasses.asdict(self) | derived
 
@@ -108,7 +108,7 @@ def report(results: Sequence[Result], scores: Sequence[ClassScores], class_names
         top1, top5 = (share_cells(right, result.of) for right in (result.top1, result.top5))
         rows.append([name_of(result), str(result.crops), *top1, *top5, f"{result.calibration_error:.2%}"])
     header = ["Model", "Crops", "Accuracy", "95% interval", "Top-5 accuracy", "95% interval", "Calibration error"]
-    order = range(len(scores))
+    order: Sequence[int] = range(len(scores))
     if few := len(scores) > MOST_CLASSES_LISTED:
         order = sorted(order, key=lambda k: scores[k].f1)[:MOST_CLASSES_LISTED]
     by_class = [[class_names[k], f"{scores[k].examples:,}", *map("{:.1%}".format, scores[k][1:])] for k in order]

@@ -80,13 +80,15 @@ def load_network(
 
 def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network: Network | None = None) -> keras.Model:
     """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step, not folded."""
-    step = directory.newest_step()
-    if step is None or (network is None and (directory.model_step() or 0) >= step):
+    state = directory.newest_state()
+    directory.forget_state()
+    if state is None or (network is None and (directory.model_step() or 0) >= state[0]):
         try:
             return keras.models.load_model(directory.model_path, compile=False)
         except Exception as error:  # whatever zipfile, h5py and Keras make of damaged bytes
             reason = first_line(error)
             raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
+    step, content = state
     if step < config.steps:
         note(f"{directory.path} is at step {step} of {config.steps}")
     if config.builder and network is None:
@@ -96,7 +98,7 @@ def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network:
         )
     with building(config):
         model = (network or network_of)(config)
-    arrays = checkpoint.load_newest(directory.path)[1]
+    arrays = checkpoint.arrays_of(content)
     for weight in model.weights:
         weight.assign(arrays[f"model/{weight.path}"])
     return model
@@ -113,7 +115,7 @@ def image_view(config: RunConfig, crops: int = 1) -> Callable[[tf.Tensor], tf.Te
       A function from the bytes of an image file to one image, float32 `[image_size, image_size, channels]` in
       [0, 255], or to the `multicrop.squares` that 144 crops are cut from.
     """
-    view = preprocessing.evaluated_view(config.augmentation) if crops == 1 else multicrop.squares
+    view: Callable = preprocessing.evaluated_view(config.augmentation) if crops == 1 else multicrop.squares
     return functools.partial(view, image_size=config.image_size, channels=config.channels)
 
 

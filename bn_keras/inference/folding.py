@@ -217,7 +217,7 @@ def _errors_naming(layer):
     try:
         yield
     except Exception as error:
-        cause = error
+        cause: BaseException = error
         while cause.__context__ is not None:  # below the configurations and arguments that Keras quotes
             cause = cause.__context__
         reason = " ".join(str(cause).strip().partition("\n\n")[0].split())

@@ -2,7 +2,9 @@
 
 import contextlib
 import inspect
+from collections.abc import Iterator, Mapping
 from types import FunctionType
+from typing import Any
 
 import keras
 
@@ -17,19 +19,19 @@ from bn_keras.private_names import (
 )
 
 
-def functional_graph(model):
+def functional_graph(model: keras.Model) -> keras.Model | None:
     """The functional model that a model runs when it is called; None where it runs code of its own, or is not built."""
     if isinstance(model, keras.Sequential):
         return functional_of(model) if runs_call_of(model, keras.Sequential) else None
     return model if isinstance(model, Functional) and runs_call_of(model, Functional) else None
 
 
-def runs_call_of(layer, kind):
+def runs_call_of(layer: keras.Layer, kind: type[keras.Layer]) -> bool:
     """Whether a layer is called by the `call` of a class: neither it nor a subclass of its has another."""
     return getattr(layer.call, "__func__", None) is kind.call
 
 
-def graph_calls(functional):
+def graph_calls(functional: keras.Model) -> list[Any]:
     """The calls of a graph in an order in which they can be made.
 
     Each has its `operation` (a layer, or one of `keras.ops`), its `arguments`, and the symbolic tensors
@@ -39,19 +41,19 @@ def graph_calls(functional):
     return [call for _, calls in by_depth for call in calls if not call.is_input]
 
 
-def called_by_graphs(model):
+def called_by_graphs(model: keras.Layer) -> set[Any]:
     """The operations that the graph of a model calls, or a graph that it calls, of any depth; none without a graph."""
     functional = functional_graph(model)
     operations = {call.operation for call in graph_calls(functional)} if functional else set()
     return operations.union(*map(called_by_graphs, filter(functional_graph, operations)))
 
 
-def call_arguments(call, values):
+def call_arguments(call: Any, values: Mapping[int, Any]) -> tuple[tuple, dict[str, Any]]:
     """args and kwargs of a call, with `values[id(tensor)]` in the place of every symbolic tensor."""
     return call.arguments.fill_in(values)
 
 
-def new_inputs(functional):
+def new_inputs(functional: keras.Model) -> Any:
     """Symbolic inputs of the structure, names, shapes and kinds of a functional model's."""
 
     def renewed(tensor):
@@ -62,7 +64,7 @@ def new_inputs(functional):
 
 
 @contextlib.contextmanager
-def unrolled(rnn):
+def unrolled(rnn: keras.layers.RNN) -> Iterator[None]:
     """For a `with` block, an RNN calls its cell once for each time step, in Python.
 
     Its loop would make one call more, for the shape of the outputs, and its preparation of dropout, which has no part
@@ -78,7 +80,7 @@ def unrolled(rnn):
         put_back()
 
 
-def from_own_config(layer, **changes):
+def from_own_config(layer: keras.Layer, **changes: Any) -> keras.Layer:
     """A layer made from the configuration of another, whose classes and functions nobody may have registered.
 
     Keras itself fails where `__init__` does not take what every configuration has: name, trainable, dtype.

@@ -329,7 +329,7 @@ class _BatchMode:
             vars(ours)["statistics"] = _Recorder(layer, observe)
             return ours.call(inputs, mask=mask)
 
-        replaced = []
+        replaced: list[tuple[keras.Layer, str, Any]] = []
         for layer in self.layers:
             if isinstance(layer, BatchNormalization):
                 replaced.append((layer, "statistics", _Recorder(layer, observe)))

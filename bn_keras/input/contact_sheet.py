@@ -35,8 +35,8 @@ def contact_sheet(
         top = line + 2 * _GAP + number // columns * (tile + _CAPTION_LINES * line + _GAP)
         pixels = np.round((image + 1) * 127.5).clip(0, 255).astype("uint8")
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-        smaller = tile < picture.width
-        sheet.paste(picture.resize((tile, tile), Image.LANCZOS if smaller else Image.NEAREST), (left, top))
+        resampling = Image.Resampling.LANCZOS if tile < picture.width else Image.Resampling.NEAREST
+        sheet.paste(picture.resize((tile, tile), resampling), (left, top))
         for k, text in enumerate(_wrap(caption, font, tile)):
             draw.text((left, top + tile + k * line), text, "black", font)
     return sheet

@@ -233,7 +233,7 @@ def _tf_slim_shards(data_dir, split):
     if len(found) > count:
         other = next(path for k, (of, number, path) in enumerate(found) if k == count or (of, number) != (count, k))
         raise InputError(f"{first} and {other} are of two conversions: leave the shards of one in {data_dir}")
-    return tuple(Shard(path, count_records(path), file_size(path)) for *_, path in found)
+    return tuple(Shard(path, count_records(path), file_size(path) or 0) for *_, path in found)
 
 
 def _tfds_shards(data_dir, info, split):
@@ -244,7 +244,7 @@ def _tfds_shards(data_dir, info, split):
         index, count = f"{number:05}", f"{len(lengths):05}"
         values = (info["name"], split["name"], "tfrecord", index, count, f"{index}-of-{count}")
         path = os.path.join(data_dir, template.format(**dict(zip(_TEMPLATE_PARTS, values, strict=True))))
-        shards.append(Shard(path, examples, file_size(path)))
+        shards.append(Shard(path, examples, file_size(path) or 0))
     return tuple(shards)
 
 

@@ -33,7 +33,7 @@ def read_header(encoded: bytes) -> Header | None:
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
-            return Header(image.format, *image.size, Image.getmodebase(image.mode) == "L")
+            return Header(image.format or "image", *image.size, Image.getmodebase(image.mode) == "L")
     except Exception:  # whatever Pillow's 40 readers raise of damaged bytes
         return None
 

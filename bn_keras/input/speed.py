@@ -1,6 +1,7 @@
 """How fast the input pipeline is on this machine, stage by stage, and which stage holds it back."""
 
 import time
+from typing import Literal
 
 from bn_keras.input.run_batches import RunBatches
 from bn_keras.input.training_order import training_records
@@ -22,9 +23,9 @@ def stage_rates(batches: RunBatches, *, seconds: float) -> dict[str, float]:
     """
     config = batches.config
     skip_bad = batches.skipped is not None
-    order = {"shuffling": config.variant.shuffling, "skip_bad": skip_bad}
-    records = training_records(batches.dataset, config.seed, 0, **order)
+    records = training_records(batches.dataset, config.seed, 0, shuffling=config.variant.shuffling, skip_bad=skip_bad)
     stages = {"reading": records.batch(config.batch_size).prefetch(2)}
+    pipelines: dict[str, Literal["host", "device"]]
     pipelines = {"decoding, cropping, resizing": "device", "distortion": "host"}
     if config.augmentation != "imagenet":
         pipelines = {"decoding, cropping, resizing": "host"}

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from bn_keras.layers import tensorflow_kernels
+from bn_keras.layers.groups import Tensor
 from bn_keras.layers.moments import Moments, moments_over, scale_and_shift, transform
 from bn_keras.layers.moving_averages import MovingAverages
 from bn_keras.layers.replicas import replica_count
@@ -152,14 +153,14 @@ class BatchNormalization(keras.layers.Layer):
         self.per_activation = per_activation
         self.debias = debias
         self.supports_masking = True
-        self.gamma = None
-        self.beta = None
-        self.moving_mean = None
-        self.moving_variance = None
-        self.moving_weight = None
+        self.gamma: keras.Variable = None
+        self.beta: keras.Variable = None
+        self.moving_mean: keras.Variable = None
+        self.moving_variance: keras.Variable = None
+        self.moving_weight: keras.Variable = None
         self._has_warned = False
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         rank = len(input_shape)
         self.compute_output_shape(input_shape)
         axis = self.axis % rank
@@ -201,21 +202,21 @@ class BatchNormalization(keras.layers.Layer):
     def _add_average(self, name, shape, initializer):
         return self.add_weight(shape=shape, name=name, initializer=initializer, trainable=False, autocast=False)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Also loads what a layer without `debias` saved, as averages whose initial value has been forgotten."""
         values = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
         if self.debias and len(values) == len(self.weights) - 1:
             values[str(len(values))] = ops.ones(self.moving_weight.shape)
         super().load_own_variables(values)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         if not -len(input_shape) <= self.axis < len(input_shape):
             raise ValueError(
                 f"Axis {self.axis} is out of bounds for input shape {input_shape}. Received: axis={self.axis}"
             )
         return input_shape
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
             raise ValueError(
                 "The mask provided should be one dimension less than the inputs. "
@@ -229,7 +230,7 @@ class BatchNormalization(keras.layers.Layer):
         # Statistics of float16 and bfloat16 inputs are float32: 70000 is beyond float16, 257 is no bfloat16.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         gamma, beta = (value if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
-        if self.statistics.by_mini_batch(training and self.trainable):
+        if self.statistics.by_mini_batch(bool(training and self.trainable)):
             if training and mask is None and not (self.synchronized and replica_count() > 1):
                 self._warn_where_one_value(inputs)
             outputs, moments = self._normalize(inputs, mask, gamma, beta)
@@ -323,14 +324,14 @@ class BatchNormalization(keras.layers.Layer):
         average = ops.maximum(self._broadcast(self.renorm_stddev), math.sqrt(self.epsilon))
         r = deviation / average
         d = (moments.mean + (pivot - self._broadcast(self.renorm_mean))) / average
-        limits = self.renorm_clipping
+        limits = self.renorm_clipping or {}
         r = ops.clip(r, limits.get("rmin", -math.inf), limits.get("rmax", math.inf))
         d = ops.clip(d, -limits.get("dmax", math.inf), limits.get("dmax", math.inf))
         r, d = ops.stop_gradient(r), ops.stop_gradient(d)
         beta = (d if gamma is None else d * gamma) + (0.0 if beta is None else beta)
         return (r if gamma is None else r * gamma), beta
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {
             "axis": self.axis,
             "momentum": self.momentum,

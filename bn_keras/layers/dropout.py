@@ -2,6 +2,8 @@
 
 import keras
 
+from bn_keras.layers.groups import Tensor
+
 
 @keras.saving.register_keras_serializable(package="bn_keras")
 class Dropout(keras.layers.Dropout):
@@ -12,7 +14,7 @@ class Dropout(keras.layers.Dropout):
     the count of masks drawn are in `model.variables`, so a checkpoint of those resumes with the very next mask.
     """
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if not training or self.rate == 0 or keras.backend.backend() != "tensorflow":
             return super().call(inputs, training=training)
         import tensorflow as tf

@@ -1,8 +1,13 @@
 """Groups of consecutive examples (`virtual_batch_size`): only what is small is reshaped, a value for each example."""
 
 import math
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 from keras import ops
+
+Tensor: TypeAlias = Any
+"""A tensor of the backend that Keras runs on, or a symbolic one."""
 
 
 class Groups:
@@ -14,14 +19,14 @@ class Groups:
         size: examples in a group; None for one group of all.
     """
 
-    def __init__(self, x, axis, size):
+    def __init__(self, x: Tensor, axis: int, size: int | None):
         self.axis = axis
         self.examples = ops.shape(x)[axis]
         self.single = size is None or (isinstance(self.examples, int) and self.examples <= size)
-        self.size = self.examples if self.single else size
+        self.size: Any = self.examples if self.single else size
         self.count = 1 if self.single else (self.examples + self.size - 1) // self.size
 
-    def fold(self, values, padding=0.0):
+    def fold(self, values: Tensor, padding: float = 0.0) -> Tensor:
         """[..., n, ...] as [..., groups, size, ...], a smaller last group filled up with `padding`."""
         *before, _ = shape = ops.shape(values)[: self.axis + 1]
         after = ops.shape(values)[len(shape) :]
@@ -31,14 +36,14 @@ class Groups:
             values = ops.concatenate([values, filling], self.axis)
         return ops.reshape(values, (*before, self.count, self.size, *after))
 
-    def spread(self, values):
+    def spread(self, values: Tensor) -> Tensor:
         """[..., groups, ...] as [..., n, ...], or so that it broadcasts to it: each example gets its group's value."""
         if self.single:
             return values
         values = ops.repeat(values, self.size, self.axis)
         return values[(*[slice(None)] * self.axis, slice(0, self.examples))]
 
-    def first_examples(self, x, count):
+    def first_examples(self, x: Tensor, count: int) -> Tensor:
         """[..., groups, k, ...]: the first k = min(count, size) of each; the last one again where a group has less."""
         if self.single:
             return ops.expand_dims(x[(*[slice(None)] * self.axis, slice(0, count))], self.axis)
@@ -49,6 +54,6 @@ class Groups:
         return ops.take(x, ops.minimum(indices, self.examples - 1), self.axis)
 
 
-def count_of(x, axes):
+def count_of(x: Tensor, axes: Iterable[int]) -> Any:
     """Values of x along `axes`; an int where the dimensions are known."""
     return math.prod(ops.shape(x)[axis] for axis in axes)

@@ -1,12 +1,14 @@
 """What XLA is told on JAX in the place of being left to find it."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax import lax
 
 
-def sum_and_sum_of_squares(x, axes):
+def sum_and_sum_of_squares(x: Any, axes: Sequence[int]) -> list[Any]:
     """The sums of x and of x^2 over `axes`, kept as dimensions of 1, in one pass over x by construction.
 
     Two sums are one pass on a GPU, where XLA merges them, but not on a CPU, where it also writes an x - pivot that both

@@ -1,7 +1,11 @@
 """Local response normalization, which Inception has and the accelerated networks lose (Section 4.2.1)."""
 
+from typing import Any
+
 import keras
 import numpy as np
+
+from bn_keras.layers.groups import Tensor
 
 
 @keras.saving.register_keras_serializable(package="bn_keras")
@@ -16,19 +20,19 @@ class LocalResponseNormalization(keras.layers.Layer):
       alpha: weight of the mean square.
     """
 
-    def __init__(self, size=5, alpha=1e-4, **kwargs):
+    def __init__(self, size: int = 5, alpha: float = 1e-4, **kwargs: Any):
         super().__init__(**kwargs)
         if size < 1 or size % 2 == 0:
             raise ValueError(f"size must be odd and positive, so that the window has a centre. Received: size={size}")
         self.size = size
         self.alpha = alpha
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         channels = np.arange(input_shape[-1])
         window = np.abs(channels[:, None] - channels[None, :]) <= self.size // 2
         self.window = window[None, None].astype("float32")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         # The sum over neighbouring channels is a 1x1 convolution with a band matrix, and s^-0.75 is two square roots:
         # five shifted sums cost six times as much in training on a CPU, pow costs five times as much as the roots.
         window = keras.ops.cast(self.window, inputs.dtype)
@@ -36,5 +40,5 @@ class LocalResponseNormalization(keras.layers.Layer):
         inverse_root = keras.ops.rsqrt(1.0 + (self.alpha / self.size) * total)
         return inputs * inverse_root * keras.ops.sqrt(inverse_root)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "size": self.size, "alpha": self.alpha}

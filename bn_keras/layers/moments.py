@@ -6,12 +6,13 @@ is its very value: its y is beta exactly.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
-from bn_keras.layers.groups import Groups, count_of
+from bn_keras.layers.groups import Groups, Tensor, count_of
 from bn_keras.layers.replicas import combine_replicas, replica_count
 from bn_keras.private_names import compiled_by_xla
 
@@ -29,12 +30,18 @@ class Moments(NamedTuple):
     All have shapes that broadcast against each other; where count is 0 mean and variance are 0.
     """
 
-    count: object
-    mean: object
-    variance: object
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
 
 
-def moments_over(x, axes, group_size=None, mask=None, synchronized=False):
+def moments_over(
+    x: Tensor,
+    axes: Sequence[int],
+    group_size: int | None = None,
+    mask: Tensor | None = None,
+    synchronized: bool = False,
+) -> tuple[Groups, Tensor, Moments]:
     """The moments of the unmasked values of each group, less a pivot.
 
     The pivot is near the mean, so that E[(x - pivot)^2] - E[x - pivot]^2 loses few digits: both are one pass over x.
@@ -165,14 +172,18 @@ def _last_axes(x, axes, longest):
     return axes[:start], axes[start:]
 
 
-def transform(x, mean, variance, gamma, beta, epsilon):
+def transform(
+    x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> Tensor:
     """gamma * (x - mean) / sqrt(variance + epsilon) + beta; x is centred first, so a large mean costs no digits."""
     scale = ops.rsqrt(variance + epsilon)
     y = ops.add(x, -mean) * (scale if gamma is None else scale * gamma)
     return y if beta is None else ops.add(y, beta)
 
 
-def scale_and_shift(mean, variance, gamma, beta, epsilon):
+def scale_and_shift(
+    mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
     """(scale, shift), so that scale * x + shift is the transform of an x whose mean is near 0, or rounded already."""
     scale = ops.rsqrt(variance + epsilon)
     scale = scale if gamma is None else scale * gamma

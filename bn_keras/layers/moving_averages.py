@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from bn_keras.layers.groups import Tensor
+from bn_keras.layers.moments import Moments
 from bn_keras.layers.replicas import replica_count, sum_over_replicas
 
 
@@ -18,7 +20,7 @@ class MovingAverages:
         return training
 
     @staticmethod
-    def update(layer, moments):
+    def update(layer: keras.Layer, moments: Moments) -> None:
         """Moves the averages of a layer: the mean over groups and replicas, alike on every replica.
 
         Args:
@@ -53,7 +55,7 @@ def _move(average, value, step):
     average.assign(average * (1.0 - step) + ops.cast(value, average.dtype) * step)
 
 
-def average_of_groups(moments, unbiased, across_replicas):
+def average_of_groups(moments: Moments, unbiased: bool, across_replicas: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Algorithm 2's E_B[mean] and m/(m-1) * E_B[variance] over the groups of a batch, and over replicas.
 
     A group weighs as much as its divisor, m for the mean and m - 1 for the unbiased variance, so that groups of one

@@ -1,7 +1,11 @@
 """Sums over the replicas of a `tf.distribute` strategy; on other backends there is one replica."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from bn_keras.layers.groups import Tensor
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -15,14 +19,14 @@ def replica_count() -> int:
     return 1 if context is None else context.num_replicas_in_sync
 
 
-def sum_over_replicas(value):
+def sum_over_replicas(value: Tensor) -> Tensor:
     """One collective sum of a tensor; the same bits on every replica. Its gradient is again one collective sum."""
     if replica_count() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def combine_replicas(moments):
+def combine_replicas(moments: Any) -> Any:
     """The `Moments` of all replicas' values, float64, by one collective; replicas may hold different counts, or none.
 
     Sums m * mean and m * (variance + mean^2) in float64. There, and only there, a variance is a difference of squares:

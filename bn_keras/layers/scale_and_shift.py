@@ -1,7 +1,11 @@
 """What is left of a batch normalization that cannot be folded into a linear layer (Section 3.1)."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from bn_keras.layers.groups import Tensor
 
 
 @keras.saving.register_keras_serializable(package="bn_keras")
@@ -14,12 +18,12 @@ class ScaleAndShift(keras.layers.Layer):
         axis: the channel dimension; None for a scale, center and shift of every activation.
     """
 
-    def __init__(self, axis=-1, **kwargs):
+    def __init__(self, axis: int | None = -1, **kwargs: Any):
         super().__init__(**kwargs)
         self.axis = axis
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         rank = len(input_shape)
         own = range(1, rank) if self.axis is None else (self.axis % rank,)
         self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
@@ -29,14 +33,14 @@ class ScaleAndShift(keras.layers.Layer):
         self.scale = self.add_weight(shape=shape, name="scale", initializer="ones", **kind)
         self.shift = self.add_weight(shape=shape, name="shift", initializer="zeros", **kind)
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         variables = (self.center, self.scale, self.shift)
         center, scale, shift = (ops.reshape(ops.cast(each, dtype), self._broadcast_shape) for each in variables)
         return ops.cast((ops.cast(inputs, dtype) - center) * scale + shift, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "axis": self.axis}

@@ -8,10 +8,13 @@ Other backends may import this module; `fit` tells them that nothing here takes 
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
+from bn_keras.layers.groups import Tensor
 from bn_keras.layers.moments import LARGEST_VARIANCE, LONGEST_ROW, Moments
 from bn_keras.layers.replicas import combine_replicas, replica_count, sum_over_replicas
 from bn_keras.private_names import compiled_by_xla
@@ -20,7 +23,7 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
 
-def fit(x):
+def fit(x: Tensor) -> bool:
     """Whether TensorFlow's kernels below take x. XLA fuses operations by itself, and would expand them inexactly."""
     dtypes = ("float16", "bfloat16", "float32")
     if keras.backend.backend() != "tensorflow" or keras.backend.standardize_dtype(x.dtype) not in dtypes:
@@ -28,7 +31,9 @@ def fit(x):
     return not compiled_by_xla()
 
 
-def normalize(x, axis, gamma, beta, epsilon, synchronized):
+def normalize(
+    x: Tensor, axis: int, gamma: Tensor | None, beta: Tensor | None, epsilon: float, synchronized: bool
+) -> tuple[Tensor, Moments]:
     """The transform by the moments of x, or of all replicas' x, on TensorFlow, by the best kernel for the device.
 
     Args:
@@ -49,12 +54,12 @@ def normalize(x, axis, gamma, beta, epsilon, synchronized):
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), moments
 
 
-def only_cpus():
+def only_cpus() -> bool:
     """Whether TensorFlow has no accelerator, so that a kernel may be chosen for the CPU."""
     return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
 
 
-def when_one(count, act):
+def when_one(count: Any, act: Callable[[], object]) -> None:
     """Calls `act` if count is 1: now, or when TensorFlow's graph runs, unless XLA compiles it, which cannot call it."""
     if isinstance(count, int):
         if count == 1:
@@ -63,7 +68,7 @@ def when_one(count, act):
         tf.cond(count == 1, lambda: tf.numpy_function(lambda: act() or False, [], tf.bool), lambda: False)
 
 
-def is_from_linear_operation(x):
+def is_from_linear_operation(x: Tensor) -> bool:
     """Whether x is known to be what a matrix product or a convolution computes, in a graph of TensorFlow's."""
     if not fit(x) or not tf.is_symbolic_tensor(x):
         return False
@@ -103,7 +108,7 @@ def _parameters(x, axis, gamma, beta):
     )
 
 
-def takes_fused_inference(x, axis):
+def takes_fused_inference(x: Tensor, axis: int) -> bool:
     """Whether `transform_fused` takes x: it does not take 2 or 3 dimensions, nor a channel in the middle."""
     rank = len(x.shape)
     # Exporters to ONNX make a scale and a shift part of a Conv3D before it, but not this kernel.
@@ -111,7 +116,9 @@ def takes_fused_inference(x, axis):
     return fit(x) and takes_rank and axis in (1, rank - 1)
 
 
-def transform_fused(x, axis, mean, variance, gamma, beta, epsilon):
+def transform_fused(
+    x: Tensor, axis: int, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> Tensor:
     """The transform by given moments, float32 [channels], by TensorFlow's kernel, which exporters know. Returns y."""
     spatial = "DHW"[5 - len(x.shape) :]
     gamma, beta = _parameters(x, axis, gamma, beta)
@@ -127,7 +134,9 @@ def transform_fused(x, axis, mean, variance, gamma, beta, epsilon):
     )[0]
 
 
-def normalize_fused(images, data_format, gamma, beta, epsilon):
+def normalize_fused(
+    images: Tensor, data_format: str, gamma: Tensor, beta: Tensor, epsilon: float
+) -> tuple[Tensor, Moments]:
     """The transform by the moments of float32 images, on TensorFlow's fused kernel: (y, Moments)."""
     pivot = tf.stop_gradient(_mean_of_first_examples(images, data_format))
     unused = tf.constant([], tf.float32)
@@ -148,7 +157,9 @@ def normalize_fused(images, data_format, gamma, beta, epsilon):
     return y, Moments(count * tf.ones_like(mean), pivot + mean, tf.minimum(biased, LARGEST_VARIANCE))
 
 
-def normalize_centred(images, data_format, gamma, beta, epsilon, synchronized):
+def normalize_centred(
+    images: Tensor, data_format: str, gamma: Tensor, beta: Tensor, epsilon: float, synchronized: bool
+) -> tuple[Tensor, Moments]:
     """The transform by the moments of float32 images, or of all replicas' images: (y, Moments).
 
     Where a channel's mean is beyond FAR deviations, x is centred first, on the mean of the first example: its distance

@@ -13,7 +13,7 @@ Three layouts are known, by the names of their tensors:
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -108,6 +108,7 @@ class _Tensors:
     def __init__(self, path: str):
         self.path = path
         if os.path.exists(f"{path}.index"):
+            self.names: Collection[str]
             self.names, self._get = _open_tensorflow(path)
             self._unused: set[str] = set()  # a checkpoint of training holds more than the network
         else:
@@ -168,7 +169,7 @@ def _slim(tensors):
     for row, module in zip(FIGURE_5, _MODULES, strict=True):
         branches = _BRANCHES if row.stride == 1 else _STRIDED_BRANCHES
         scopes |= {f"inception_{row.name}_{name}": f"InceptionV2/Mixed_{module}/{b}" for name, b in branches.items()}
-    variant, weights, frozen = VARIANTS["bn_x30"], {}, ()
+    variant, weights, frozen = VARIANTS["bn_x30"], {}, tuple[str, ...]()
     for name, scope in scopes.items():
         kernels = ("depthwise_weights", "pointwise_weights") if name == "conv1_7x7" else ("weights",)
         weights[f"{name}_conv"] = [tensors[f"{scope}/{kernel}"] for kernel in kernels]

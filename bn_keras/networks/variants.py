@@ -11,7 +11,7 @@ Networks that others published follow.
 
 import dataclasses
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from bn_keras.settings import setting
 
@@ -36,11 +36,10 @@ class Variant:
         "Module of bn_keras.networks that builds it.", "inception", given=False, on_continuing="never"
     )
     learning_rate: float = setting("Initial rate of SGD per mini-batch of 32.", low=0.0)
-    schedule: str = setting(
+    schedule: Literal["exponential", "steps", "cosine"] = setting(
         "How the rate falls. exponential: by 4% after each --decay_epochs; steps: to a tenth after 3, 6 and 8 of them; "
         "cosine: to 0 after 9 of them.",
         "exponential",
-        choices=("exponential", "steps", "cosine"),
     )
     decay_epochs: float = setting("Epochs that are the schedule's unit of time.", above=0.0)
     momentum: float = setting(
@@ -50,23 +49,21 @@ class Variant:
         "Mini-batch for whose rate a warm-up begins, above 256 images.", PAPER_BATCH_SIZE, given=False, low=1
     )
     # Not in the paper: TF-Slim's.
-    input_convention: str = setting(
+    input_convention: Literal["tensorflow", "torch", "caffe"] = setting(
         "Pixels that the first convolution sees. tensorflow: in [-1, 1]; torch: less ImageNet's mean color and divided "
         "by its deviation; caffe: 0 to 255 less a mean color.",
         "tensorflow",
-        choices=("tensorflow", "torch", "caffe"),
     )
     l2_weight: float = setting("Lambda of the gradient's + lambda * w of convolutions and classifier.", low=0.0)
     dropout: float = setting(
         "Fraction of the classifier's inputs set to 0 in training.", 0.0, low=0.0, high=0.999, has_variables=bool
     )
-    shuffling: str = setting(
+    shuffling: Literal["within_shard", "shard_order"] = setting(
         "Order of examples. within_shard: all examples of several shards are mixed; shard_order: only the shards are.",
         "within_shard",
-        choices=("within_shard", "shard_order"),
     )
-    photometric_distortion: str = setting(
-        "Color changes; reduced: half of full.", "reduced", choices=("full", "reduced", "none")
+    photometric_distortion: Literal["full", "reduced", "none"] = setting(
+        "Color changes; reduced: half of full.", "reduced"
     )
     batch_normalization: bool = setting(
         "BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
@@ -74,7 +71,7 @@ class Variant:
         on_continuing="never",
         network="inception",
     )
-    activation: str = setting("The nonlinearity.", "relu", choices=("relu", "sigmoid"), network="inception")
+    activation: Literal["relu", "sigmoid"] = setting("The nonlinearity.", "relu", network="inception")
     initial_weight_scale: float = setting(
         "Factor on the deviation of the convolutions' initial weights.", 1.0, above=0.0, network="inception"
     )
@@ -100,10 +97,9 @@ class Variant:
         "Maps of the pool projections of 4c and 4d.", 96, choices=(96, 128), on_continuing="never", network="inception"
     )
     # Not in the paper: TF-Slim's.
-    padding: str = setting(
+    padding: Literal["tensorflow", "caffe"] = setting(
         "Borders of strided convolutions and pools. tensorflow: SAME; caffe: alike on all sides, averages count them.",
         "tensorflow",
-        choices=("tensorflow", "caffe"),
         network="inception",
     )
     # Not in the paper: TF-Slim's.

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import statistics
+from typing import Any
 
 from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS
 from bn_keras.paper.mnist_config import MnistConfig
@@ -39,7 +40,7 @@ CHANGES = {
 
 BATCH_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 
-STATISTICS = {
+STATISTICS: dict[str, tuple[str, dict[str, Any]]] = {
     "replica": ("One device, its whole batch", {"normalization_batch": "replica"}),
     "virtual": ("One device, groups of 32", {"normalization_batch": "32"}),
     "two_replicas": (
@@ -179,11 +180,13 @@ def plan(
     first = seeds[0]
     runs = []
     if gray:
-        flags = [{"seed": seed} for seed in seeds]
         runs += [
-            Experiment(section="figure1", name=f"mnist-{own['seed']}", program="mnist", flags=own, steps=mnist_steps)
-            for own in flags
+            Experiment(
+                section="figure1", name=f"mnist-{seed}", program="mnist", flags={"seed": seed}, steps=mnist_steps
+            )
+            for seed in seeds
         ]
+    flags: dict[str, Any]
     every = {"eval_every": eval_every}
     for seed in seeds:
         runs += [

@@ -124,10 +124,10 @@ def claims(directories: Sequence[RunDirectory]) -> list[tuple[str, str, str, boo
         ("Test accuracy is higher with BN", "yes", mean_and_range(ahead, "{:+.1f} points".format), _mean(ahead) > 0),
     ]
     for title, measure in STABILITY.items():
-        without, with_bn = ([run[name].median_over_units(measure) for run in runs] for name in NETWORKS)
-        here = f"{_mean(with_bn):.2f} against {_mean(without):.2f}"
+        unsteady, steady = ([run[name].median_over_units(measure) for run in runs] for name in NETWORKS)
+        here = f"{_mean(steady):.2f} against {_mean(unsteady):.2f}"
         claim = f"Inputs of the sigmoids are more stable with BN: {title[0].lower()}{title[1:]}"
-        found.append((claim, "yes", here, _mean(with_bn) < _mean(without)))
+        found.append((claim, "yes", here, _mean(steady) < _mean(unsteady)))
     return found
 
 
@@ -142,7 +142,7 @@ def _common(run):
 def figure_1_table(directories: Sequence[RunDirectory]) -> str:
     """What Figure 1 shows in numbers, and under which conditions, as Markdown: mean and range over the runs."""
     runs = [read_networks(directory) for directory in directories]
-    configs = [directory.read_config() for directory in directories]
+    configs = [config for directory in directories if (config := directory.read_config())]
     common = mean_and_range(map(_common, runs), "{:.1%}".format)
     lines = []
     for name, title in NETWORKS.items():

@@ -9,6 +9,7 @@ from bn_keras.markdown import mean_and_range, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.plots import pyplot
+from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, write_text
 
@@ -24,8 +25,10 @@ _IMAGENET_CLASSES = 1000
 class MeasuredRun:
     """One run as the report sees it: its configuration and its curve."""
 
-    def __init__(self, directory: RunDirectory):
-        self.config = directory.read_config()
+    def __init__(self, directory: RunDirectory[RunConfig]):
+        config = directory.read_config()
+        assert config, "`find_runs` finds no other"
+        self.config = config
         self.curve = directory.curve
         self.path = directory.path
         self.seed = self.config.seed
@@ -110,14 +113,14 @@ def figure_3(rows: list[Row]) -> str:
     ]
     lines = []
     for row in rows:
-        steps, max_accuracy = row.published or (None, None)
+        paper = row.published
         cells = [
             _label(row, rows) + _divergence(row),
             *steps_and_speed_up(row, reference),
             mean_and_range(row.max_accuracies(), _percent),
-            f"{steps / 1e6:.1f}e6" if steps else "-",
-            f"{PUBLISHED[REFERENCE].steps / steps:.1f}x" if steps else "",
-            f"{max_accuracy:.1%}" if max_accuracy else "-",
+            f"{paper.steps / 1e6:.1f}e6" if paper and paper.steps else "-",
+            f"{paper.speed_up:.1f}x" if paper and paper.steps else "",
+            f"{paper.max_accuracy:.1%}" if paper else "-",
         ]
         lines.append(cells)
     return table(header, lines) + "\n" + _caption(rows, bool(reference.max_accuracies()))
@@ -151,10 +154,12 @@ def _divergence(row):
 
 def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float]]:
     """(steps to the best accuracy of the reference's run of that seed, how many times sooner) of runs that reach it."""
-    curves = {run.seed: run.curve for run in reference.runs if run.curve.max_accuracy() is not None}
-    targets = [(run.curve, curves[run.seed]) for run in row.runs if run.seed in curves and comparable(row, reference)]
-    steps = [[curve.steps_to(other.max_accuracy()) for curve in (own, other)] for own, other in targets]
-    return [(own, other / own) for own, other in steps if own is not None]
+    if not comparable(row, reference):
+        return []
+    best = {run.seed: most for run in reference.runs if (most := run.curve.max_accuracy()) is not None}
+    to_best = {run.seed: run.curve.steps_to(best[run.seed]) for run in reference.runs if run.seed in best}
+    steps = [(run.curve.steps_to(best[run.seed]), to_best[run.seed]) for run in row.runs if run.seed in best]
+    return [(own, other / own) for own, other in steps if own is not None and other is not None]
 
 
 def steps_and_speed_up(row: Row, reference: Row) -> tuple[str, str]:
@@ -218,9 +223,9 @@ def draw_figure_2(rows: list[Row], path: str, title: str = "") -> None:
         if row.diverged():
             axes.plot(steps[-1], means[-1], marker="x", markersize=9, color=color)
     if best := [most for row in rows if row.variant.name == REFERENCE for most in row.max_accuracies()]:
-        best = statistics.mean(best)
-        axes.axhline(best, color="0.7", linewidth=0.8, zorder=0)
-        axes.annotate("Inception's best", (0, best), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
+        mean = statistics.mean(best)
+        axes.axhline(mean, color="0.7", linewidth=0.8, zorder=0)
+        axes.annotate("Inception's best", (0, mean), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
     axes.set(
         title=title, xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None)
     )

@@ -135,7 +135,7 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistCo
             return 0
         step, arrays = saved
         rows = [row["step"] for row in directory.curve.rows if row["step"] <= step]
-        arrays = {"row_step": max(rows, default=0)} | arrays  # which earlier versions lack
+        arrays = {"row_step": np.asarray(max(rows, default=0))} | arrays  # which earlier versions lack
         for name, variable in variables.items():
             if name not in arrays:
                 raise InputError(f"the checkpoint of step {step} lacks {name}: give another `directory`")

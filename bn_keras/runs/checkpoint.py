@@ -60,7 +60,7 @@ def keep(directory: str, step: int, best: int | None) -> None:
     found = states(directory)
     before = [path for of, path in found if of < step and _kind(path) == "checkpoint"]
     whole = next((k for k, path in enumerate(before) if is_whole(path)), len(before))
-    beaten = {of: path for of, path in found if _kind(path) == "best"}
+    beaten: dict[int | None, str] = {of: path for of, path in found if _kind(path) == "best"}
     for old in [*before[whole + 1 :], *(beaten.values() if beaten.pop(best, None) else ())]:
         os.remove(old)
 

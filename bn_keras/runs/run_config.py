@@ -1,7 +1,7 @@
 """The configuration of a run: everything that its weights and its curve are a function of; standard library only."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from bn_keras.errors import InputError
 from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
@@ -45,7 +45,7 @@ class RunConfig(Configuration):
     channels: int | None = _read("Of the network's input, 1 or 3.", default=None, low=1, high=3, on_continuing="never")
     image_size: int = setting("Height and width of the input in pixels.", 224, low=1)
     width: float = setting("Factor on the count of feature maps.", 1.0, above=0.0, high=16.0, on_continuing="never")
-    augmentation: str = setting("Of crops and colors.", "imagenet", choices=("imagenet", "shift", "none"))
+    augmentation: Literal["imagenet", "shift", "none"] = setting("Of crops and colors.", "imagenet")
     # Not in the paper: Keras's.
     bn_momentum: float = setting("Weight of the old value in BN's moving averages.", 0.99, low=0.0, below=1.0)
     normalization_batch: str = setting(
@@ -54,11 +54,10 @@ class RunConfig(Configuration):
     batch_size: int = setting(
         "Images of one step over all devices; the learning rate grows with it.", PAPER_BATCH_SIZE, low=1
     )
-    scale_learning_rate: str = setting("How the rate grows with the batch.", "linear", choices=("linear", "none"))
-    precision: str = setting(
+    scale_learning_rate: Literal["linear", "none"] = setting("How the rate grows with the batch.", "linear")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = setting(
         "Of the layers' arithmetic.",
         "float32",
-        choices=("float32", "mixed_bfloat16", "mixed_float16"),
         has_variables=lambda precision: precision == "mixed_float16",  # of its loss scale
     )
     jit_compile: bool = setting("Compile the step with XLA.", False)
@@ -97,8 +96,8 @@ class RunConfig(Configuration):
     )
     monitor: str = _free("Nonlinearities whose inputs are recorded as in Figure 1: NAME or NAME:MAP, ...", "")
     monitor_every: int = _free("Steps between those records.", 1_000, low=1)
-    distort_on: str = setting(
-        "Where colors are changed: by the input pipeline, or with the step.", "host", choices=("host", "device")
+    distort_on: Literal["host", "device"] = setting(
+        "Where colors are changed: by the input pipeline, or with the step.", "host"
     )
     builder: str = _read("Function that built a network of the person's own.", default="", on_continuing="never")
     deterministic: bool = setting("Have GPUs give the same bits each time, as CPUs do.", True)
@@ -132,7 +131,8 @@ class RunConfig(Configuration):
         if self.normalization_batch == "global":
             return arguments | {"synchronized": True}
         # One group is the whole batch, which the layer does without groups faster, with the same bits.
-        if self.normalization_batch != "replica" and int(self.normalization_batch) < self.batch_size // self.replicas:
+        share = self.batch_size // (self.replicas or 1)
+        if self.normalization_batch != "replica" and int(self.normalization_batch) < share:
             return arguments | {"virtual_batch_size": int(self.normalization_batch)}
         return arguments
 

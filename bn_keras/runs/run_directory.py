@@ -21,7 +21,7 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from bn_keras.errors import InputError
 from bn_keras.runs.run_config import MNIST_CONFIG_FILE, RunConfig
@@ -44,7 +44,13 @@ class RunDirectory(Generic[Config]):
       configuration: class of what is configured; `find_runs` finds the default's only.
     """
 
-    def __init__(self, path: str, configuration: type[Config] = RunConfig):  # type: ignore[assignment]
+    @overload
+    def __init__(self: "RunDirectory[RunConfig]", path: str) -> None: ...
+
+    @overload
+    def __init__(self, path: str, configuration: type[Config]) -> None: ...
+
+    def __init__(self, path: str, configuration: type[Any] = RunConfig):
         self.path = path
         self.config_path = os.path.join(path, configuration.FILE)
         self.model_path = os.path.join(path, MODEL_FILE)
@@ -237,7 +243,7 @@ class RunDirectory(Generic[Config]):
             if field.setting.on_continuing != "free" and after[name] not in (None, before[name])
         }
 
-    def finished(self, config: Config) -> bool:
+    def finished(self: "RunDirectory[RunConfig]", config: RunConfig) -> bool:
         """Whether the run has all its steps and the model of the last, or has diverged as it would again."""
         state = self._newest()
         found = self._read_config(state)

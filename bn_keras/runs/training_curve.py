@@ -120,7 +120,7 @@ class TrainingCurve:
         """(its step, top-1 accuracy) of the best evaluation up to a step; None before the first."""
         rows = [row for row in self.rows if row["kind"] == "validation" and row["step"] <= step]
         best = max(rows, key=lambda row: row["top1"] / row["of"], default=None)
-        return best and (best["step"], best["top1"] / best["of"])
+        return None if best is None else (best["step"], best["top1"] / best["of"])
 
     def steps_to(self, accuracy: float) -> float | None:
         """Figure 3's middle column: steps of 32 images to the first evaluation that reaches `accuracy`, or None."""

@@ -26,7 +26,7 @@ def describe_cost(batches: RunBatches, strategy: tf.distribute.Strategy) -> str:
         train_steps = make_train_steps(state, config, strategy)
         iterator = iter(distribute(strategy, functools.partial(batches.training, 0)))
         train_steps(iterator, tf.constant(WARM_UP))
-        statistics = StepStatistics(config.replicas)
+        statistics = StepStatistics(strategy.num_replicas_in_sync)
         statistics.add(train_steps(iterator, tf.constant(STEPS)).numpy(), config.batch_size)
     measured = statistics.take()
     trainable = sum(math.prod(weight.shape) for weight in state.model.trainable_variables)

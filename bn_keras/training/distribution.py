@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from bn_keras.errors import InputError, first_line
 from bn_keras.json_files import ADDRESS, parse_json
 
-ClusterResolver = tf.distribute.cluster_resolver.ClusterResolver
+ClusterResolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
 
 
 def make_strategy(

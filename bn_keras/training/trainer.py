@@ -131,7 +131,7 @@ class Trainer:
         self.step = self._restore(directory)
         directory.forget_state()
         self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=batches.skipped)
-        self.statistics = StepStatistics(config.replicas)
+        self.statistics = StepStatistics(strategy.num_replicas_in_sync)
         self.train_steps = make_train_steps(self.state, config, strategy)
         self.evaluator = Evaluator(self.state.model, strategy)
         self.batches = iter(distribute(strategy, functools.partial(batches.training, self._examples())))

@@ -65,9 +65,11 @@ class TrainingState:
         Raises:
           InputError: the arrays are those of another network.
         """
-        arrays = {"best_step": np.int64(0), "best_accuracy": np.float32(0)} | arrays  # which earlier versions lack
+        count: np.ndarray = np.zeros((), np.int64)
+        fraction: np.ndarray = np.zeros((), np.float32)
+        arrays = {"best_step": count, "best_accuracy": fraction} | arrays  # which earlier versions lack
         if "row_examples" not in arrays:  # nor did they count the examples of these sums
-            arrays |= {"row_examples": np.int64(0), "loss_sum": np.float32(0), "correct": np.int64(0)}
+            arrays |= {"row_examples": count, "loss_sum": fraction, "correct": count}
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != variable.shape:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"

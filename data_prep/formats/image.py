@@ -13,7 +13,7 @@ import functools
 import io
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep.errors import BadImageError
 from data_prep.formats import jpeg, png
@@ -129,7 +129,7 @@ def _turn(data: bytes) -> str:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_formats()) as image:
             if image.format == "TIFF":  # Pillow turns these itself
                 return ""
-            return _TURNS.get(image.getexif().get(_ORIENTATION), "")
+            return _TURNS.get(image.getexif().get(_ORIENTATION, 1), "")
     except Exception:  # whatever a damaged file makes of Pillow; it is decoded, or bad, later
         return ""
 
@@ -145,7 +145,7 @@ def _formats() -> tuple[str, ...]:
     return (*_DECODED_FORMATS, "HEIF")
 
 
-def _decode(data: bytes, storage: Storage = AS_IT_IS, tga: bool = False):
+def _decode(data: bytes, storage: Storage = AS_IT_IS, tga: bool = False) -> tuple[Any, str]:
     """Decodes every pixel with Pillow; raises BadImageError.
 
     Args:
@@ -164,7 +164,7 @@ def _decode(data: bytes, storage: Storage = AS_IT_IS, tga: bool = False):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=formats) as image:
             _check_pixels(*image.size)
-            kind = image.format
+            kind = image.format or ""
             if image.mode not in ("L", "RGB") or image.has_transparency_data:
                 image = _gray_or_rgb(image, kind)
             if storage.max_side:  # as the last step, as a palette's indices cannot be averaged
@@ -255,4 +255,4 @@ def _reencode(image, kind: str, jpeg_name: bool, storage: Storage, repaired: str
     except OSError as error:  # JPEG ends at 65,500 pixels a side
         raise BadImageError(f"of {image.width} x {image.height} pixels cannot be encoded again ({error})") from error
     channels = 1 if image.mode == "L" else 3
-    return Stored(encoded.getvalue(), "PNG" if lossless else "JPEG", *image.size, channels, repaired)
+    return Stored(encoded.getvalue(), "PNG" if lossless else "JPEG", image.width, image.height, channels, repaired)

@@ -171,7 +171,7 @@ def lacks(data: bytes) -> str:
     Raises:
       UnusualError: it is not Huffman coded.
     """
-    interval, rough, factors = 0, {}, {}
+    interval, rough, factors = 0, set[tuple[int, int]](), {}
     for marker, segment, ends in _walk(data):
         if marker == _DRI:
             interval = int.from_bytes(segment, "big")

@@ -57,7 +57,7 @@ def parse(data: bytes) -> Header:
         elif kind == b"IDAT":
             pixels = True
         elif kind == b"IEND":
-            if not pixels or end != len(data):
+            if header is None or not pixels or end != len(data):
                 raise UnusualError("an early end or bytes after the end of the image")
             return header
         position = end

@@ -7,7 +7,8 @@ serialization does, so equal images give equal bytes.
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 import google_crc32c
 
@@ -36,7 +37,9 @@ _MAX_RECORD = 1 << 28  # bytes; data_prep.formats.image reads no file of more th
 
 
 class DamagedRecordError(ValueError):
-    """A record that cannot be read; the message says what is wrong."""
+    """A record that cannot be read; the message says what is wrong, `offset` at which byte the record begins."""
+
+    offset: int
 
 
 def _varint(value: int) -> bytes:
@@ -62,7 +65,7 @@ _KEYS = {name: _field(1, name.encode()) for name in SCHEMA}
 
 
 @functools.lru_cache(maxsize=1 << 14)  # labels, names of classes, sizes, formats recur
-def _feature(name: str, value: bytes | int | tuple) -> bytes:
+def _feature(name: str, value: Any) -> bytes:
     """One entry of the map of features."""
     kind = SCHEMA[name]
     if kind == BYTES:
@@ -112,14 +115,15 @@ def _wire_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
     while position < len(data):
         tag, position = _read_varint(data, position)
         value, position = _read_varint(data, position)
-        if tag & 7 == 2:
+        if tag & 7 == 0:
+            yield tag >> 3, value
+        elif tag & 7 == 2:
             position += value
             if position > len(data):
                 raise DamagedRecordError("is not a tf.train.Example (a field is longer than its message)")
-            value = data[position - value : position]
-        elif tag & 7 != 0:
+            yield tag >> 3, data[position - value : position]
+        else:
             raise DamagedRecordError(f"is not a tf.train.Example (wire type {tag & 7})")
-        yield tag >> 3, value
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
@@ -177,7 +181,7 @@ class ShardWriter:
       crc32c: CRC-32C of the whole file so far, int.
     """
 
-    def __init__(self, write_all):
+    def __init__(self, write_all: Callable[[Sequence[bytes]], object]):
         """`write_all` takes a sequence of bytes objects and writes all of them."""
         self._write_all = write_all
         self.examples = self.bytes = self.crc32c = 0
@@ -197,7 +201,7 @@ class ShardWriter:
         self.examples += 1
 
 
-def read_records(file) -> Iterator[tuple[int, bytes]]:
+def read_records(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Offset and data of each record of an open binary file.
 
     Raises:

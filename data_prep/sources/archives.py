@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_prep import storage
 from data_prep.errors import InputError
@@ -103,7 +104,7 @@ def _kind(file: str) -> str:
     """The kind of an archive, by its first bytes."""
     (start,) = storage.heads([(file, 0, 4)])
     kinds = {**dict.fromkeys(zip.SIGNATURES, "zip"), b"PAR1": "parquet"}
-    return "gzip" if (start or b"").startswith(b"\x1f\x8b") else kinds.get(start, "tar")
+    return "gzip" if (start or b"").startswith(b"\x1f\x8b") else kinds.get(start or b"", "tar")
 
 
 @dataclass
@@ -132,7 +133,7 @@ def _reader(file: str) -> Read:
     is_gzip = _kind(file) == "gzip"
     if not storage.is_remote(file) and not is_gzip:
         return functools.partial(storage.read_range, file)
-    opened = storage.open_read(file)
+    opened: Any = storage.open_read(file)
     if is_gzip:
         opened = gzip.GzipFile(fileobj=opened)
 
@@ -195,14 +196,14 @@ def exists(path: str) -> bool:
     if storage.exists(path):
         return True
     place = _inside(path)
-    return bool(place) and place[1] in _names(place[0], tuple(storage.version(place[0])))
+    return place is not None and place[1] in _names(place[0], tuple(storage.version(place[0])))
 
 
 def folders(path: str) -> list[str]:
     """The names of the folders in a folder, or at the top of an archive, that are no clutter."""
     if storage.is_folder(path):
-        names = (name for name in storage.names(path) if not storage.is_clutter(name))
-        return [name for name in names if storage.is_folder(storage.join(path, name))]
+        shown = (name for name in storage.names(path) if not storage.is_clutter(name))
+        return [name for name in shown if storage.is_folder(storage.join(path, name))]
     place = _inside(path)
     if not place:
         return []
@@ -216,7 +217,7 @@ def read(path: str) -> bytes:
     """The bytes of a file, also of one in an archive."""
     if storage.exists(path):
         return storage.read(path)
-    archive, name = _inside(path)
+    archive, name = _inside(path) or (path, "")
     return next(content for member, content in _contents(archive, posixpath.dirname(name)) if member == name)
 
 
@@ -227,12 +228,12 @@ def files(path: str, ending: str) -> Iterator[tuple[str, bytes]]:
             if file.path.endswith(ending):
                 yield (full := storage.join(path, file.path)), storage.read(full)
         return
-    archive, inside = _inside(path)
+    archive, inside = _inside(path) or (path, "")
     for name, content in _contents(archive, inside, ending):
         yield f"{archive}/{name}", content
 
 
-def _contents(archive: str, inside: str, ending: str = _SMALL) -> Iterator[tuple[str, bytes]]:
+def _contents(archive: str, inside: str, ending: str | tuple[str, ...] = _SMALL) -> Iterator[tuple[str, bytes]]:
     read = _reader(archive)
     for member in _index(archive, read, archive, inside):
         if member.name.endswith(ending) and not member.rejected and member.size <= _MAX_TEXT:

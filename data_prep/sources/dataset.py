@@ -26,7 +26,7 @@ class Image(NamedTuple):
     offset: int = -1  # in the archive; -1: a file of a folder
     version: object = None  # JSON value that changes with its content: time of modification, a checksum, a store's tag
     archive: str = ""  # the archive in the folder; "": the source itself
-    packed: tuple[int, int] = ()  # of a zip's member: the bytes it takes if it is deflated, else -1; CRC-32
+    packed: tuple[int, ...] = ()  # of a zip's member: the bytes it takes if it is deflated, else -1; CRC-32
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ def by_kind(kinds: Counter) -> str:
     return ", ".join(f"{count:,} {f'.{kind}' if kind else 'without an ending'}" for kind, count in kinds.most_common())
 
 
-def check_splits(train: str, validation: str) -> None:
+def check_splits(train: object, validation: object) -> None:
     """Raises InputError if both splits are of the same images."""
     if train == validation:
         raise InputError(f"{train}: is given for training and for validation; give other images for one")
@@ -153,11 +153,20 @@ def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found
 class Placed(Protocol):
     """Where the bytes of an image are: what `Image` and a plan's member have in common."""
 
-    path: str
-    size: int
-    offset: int
-    archive: str
-    packed: Sequence[int]
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def archive(self) -> str: ...
+
+    @property
+    def packed(self) -> Sequence[int]: ...
 
 
 def archive_of(source: str, image: Placed) -> str:

@@ -24,8 +24,9 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 from data_prep import storage
@@ -86,7 +87,7 @@ class Release:
     synset_words: str = ""
 
 
-def find(folder: str, given: dict[str, str]) -> Release:
+def find(folder: str, given: Mapping[str, str | None]) -> Release:
     """The parts in a folder or archive, or in the one folder or known archive in it, after those `given` by name.
 
     Raises:
@@ -94,7 +95,7 @@ def find(folder: str, given: dict[str, str]) -> Release:
     """
     if folder and not archives.exists(folder):
         raise InputError(f"--imagenet={folder}: no such folder; give the one that holds {_PLACES['train'][0]}")
-    parts, root = {}, folder
+    parts, root = dict[str, Any](), folder
     if folder and not all(given.get(split) for split in SPLITS):
         root = next((place for place in _roots(folder) if _part(place, "train")), folder)
     for part in _PLACES:
@@ -206,9 +207,10 @@ def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
                 while member := archive.next():
                     if member.size > limit:
                         raise InputError(f"{path}: member {member.name!r} declares {member.size:,} bytes; wrong file?")
-                    if member.isfile() and wanted(posixpath.basename(member.name)):
-                        yield member.name, archive.extractfile(member).read()
-                    archive.members = []  # it keeps every header it has seen
+                    wants = member.isfile() and wanted(posixpath.basename(member.name))
+                    if wants and (content := archive.extractfile(member)):
+                        yield member.name, content.read()
+                    archive.members = []  # type: ignore[attr-defined]  # it keeps every header it has seen
             if len(unzipped.read(_MAX_TEXT)) == _MAX_TEXT:  # reading to the end is what compares the checksum
                 raise InputError(f"{path}: something follows the end of the archive")
     except InputError:
@@ -245,13 +247,13 @@ def _parse_annotation(content: bytes) -> ElementTree.Element:
 
 def _parse_boxes(content: bytes) -> list[Box]:
     root = _parse_annotation(content)
-    width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
+    width, height = (float(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
     if not (0 < width < 1e6 and 0 < height < 1e6):
         raise ValueError(f"a size of {width} x {height}")
     boxes = []
     for box in root.iterfind("object/bndbox"):
         xmin, ymin, xmax, ymax = (
-            min(max(float(box.findtext(edge)) / size, 0.0), 1.0)
+            min(max(float(box.findtext(edge, "")) / size, 0.0), 1.0)
             for edge, size in (("xmin", width), ("ymin", height), ("xmax", width), ("ymax", height))
         )
         if xmin < xmax and ymin < ymax:
@@ -279,9 +281,8 @@ def _truth(release: Release, flat: list[Image], devkit: Devkit | None) -> dict[s
         truth = {}
         for name, content in archives.files(release.validation_boxes, ".xml"):
             with contextlib.suppress(ElementTree.ParseError, ValueError):
-                truth[posixpath.splitext(posixpath.basename(name))[0]] = _parse_annotation(content).findtext(
-                    "object/name"
-                )
+                wnid = _parse_annotation(content).findtext("object/name", "")
+                truth[posixpath.splitext(posixpath.basename(name))[0]] = wnid
         return truth
     place = locate(release.validation)
     raise InputError(
@@ -397,4 +398,5 @@ def of_images(path: str, name: str = "", given: Given = NOTHING, unpacked: str =
         raise InputError(f"{note}: they need no --validation_share; to split one of them give it as --images")
     root = next((root for root in _roots(path) if _part(root, "validation_labels")), path)
     labels = {part: _part(root, part) for part in ("validation_labels", "synset_words")}
-    return dataset(Release(**places, **labels), name, dataclasses.replace(given, note=note), unpacked)
+    release = Release(places["train"], places["validation"], **labels)
+    return dataset(release, name, dataclasses.replace(given, note=note), unpacked)

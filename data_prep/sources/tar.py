@@ -6,7 +6,7 @@ An archive that is cut, or whose headers do not fit their checksums, is refused 
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_prep import storage
@@ -46,10 +46,10 @@ class Member(NamedTuple):
     offset: int  # of its bytes, in the file that was indexed
     size: int
     rejected: str = ""
-    packed: tuple[int, int] = ()  # of a zip's: the bytes it takes if it is deflated, else -1; CRC-32
+    packed: tuple[int, ...] = ()  # of a zip's: the bytes it takes if it is deflated, else -1; CRC-32
 
 
-def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
+def index(read: Callable[[int, int], bytes], start: int, end: int, archive: str) -> Iterator[Member]:
     """The members of the tar archive in bytes `start` to `end` of a file; clutter (`storage.is_clutter`) is left out.
 
     Args:
@@ -90,9 +90,9 @@ def index(read, start: int, end: int, archive: str) -> Iterator[Member]:
             if kind == _GNU_LONG_NAME:
                 long_name = _text(payload)
             elif kind == _PAX:
-                pax = _pax_records(payload)
-                if pax is None:
+                if (records := _pax_records(payload)) is None:
                     raise broken("a malformed extended header")
+                pax = records
             position += _BLOCK + _blocks(size)
             continue
         if "size" in pax:

@@ -140,7 +140,7 @@ def _directory(read: Read, end: int, broken) -> tuple[int, int, int]:
     return count, size, offset
 
 
-def _large(extra: bytes, full: int, packed: int, offset: int, broken) -> tuple[int, int, int]:
+def _large(extra: bytes, full: int, packed: int, offset: int, broken) -> list[int]:
     """The sizes and the offset of a member, those of which that need it from its zip64 field."""
     place, numbers = 0, b""
     while place + 4 <= len(extra):
@@ -155,7 +155,7 @@ def _large(extra: bytes, full: int, packed: int, offset: int, broken) -> tuple[i
                 raise broken("a member lacks its zip64 sizes")
             value, numbers = int.from_bytes(numbers[:8], "little"), numbers[8:]
         values.append(value)
-    return tuple(values)
+    return values
 
 
 def _text(raw: bytes, flags: int) -> str:
