@@ -225,6 +225,7 @@ def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
     Coordinates become fractions of the size the annotation states, clipped to [0, 1]; boxes without area, which the
     release contains, are left out, as TF-Slim's process_bounding_boxes.py does.
     """
+    files: Iterator[tuple[str, bytes]]
     if path.endswith(("gz", ".GZ")) and not storage.is_folder(path):
         held = _small_files(path, _MAX_XML, lambda name: name.endswith(".xml") and not name.startswith("."))
         files = ((f"{path}/{name}", content) for name, content in held)
