@@ -1,1 +1,1 @@
-"""A trained network at inference (Section 3.1): population statistics, and normalizations folded away."""
+"""Prepares a trained network for inference (Section 3.1): measures population statistics, folds normalizations away."""

@@ -1,10 +1,10 @@
-"""Batch normalization at inference is one fixed affine map (Section 3.1): here it joins the linear layer before it.
+"""Folds batch normalization, at inference one fixed affine map (Section 3.1), into the linear layer before it.
 
-With scale = gamma / sqrt(moving_variance + epsilon), and W and b those of the layer before,
+With scale = gamma / sqrt(moving_variance + epsilon), and W and b the kernel and bias of that layer,
 
     BN(W u + b) = (scale * W) u + scale * (b - moving_mean) + beta
 
-which saves a pass over every activation, and every normalization in a file for deployment.
+which saves a pass over every activation, and leaves no normalization in a file for deployment.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
     """A copy of a trained model, for inference, without batch normalization.
 
     Every `bn_keras` or Keras BatchNormalization is folded into the Dense, (depthwise, separable, transposed)
-    convolution before it. Where there is none to fold into, because the layer before is another one, has a
-    nonlinearity, is quantized, is shared, or feeds others too, a `ScaleAndShift` takes its place. The outputs equal
+    convolution before it. A layer of another kind, with a nonlinearity, quantized, shared, or read by other layers too
+    cannot take it in: a `ScaleAndShift` then stands where the batch normalization was. The outputs equal
     those of `model(x, training=False)` up to rounding.
 
-    A batch normalization stays where the model calls it with `training=True`, where a class of one's own is derived
-    from it, and inside of a layer that is not itself a functional or Sequential model: TimeDistributed, an RNN, a layer
-    or subclassed model of one's own.
+    A batch normalization stays if the model calls it with `training=True`, if it is of a subclass, or if it is inside
+    of a layer that is not itself a functional or Sequential model: TimeDistributed, an RNN, a custom layer or a
+    subclassed model.
 
     Args:
         model: a built functional or Sequential Keras model; nested ones are folded too.
@@ -101,7 +101,7 @@ _LINEAR = (*_KERNEL_ENDS_IN_OUTPUTS, *_SEPARABLE, *_TRANSPOSED, *_DEPTHWISE)
 
 
 def _linear_layers_before_normalizations(functional, calls):
-    """{normalization: the linear layer that nothing else reads}, both called once."""
+    """{normalization: the linear layer before it}, where both are called once and nothing else reads that layer."""
     times = Counter(call.operation for call in calls)
     reads = Counter(id(tensor) for call in calls for tensor in call.input_tensors)
     reads.update(id(tensor) for tensor in functional.outputs)
@@ -141,7 +141,7 @@ def _is_plain(linear):
 
 
 def _takes_in(linear, normalization, tensor):
-    """Whether the normalization has one scale and shift for each of the linear layer's outputs, in its dtype."""
+    """Whether the normalization has one scale and shift for each output of the linear layer, and the same dtype."""
     return (
         len(normalization.moving_mean.shape) == 1
         and _channel_axis(linear, tensor) == _axis(normalization, tensor)
@@ -170,7 +170,7 @@ def _float64(variable):
 
 
 def _folded_weights(linear, center, scale, shift):
-    """The weights of the linear layer, with bias: kernel * scale, and (bias - center) * scale + shift."""
+    """The folded weights of the linear layer: the kernel * scale, and the bias (bias - center) * scale + shift."""
     *kernels, last = (value.astype("float64") for value in linear.get_weights())
     kernels, bias = (kernels, last) if linear.use_bias else ([*kernels, last], 0.0)
     if type(linear) in _TRANSPOSED:  # [..., outputs, inputs]
@@ -183,7 +183,7 @@ def _folded_weights(linear, center, scale, shift):
 
 
 def _copy(layer, **changes):
-    """A layer of the same configuration, and with the assets, vocabularies say, that are no variables."""
+    """A layer of the same configuration, with the assets that are no variables, such as a vocabulary."""
     with _errors_naming(layer):
         twin = from_own_config(layer, **changes)
         sources, targets = (
@@ -197,7 +197,7 @@ def _copy(layer, **changes):
 
 
 def _copy_variables(layer, twin):
-    """Through the layer's own saving, which knows what follows from its variables (`Normalization` does)."""
+    """Copies by the layer's own saving and loading: some layers derive state from variables (`Normalization`)."""
     with _errors_naming(layer):
         for source, target in zip(layers_within(layer), layers_within(twin), strict=True):
             if source.built and not target.built:  # its layer builds it when it is first called with values
@@ -213,12 +213,12 @@ def _copy_variables(layer, twin):
 
 @contextlib.contextmanager
 def _errors_naming(layer):
-    """Says in one line which layer keeps a model from being folded, whatever the layer's own code raised."""
+    """Turns whatever a layer's own code raises into one line that names the layer."""
     try:
         yield
     except Exception as error:
         cause: BaseException = error
-        while cause.__context__ is not None:  # below the configurations and arguments that Keras quotes
+        while cause.__context__ is not None:  # Keras wraps the cause in a text that quotes whole configurations
             cause = cause.__context__
         reason = " ".join(str(cause).strip().partition("\n\n")[0].split())
         raise ValueError(

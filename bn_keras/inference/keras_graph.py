@@ -20,14 +20,14 @@ from bn_keras.private_names import (
 
 
 def functional_graph(model: keras.Model) -> keras.Model | None:
-    """The functional model that a model runs when it is called; None where it runs code of its own, or is not built."""
+    """The functional model that runs when a model is called; None if the model has its own `call` or is not built."""
     if isinstance(model, keras.Sequential):
         return functional_of(model) if runs_call_of(model, keras.Sequential) else None
     return model if isinstance(model, Functional) and runs_call_of(model, Functional) else None
 
 
 def runs_call_of(layer: keras.Layer, kind: type[keras.Layer]) -> bool:
-    """Whether a layer is called by the `call` of a class: neither it nor a subclass of its has another."""
+    """Whether the layer's `call` is that of the class `kind`, which no subclass has overridden."""
     return getattr(layer.call, "__func__", None) is kind.call
 
 
@@ -42,19 +42,19 @@ def graph_calls(functional: keras.Model) -> list[Any]:
 
 
 def called_by_graphs(model: keras.Layer) -> set[Any]:
-    """The operations that the graph of a model calls, or a graph that it calls, of any depth; none without a graph."""
+    """The operations that a model's graph calls, including those in nested models; none if it has no graph."""
     functional = functional_graph(model)
     operations = {call.operation for call in graph_calls(functional)} if functional else set()
     return operations.union(*map(called_by_graphs, filter(functional_graph, operations)))
 
 
 def call_arguments(call: Any, values: Mapping[int, Any]) -> tuple[tuple, dict[str, Any]]:
-    """args and kwargs of a call, with `values[id(tensor)]` in the place of every symbolic tensor."""
+    """The args and kwargs of a call, with every symbolic tensor replaced by `values[id(tensor)]`."""
     return call.arguments.fill_in(values)
 
 
 def new_inputs(functional: keras.Model) -> Any:
-    """Symbolic inputs of the structure, names, shapes and kinds of a functional model's."""
+    """New symbolic inputs with the structure, names, shapes and kinds of a functional model's inputs."""
 
     def renewed(tensor):
         layer = operation_before(tensor)
@@ -67,8 +67,8 @@ def new_inputs(functional: keras.Model) -> Any:
 def unrolled(rnn: keras.layers.RNN) -> Iterator[None]:
     """For a `with` block, an RNN calls its cell once for each time step, in Python.
 
-    Its loop would make one call more, for the shape of the outputs, and its preparation of dropout, which has no part
-    in inference, another for each but the last of stacked cells.
+    Otherwise Keras calls the cell once more to learn the shape of the outputs, and calls each stacked cell but the last
+    once more to prepare dropout, which inference does not use.
     """
     before = rnn.unroll
     rnn.unroll = True
@@ -81,9 +81,9 @@ def unrolled(rnn: keras.layers.RNN) -> Iterator[None]:
 
 
 def from_own_config(layer: keras.Layer, **changes: Any) -> keras.Layer:
-    """A layer made from the configuration of another, whose classes and functions nobody may have registered.
+    """A layer made from another layer's configuration, even if its classes and functions are not registered with Keras.
 
-    Keras itself fails where `__init__` does not take what every configuration has: name, trainable, dtype.
+    Keras's own `from_config` fails if `__init__` does not take name, trainable and dtype, which each configuration has.
     """
     config = layer.get_config() | changes
     functions = {name: getattr(layer, name, None) for name in config}

@@ -5,7 +5,7 @@
     with statistics.applied():
         evaluate(model)
 
-Moving averages stand in for them while a model still trains; these are measured with its final parameters.
+While a model trains, moving averages stand in for these statistics, which are measured with its final parameters.
 """
 
 import contextlib
@@ -44,15 +44,15 @@ def population_statistics(
         "pooled":  M = sum of m_B,  E[x] = sum of m_B * mean_B / M,
                    Var[x] = sum of m_B * (variance_B + (mean_B - E[x])^2) / (M - 1)
 
-    "pooled" is the variance of all the values together, exact also where the last batch is smaller; the paper's leaves
-    out how far the means of the batches lie apart. Both are accumulated in float64.
+    "pooled" is the variance of all values together, also if the last batch is smaller. The paper's estimator leaves out
+    how far the means of the mini-batches lie apart. Both are accumulated in float64.
 
-    All layers are measured in one pass, behind layers that normalize by the mini-batch, as in Algorithm 2. That is
-    exact for a layer with no batch normalization before it. Behind others its inputs at inference are different ones:
-    there, the layers before it normalize by population statistics. The difference is of the order of 1/sqrt(m), the
+    All layers are measured in one pass, in which every layer normalizes by the mini-batch, as in Algorithm 2. That is
+    exact for a layer with no batch normalization before it. A later layer gets different inputs at inference, because
+    the layers before it then normalize by population statistics. The difference is of the order of 1/sqrt(m), the
     noise of a mini-batch's statistics, so it matters where m is small (dense layers, `per_activation`,
-    `virtual_batch_size`). `layer_by_layer` then measures each layer behind the finished ones, in as many passes as
-    there are layers; its result is the fixed point: what the layers see at inference is what was measured.
+    `virtual_batch_size`). `layer_by_layer` instead takes one pass for each layer, in which the layers
+    before it already normalize by their population statistics: what was measured is what the layers see at inference.
 
     Everything but the batch normalizations runs in inference mode, so Dropout neither acts nor draws a seed. Where the
     layers are calls of a functional or Sequential model, a mini-batch is one compiled call. Layers inside of others
@@ -62,20 +62,20 @@ def population_statistics(
     Args:
         model: a Keras model with BatchNormalization layers, `bn_keras`'s or Keras's own, of any depth of nesting.
         batches: an iterable of training mini-batches, `inputs` or, as for `fit`, tuples `(inputs, ...)`.
-        steps: mini-batches to take of it, the paper's N; None takes all.
+        steps: how many of the mini-batches to take, the paper's N; None takes all.
         estimator: one of the two above.
-        layer_by_layer: whether to measure in one pass a layer; `batches` is then iterated over as often.
+        layer_by_layer: whether each layer is measured in a pass of its own; `batches` is iterated over once for each.
         layers: the layers to measure; by default all that are `trainable`. A frozen layer keeps its averages, and so,
             with a warning, does one that the model does not call.
-        write: whether the model keeps the result as its moving_mean and moving_variance.
+        write: whether the result replaces the model's moving_mean and moving_variance.
 
     Returns:
-        PopulationStatistics. The model's other state, and without `write` all of it, is as before.
+        PopulationStatistics. All other state of the model is left as it was, and without `write` its averages are too.
 
     Raises:
-        ValueError: no layer to measure or one that cannot be, no mini-batch, none with two values for a channel, an
-            unknown estimator, or an iterator that cannot start again for `layer_by_layer`; with `write`, inputs of a
-            layer that are not finite.
+        ValueError: there is no layer to measure, or one that cannot be measured; there is no mini-batch, or none with
+            two values for a channel; the estimator is unknown; `batches` is an iterator, which `layer_by_layer` cannot
+            start again; or, with `write`, the inputs of a layer are not finite.
     """
     if estimator not in _ACCUMULATORS:
         raise ValueError(f"`estimator` must be one of {', '.join(_ACCUMULATORS)}. Received: {estimator=}")
@@ -104,7 +104,7 @@ def population_statistics(
     if not_called:
         warnings.warn(f"Model '{model.name}' does not call {not_called}: moving averages stay.", stacklevel=2)
     if layer_by_layer:
-        # The first pass told the order in which the layers run.
+        # The first pass has shown in which order the layers run.
         finished = PopulationStatistics([])
         for layer in statistics:
             with finished.applied():
@@ -127,7 +127,7 @@ _NORMALIZATIONS = (BatchNormalization, keras.layers.BatchNormalization)
 
 
 def _states_of_rnns(model):
-    """What stateful RNNs go on from, which Keras does not count among a model's variables."""
+    """The states of stateful RNNs, which Keras does not count among a model's variables."""
     return keras.tree.flatten([list(rnn.states) for rnn in _rnns(model) if rnn.states is not None])
 
 
@@ -135,7 +135,7 @@ class PopulationStatistics(dict):
     """{layer: Moments(count, mean, variance)}, float64 of the shape of gamma, in the order in which the layers run."""
 
     def write(self) -> None:
-        """Makes them the layers' moving_mean and moving_variance, as averages that nothing is missing from."""
+        """Sets the layers' moving_mean and moving_variance to the statistics; `debias` then takes them as complete."""
         for layer, moments in self.items():
             layer.moving_mean.assign(moments.mean)
             layer.moving_variance.assign(moments.variance)
@@ -146,7 +146,7 @@ class PopulationStatistics(dict):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[Self]:
-        """Writes them for the time of a `with` block; afterwards the layers have their very bits back."""
+        """Writes the statistics for a `with` block; afterwards the layers' averages have their former bits again."""
         with _kept([variable for layer in self for variable in layer.variables]):
             self.write()
             yield self
@@ -154,7 +154,7 @@ class PopulationStatistics(dict):
 
 @contextlib.contextmanager
 def _kept(variables):
-    """Gives variables their very bits back after a `with` block."""
+    """After a `with` block, the variables have their former bits again."""
     before = [(variable, ops.convert_to_numpy(variable)) for variable in variables]
     try:
         yield
@@ -213,10 +213,10 @@ _LAST_COMPILED = weakref.WeakKeyDictionary()  # model -> (layers, function)
 
 
 def _batch_moments_function(model, layers):
-    """inputs -> [(layer, Moments)], one for each call of a layer, in order, with the layers in batch mode.
+    """A function inputs -> [(layer, Moments)], one for each call of a layer, which normalizes by the mini-batch.
 
-    The Moments are numpy float64 [groups, *gamma.shape]. A model's last function serves again where the layers are the
-    same, as it does at every evaluation of a run: tracing Figure 5 takes seconds.
+    The Moments are numpy float64 [groups, *gamma.shape]. A model's last function is kept and used again for the same
+    layers, as at every evaluation of a run, because tracing the network of Figure 5 takes seconds.
     """
     known, function = _LAST_COMPILED.get(model, (None, None))
     if known != layers:
@@ -227,10 +227,10 @@ def _batch_moments_function(model, layers):
 
 
 def _make_batch_moments(model, layers):
-    """Makes that function; `model` is a weak reference, or the function would keep its own model alive.
+    """Makes that function. `model` is a weak reference, as the kept function would otherwise keep its model alive.
 
-    It is compiled where the graph of the model is known to call the layers. A call from elsewhere may be in a function
-    that was traced before, or in a loop that hands no moments out: there every function runs as the Python it is.
+    It is compiled if the model's graph is known to call the layers. Otherwise a layer may be called in a function that
+    was traced before, or in a loop that returns no moments, so every function then runs eagerly.
     """
     in_batch_mode = _BatchMode(layers)
     called = []
@@ -294,11 +294,11 @@ def _as_numpy(moments):
 
 
 class _SymbolicError(Exception):
-    """Values were asked for where only a trace is made."""
+    """A layer was called while its model was only traced, so its moments have no values."""
 
 
 class _BatchMode:
-    """Layers that can be put into batch mode; one of Keras's is computed by one of ours with its very variables."""
+    """Layers that can be made to normalize by the mini-batch; Keras's are run by our layer on their own variables."""
 
     def __init__(self, layers):
         self.layers = layers
@@ -345,7 +345,7 @@ class _BatchMode:
 
 
 class _Recorder:
-    """The statistics of a layer in batch mode: it always normalizes by the mini-batch, whose Moments are handed on."""
+    """Takes the place of `MovingAverages`: always normalizes by the mini-batch, and passes its Moments on."""
 
     def __init__(self, layer, observe):
         self.layer, self.observe = layer, observe
@@ -359,7 +359,7 @@ class _Recorder:
 
 @contextlib.contextmanager
 def _eagerly():
-    """For a `with` block, functions that were made to be compiled run as Python, and nothing is traced."""
+    """For a `with` block, compiled functions run as plain Python, and nothing is traced."""
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
@@ -384,7 +384,7 @@ def _eagerly():
 
 @contextlib.contextmanager
 def _one_call_for_each_step(model, layers):
-    """For a `with` block, RNNs around the layers call their cells as often as there are time steps, in Python."""
+    """For a `with` block, RNNs that contain the layers call their cells once for each time step, in Python."""
     with contextlib.ExitStack() as stack:
         for rnn in _rnns(model):
             if not set(layers).isdisjoint(layers_within(rnn)):

@@ -1,9 +1,9 @@
-"""Every layer that a saved network may name, so that `import bn_keras.layers` is all that loading one needs.
+"""All layers of this package, so that `import bn_keras.layers` is enough to load any saved network.
 
     import bn_keras.layers
     model = keras.models.load_model("model.keras")
 
-Keras looks layers up by their registered names, and imports no package but its own for them.
+Keras finds a layer by its registered name, and imports no package but its own to look for it.
 """
 
 import keras
@@ -15,5 +15,5 @@ from bn_keras.layers.scale_and_shift import ScaleAndShift
 
 __all__ = ["BatchNormalization", "Dropout", "LocalResponseNormalization", "ScaleAndShift"]
 
-# Networks saved before December 2026 name a convolution of this package's, which computed what Keras's does.
+# Networks saved before December 2026 name this package's own convolution, which computed the same as Keras's.
 keras.saving.get_custom_objects()["bn_keras>Conv2D"] = keras.layers.Conv2D

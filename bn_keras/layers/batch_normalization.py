@@ -14,7 +14,7 @@ from bn_keras.layers.moments import Moments, moments_over, scale_and_shift, tran
 from bn_keras.layers.moving_averages import MovingAverages
 from bn_keras.layers.replicas import replica_count
 
-# What Keras takes for an initializer, a regularizer or a constraint: its name, its configuration, or itself.
+# Keras takes an initializer, a regularizer or a constraint by its name, by its configuration, or as an object.
 KerasObject = str | dict[str, Any] | Callable[..., Any]
 
 
@@ -203,7 +203,7 @@ class BatchNormalization(keras.layers.Layer):
         return self.add_weight(shape=shape, name=name, initializer=initializer, trainable=False, autocast=False)
 
     def load_own_variables(self, store: Any) -> None:
-        """Also loads what a layer without `debias` saved, as averages whose initial value has been forgotten."""
+        """Also loads the weights of a layer without `debias`, whose averages then count as complete."""
         values = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
         if self.debias and len(values) == len(self.weights) - 1:
             values[str(len(values))] = ops.ones(self.moving_weight.shape)
@@ -241,7 +241,7 @@ class BatchNormalization(keras.layers.Layer):
         return ops.cast(outputs, self.compute_dtype)
 
     def _warn_where_one_value(self, inputs):
-        """Warns once if a channel has one value, which TensorFlow's graph may only know when it runs."""
+        """Warns once if a channel has one value. A TensorFlow graph may know this only when it runs."""
         sizes = [ops.shape(inputs)[i] for i in self._reduction_axes]
         if self.virtual_batch_size == 1:
             sizes = sizes[1:]
@@ -264,7 +264,7 @@ class BatchNormalization(keras.layers.Layer):
         if not self.per_activation and tensorflow_kernels.takes_fused_inference(x, axis):
             return tensorflow_kernels.transform_fused(x, axis, mean, variance, gamma, beta, self.epsilon)
         mean, variance, gamma, beta = (self._broadcast(value) for value in (mean, variance, gamma, beta))
-        if tensorflow_kernels.is_from_linear_operation(x):  # which has rounded x already: one operation less
+        if tensorflow_kernels.is_from_linear_operation(x):  # it has rounded x already: this is as exact
             scale, shift = scale_and_shift(mean, variance, gamma, beta, self.epsilon)
             return ops.add(ops.cast(x, mean.dtype) * scale, shift)
         return transform(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
@@ -300,7 +300,7 @@ class BatchNormalization(keras.layers.Layer):
         return ops.reshape(outputs, ops.shape(x)), moments
 
     def _channel_view(self, x, *parameters):
-        """x with its channels, or its activations, in one dimension; that dimension; the parameters alike."""
+        """x with its channels, or its activations, in one dimension; that dimension; the parameters likewise."""
         if not self.per_activation:
             return x, self.axis % len(x.shape), parameters
         flat = ops.reshape(x, (-1, math.prod(x.shape[1:])))
@@ -310,7 +310,7 @@ class BatchNormalization(keras.layers.Layer):
         return value if value is None else ops.reshape(value, self._broadcast_shape)
 
     def _equal_groups(self, x):
-        """The number of groups that x divides into, or None where the last is smaller, or the batch unknown."""
+        """How many equal groups x divides into; None if the last would be smaller, or the batch is not known."""
         if self.virtual_batch_size is None:
             return 1
         batch = x.shape[0]
@@ -319,7 +319,7 @@ class BatchNormalization(keras.layers.Layer):
         return max(1, batch // self.virtual_batch_size)
 
     def _renormalized(self, pivot, moments, gamma, beta):
-        """gamma and beta that also hold the correction (r, d) of batch renormalization; moments are of x - pivot."""
+        """gamma and beta that include the correction (r, d) of batch renormalization; the moments are of x - pivot."""
         deviation = ops.sqrt(moments.variance + self.epsilon)
         average = ops.maximum(self._broadcast(self.renorm_stddev), math.sqrt(self.epsilon))
         r = deviation / average
@@ -359,7 +359,7 @@ class BatchNormalization(keras.layers.Layer):
 
 
 def _square_root_of(initializer):
-    """An initializer of a deviation, from that of a variance. A copy: an initializer object draws once a seed."""
+    """The initializer of a deviation, from a copy of a variance's, as an initializer object is used only once."""
     copy = keras.initializers.get(keras.initializers.serialize(initializer))
     return lambda shape, dtype=None: ops.sqrt(copy(shape, dtype=dtype))
 

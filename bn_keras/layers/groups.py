@@ -1,4 +1,4 @@
-"""Groups of consecutive examples (`virtual_batch_size`): only what is small is reshaped, a value for each example."""
+"""Groups of consecutive examples (`virtual_batch_size`). Only one value of each example is reshaped, never x."""
 
 import math
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ Tensor: TypeAlias = Any
 
 
 class Groups:
-    """The groups of a mini-batch along one of its dimensions; the last is smaller where the batch does not divide.
+    """The groups of a mini-batch along one of its dimensions; the last is smaller if the batch does not divide evenly.
 
     Args:
         x: the mini-batch.
-        axis: its dimension of examples, n of them.
+        axis: the dimension of the examples; there are n.
         size: examples in a group; None for one group of all.
     """
 
@@ -27,7 +27,7 @@ class Groups:
         self.count = 1 if self.single else (self.examples + self.size - 1) // self.size
 
     def fold(self, values: Tensor, padding: float = 0.0) -> Tensor:
-        """[..., n, ...] as [..., groups, size, ...], a smaller last group filled up with `padding`."""
+        """Reshapes [..., n, ...] to [..., groups, size, ...]; `padding` fills a smaller last group."""
         *before, _ = shape = ops.shape(values)[: self.axis + 1]
         after = ops.shape(values)[len(shape) :]
         missing = self.count * self.size - self.examples
@@ -37,14 +37,14 @@ class Groups:
         return ops.reshape(values, (*before, self.count, self.size, *after))
 
     def spread(self, values: Tensor) -> Tensor:
-        """[..., groups, ...] as [..., n, ...], or so that it broadcasts to it: each example gets its group's value."""
+        """Gives each example its group's value: [..., groups, ...] becomes [..., n, ...], or broadcasts to it."""
         if self.single:
             return values
         values = ops.repeat(values, self.size, self.axis)
         return values[(*[slice(None)] * self.axis, slice(0, self.examples))]
 
     def first_examples(self, x: Tensor, count: int) -> Tensor:
-        """[..., groups, k, ...]: the first k = min(count, size) of each; the last one again where a group has less."""
+        """The first k = min(count, size) examples of each group, [..., groups, k, ...]; short groups repeat one."""
         if self.single:
             return ops.expand_dims(x[(*[slice(None)] * self.axis, slice(0, count))], self.axis)
         count = min(count, self.size)
@@ -55,5 +55,5 @@ class Groups:
 
 
 def count_of(x: Tensor, axes: Iterable[int]) -> Any:
-    """Values of x along `axes`; an int where the dimensions are known."""
+    """How many values x has along `axes`; an int if these dimensions are known."""
     return math.prod(ops.shape(x)[axis] for axis in axes)

@@ -1,4 +1,4 @@
-"""What XLA is told on JAX in the place of being left to find it."""
+"""Sums that XLA, on JAX, would not take in one pass by itself."""
 
 import functools
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from jax import lax
 def sum_and_sum_of_squares(x: Any, axes: Sequence[int]) -> list[Any]:
     """The sums of x and of x^2 over `axes`, kept as dimensions of 1, in one pass over x by construction.
 
-    Two sums are one pass on a GPU, where XLA merges them, but not on a CPU, where it also writes an x - pivot that both
-    share: 9 times x instead of 3 were read or written in a forward pass.
+    XLA merges two separate sums on a GPU, but not on a CPU, where it also stores the x - pivot that both read. A
+    forward pass then reads or writes 9 times the size of x instead of 3.
     """
     kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
     return [total.reshape(kept) for total in _sums(x, tuple(axes))]

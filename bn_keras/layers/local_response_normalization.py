@@ -1,4 +1,4 @@
-"""Local response normalization, which Inception has and the accelerated networks lose (Section 4.2.1)."""
+"""Local response normalization: Inception has it, the accelerated networks do without it (Section 4.2.1)."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from bn_keras.layers.groups import Tensor
 class LocalResponseNormalization(keras.layers.Layer):
     """`y = x / (1 + alpha * mean(x^2 over `size` neighbouring channels))^0.75`, channels last.
 
-    Not in the paper: the constants are GoogLeNet's in Caffe (size 5, alpha 1e-4, beta 0.75, k 1). Channels beyond the
-    ends count as 0 and are part of the mean's 5, as there.
+    Not in the paper: the constants are GoogLeNet's in Caffe (size 5, alpha 1e-4, beta 0.75, k 1). As there, a
+    window beyond the first or last channel counts zeros, and the mean still divides by 5.
 
     Args:
       size: width of the window over channels, an odd number.

@@ -1,8 +1,8 @@
 """Mean and variance over a mini-batch, and the transform by them (Section 3, Algorithm 1), on any backend.
 
-XLA, masks, groups and float64 are computed here; `tensorflow_kernels` has the same for TensorFlow without XLA. Both
-subtract a pivot near the mean before they square, so that a large mean costs no digits. The pivot of a constant channel
-is its very value: its y is beta exactly.
+This module serves every backend under XLA, masks, groups and float64; `tensorflow_kernels` does the same for
+TensorFlow without XLA. Both subtract a pivot near the mean before they square, so that a large mean costs no digits.
+The pivot of a constant channel is its value, so that its y is exactly beta.
 """
 
 import math
@@ -20,14 +20,14 @@ if keras.backend.backend() == "jax":
     from bn_keras.layers import jax_kernels
 
 LARGEST_VARIANCE = 1.7e38
-"""Half of float32's maximum, in place of a variance beyond it, so that m/(m-1) times it, m > 1, is finite too."""
+"""Half of float32's maximum: the largest variance, so that m/(m-1) times it is finite too, for m > 1."""
 
 
 class Moments(NamedTuple):
     """Mean and variance of m values, for each of the channels; float32 (float64 for float64 inputs).
 
     count: m. mean: sum(x) / m. variance: sum((x - mean)^2) / m, the biased one that normalizes.
-    All have shapes that broadcast against each other; where count is 0 mean and variance are 0.
+    The three broadcast against each other. Where count is 0, mean and variance are 0.
     """
 
     count: Tensor
@@ -42,17 +42,17 @@ def moments_over(
     mask: Tensor | None = None,
     synchronized: bool = False,
 ) -> tuple[Groups, Tensor, Moments]:
-    """The moments of the unmasked values of each group, less a pivot.
+    """The moments of each group's unmasked values, after a pivot is subtracted.
 
     The pivot is near the mean, so that E[(x - pivot)^2] - E[x - pivot]^2 loses few digits: both are one pass over x.
     Without a mask it is the mean of a group's first examples, which costs no pass.
 
     Args:
         x: float32 or float64, of any rank.
-        axes: dimensions to take moments over, the first of which counts examples; they stay as dimensions of 1.
+        axes: the dimensions to take moments over, of which the first counts examples; each becomes 1.
         group_size: examples in a group; None for one group of all.
         mask: bool, like x, or None.
-        synchronized: whether a group is that of all replicas.
+        synchronized: whether a group has the examples of all replicas.
 
     Returns:
         groups: Groups, which spread a group's values over its examples.
@@ -77,7 +77,7 @@ def moments_over(
     count = ops.sum(groups.fold(values), example + 1)
 
     def of_group(mean):
-        """The mean of a group's unmasked values, from that of each example, which takes the others for 0."""
+        """The mean of a group's unmasked values, from each example's mean, in which masked values count as 0."""
         mean = ops.squeeze(_mean(groups.fold(mean), [example + 1], LONGEST_SUM_OF_SUMS), example + 1)
         all_values = ops.cast(groups.size * count_of(x, positions), mean.dtype)
         return ops.cast(mean * (all_values / ops.cast(ops.maximum(count, 1.0), mean.dtype)), x.dtype)
@@ -105,20 +105,20 @@ def _examples_of_32_positions(x, positions):
 
 
 LONGEST_ROW = 128
-"""Values that TensorFlow sums one after another in float32 before float64 takes over: they lose less than 1e-7."""
+"""How many values TensorFlow sums one after another in float32, before float64 takes over: they lose less than 1e-7."""
 
 LONGEST_SUM = 1024
-"""Values that XLA may sum one after another in float32: their squares lose 6e-7, of which the mean of 32 keeps 1e-7."""
+"""How many values XLA may sum one after another in float32: sums of squares lose 6e-7, the mean of 32 of them 1e-7."""
 
 LONGEST_SUM_OF_SUMS = 32
-"""Sums that XLA may add up one after another in float32: they lose 1e-7."""
+"""How many such sums XLA may add one after another in float32: they lose 1e-7."""
 
 
 def _mean(x, axes, longest=LONGEST_SUM):
     """The mean over `axes`, kept as dimensions of 1; 0 of no values. float64 on TensorFlow without XLA.
 
-    TensorFlow sums one value after another, and XLA too where no dimension is above 31: 27,000 values then lose 1e-5.
-    Hence float64 for rows of up to LONGEST_ROW; or means of means, which XLA cannot merge into one sum.
+    TensorFlow sums one value after another, as XLA does if no dimension is above 31: 27,000 values then lose 1e-5.
+    So TensorFlow sums in float64, after rows of up to LONGEST_ROW; XLA takes means of means, which it cannot merge.
     """
     if not axes:
         return x
@@ -147,8 +147,8 @@ def _mean(x, axes, longest=LONGEST_SUM):
 def _mean_in_float32(x, axes, count, keepdims):
     """The sum over `axes` divided by `count`.
 
-    x is halved until the sum of ones is at most 1, which loses nothing: on a CPU XLA makes x - pivot a part of a sum of
-    products, but writes it for a bare sum.
+    x is first multiplied by a power of two, which loses nothing: on a CPU, XLA computes x - pivot inside a sum of
+    products, but would store it for a bare sum.
     """
     power = 2.0 ** -math.ceil(math.log2(count))
     return ops.sum(x * power, axes, keepdims=keepdims) / (count * power)
@@ -165,7 +165,7 @@ def _mean_and_mean_square(x, axes):
 
 
 def _last_axes(x, axes, longest):
-    """axes as (the others, the last of them that together have up to `longest` values, or the last one)."""
+    """Splits axes in two: the others, and the last ones (at least one) that together have up to `longest` values."""
     start = len(axes) - 1
     while start > 0 and count_of(x, axes[start - 1 :]) <= longest:
         start -= 1
@@ -184,7 +184,7 @@ def transform(
 def scale_and_shift(
     mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """(scale, shift), so that scale * x + shift is the transform of an x whose mean is near 0, or rounded already."""
+    """(scale, shift): scale * x + shift is the transform of x. x needs a mean near 0, or to be rounded already."""
     scale = ops.rsqrt(variance + epsilon)
     scale = scale if gamma is None else scale * gamma
     return scale, -mean * scale if beta is None else beta - mean * scale

@@ -1,4 +1,4 @@
-"""The averages that inference normalizes by (Algorithm 2), moved a step by every mini-batch while a model trains."""
+"""The moving averages that inference normalizes by (Algorithm 2); each mini-batch of training moves them one step."""
 
 import keras
 from keras import ops
@@ -11,7 +11,7 @@ from bn_keras.layers.replicas import replica_count, sum_over_replicas
 class MovingAverages:
     """What a `BatchNormalization` does with the Moments of a mini-batch: it moves its averages towards them.
 
-    Another object with these two methods, as the layer's attribute `statistics`, does something else with them.
+    An object with the same two methods, set as the layer's attribute `statistics`, takes its place.
     """
 
     @staticmethod
@@ -21,7 +21,7 @@ class MovingAverages:
 
     @staticmethod
     def update(layer: keras.Layer, moments: Moments) -> None:
-        """Moves the averages of a layer: the mean over groups and replicas, alike on every replica.
+        """Moves a layer's averages towards the mean over groups and replicas; all replicas get the same values.
 
         Args:
             layer: a built BatchNormalization.

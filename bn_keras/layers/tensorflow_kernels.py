@@ -1,10 +1,10 @@
 """The transform and its moments on TensorFlow without XLA, by the kernels that are fast on its devices.
 
-- `normalize_centred`: on the CPU, and by the moments of all replicas, by one collective each way.
-- `normalize_fused`: TensorFlow's fused kernel, on accelerators.
-- `transform_fused`: by given moments, the fused kernel that exporters know.
+- `normalize_centred` is for the CPU, and for the moments of all replicas, with one collective each way.
+- `normalize_fused` is TensorFlow's fused kernel, for accelerators.
+- `transform_fused` normalizes by given moments, with the fused kernel that exporters know.
 
-Other backends may import this module; `fit` tells them that nothing here takes their tensors.
+Other backends may import this module; for them `fit` is false.
 """
 
 import math
@@ -24,7 +24,7 @@ if keras.backend.backend() == "tensorflow":
 
 
 def fit(x: Tensor) -> bool:
-    """Whether TensorFlow's kernels below take x. XLA fuses operations by itself, and would expand them inexactly."""
+    """Whether the kernels below take x. Not under XLA: it fuses operations by itself, and expands these inexactly."""
     dtypes = ("float16", "bfloat16", "float32")
     if keras.backend.backend() != "tensorflow" or keras.backend.standardize_dtype(x.dtype) not in dtypes:
         return False
@@ -60,7 +60,7 @@ def only_cpus() -> bool:
 
 
 def when_one(count: Any, act: Callable[[], object]) -> None:
-    """Calls `act` if count is 1: now, or when TensorFlow's graph runs, unless XLA compiles it, which cannot call it."""
+    """Calls `act` if count is 1: at once, or when TensorFlow's graph runs, unless XLA compiles that graph."""
     if isinstance(count, int):
         if count == 1:
             act()
@@ -69,7 +69,7 @@ def when_one(count: Any, act: Callable[[], object]) -> None:
 
 
 def is_from_linear_operation(x: Tensor) -> bool:
-    """Whether x is known to be what a matrix product or a convolution computes, in a graph of TensorFlow's."""
+    """Whether x is, in a graph of TensorFlow, the output of a matrix product or a convolution."""
     if not fit(x) or not tf.is_symbolic_tensor(x):
         return False
     operation = x.op
@@ -79,7 +79,7 @@ def is_from_linear_operation(x: Tensor) -> bool:
 
 
 def _as_images(x, axis):
-    """x as 4 dimensions, without moving data: (view, data_format). Of NHWC, W is a row that float32 may sum."""
+    """x viewed in 4 dimensions: (view, data_format). In NHWC, W is so short that float32 may sum over it."""
     shape, channels = ops.shape(x), x.shape[axis]
     if axis != len(x.shape) - 1:
         return ops.reshape(x, (math.prod(shape[:axis]), channels, math.prod(shape[axis + 1 :]), 1)), "NCHW"
@@ -90,7 +90,7 @@ def _as_images(x, axis):
 
 
 def _row_length(x):
-    """Values to sum in float32, a divisor of the positions of an example: 1, so none, where that could be many."""
+    """How many values to sum in float32, a divisor of an example's positions; 1 if that number is not known."""
     if len(x.shape) == 2:
         return 1
     width = ops.shape(x)[-2]
@@ -100,7 +100,7 @@ def _row_length(x):
 
 
 def _parameters(x, axis, gamma, beta):
-    """gamma and beta as float32 [channels], 1 and 0 where there are none."""
+    """gamma and beta as float32 [channels]; 1 and 0 if the layer has none."""
     channels = (x.shape[axis],)
     return (
         ops.ones(channels, "float32") if gamma is None else gamma,
@@ -109,9 +109,9 @@ def _parameters(x, axis, gamma, beta):
 
 
 def takes_fused_inference(x: Tensor, axis: int) -> bool:
-    """Whether `transform_fused` takes x: it does not take 2 or 3 dimensions, nor a channel in the middle."""
+    """Whether `transform_fused` takes x: it needs 4 or 5 dimensions, and the channels first or last among them."""
     rank = len(x.shape)
-    # Exporters to ONNX make a scale and a shift part of a Conv3D before it, but not this kernel.
+    # ONNX exporters can merge a scale and a shift into a Conv3D, but cannot merge this kernel.
     takes_rank = rank == 4 or (rank == 5 and not is_from_linear_operation(x))
     return fit(x) and takes_rank and axis in (1, rank - 1)
 
@@ -119,7 +119,7 @@ def takes_fused_inference(x: Tensor, axis: int) -> bool:
 def transform_fused(
     x: Tensor, axis: int, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
 ) -> Tensor:
-    """The transform by given moments, float32 [channels], by TensorFlow's kernel, which exporters know. Returns y."""
+    """y, the transform of x by given moments, float32 [channels], by the TensorFlow kernel that exporters know."""
     spatial = "DHW"[5 - len(x.shape) :]
     gamma, beta = _parameters(x, axis, gamma, beta)
     return tf.raw_ops.FusedBatchNormV3(
@@ -204,7 +204,7 @@ def normalize_centred(
                     is_training=not synchronized,
                 )
                 dx, dgamma, dbeta = local[:3]
-            else:  # synchronized; of that kernel, GPUs have no deterministic form for given moments
+            else:  # synchronized; GPUs have no deterministic form of the fused kernel for given moments
                 xhat = (centred - _for_each_channel(mean, data_format)) * _for_each_channel(inverse, data_format)
                 axes = _all_but_channels(data_format)
                 dx = dy * _for_each_channel(gamma * inverse, data_format)
@@ -226,14 +226,14 @@ def normalize_centred(
 
 
 FAR = 2.0
-"""Deviations between 0 and the mean, from which on x is centred. Without, y errs by 8e-7 at 2, by 1.1e-6 at 4."""
+"""x is centred if its mean is so many deviations from 0. If it is not centred, y errs by 8e-7 at 2, by 1.1e-6 at 4."""
 
 
 def _centre_where_far(images, data_format):
     """images - pivot, the pivot, float64 [channels], and the Moments of images - pivot.
 
-    The pivot is 0 and nothing is copied where every mean is near 0, as after a convolution most are: a layer's step is
-    1.25x faster for it. An accelerator would have to wait for the answer, so there the images are always centred.
+    If every mean is near 0, as most are after a convolution, the pivot is 0 and nothing is copied, which makes the
+    layer's step 1.25x faster. An accelerator would have to wait for the answer, so there the images are always centred.
     """
 
     def centred():
@@ -252,7 +252,7 @@ def _is_far(images, data_format):
     """Whether the first examples' mean is beyond FAR deviations in any channel, or their squares beyond float32."""
     first = _first_examples(images)
     count, total, squares = _sums(first, data_format)
-    # The variance errs as the sums of rows do, by 2e-8 sqrt(row / rows), but 1 + (mean / deviation)^2 times as much.
+    # The variance errs by 2e-8 sqrt(row / rows), the error of the sums of rows, times 1 + (mean / deviation)^2.
     row = tf.cast(tf.shape(images)[2] if data_format == "NHWC" else 1, tf.float64)
     all_examples = tf.cast(tf.size(images) // tf.size(total), tf.float64)
     far = tf.minimum(tf.constant(FAR**2, tf.float64), 3.0 * tf.sqrt(all_examples) / row)
@@ -261,13 +261,13 @@ def _is_far(images, data_format):
 
 
 def _first_examples(images):
-    """The first example, or as many as have 32 positions."""
+    """The first example, or the first few if one has fewer than 32 positions."""
     _, height, width, _ = images.shape
     return images[: max(1, 32 // (height * width)) if height and width else 1]
 
 
 def _mean_of_first_examples(images, data_format):
-    """float32 [channels]; exactly the value of a constant channel, which x - pivot then makes 0; 0 of no values."""
+    """The mean, float32 [channels]: exactly a constant channel's value, so that x - pivot is 0; 0 of no values."""
     first = _first_examples(images)
     corner = first[:1, :1, :1] if data_format == "NHWC" else first[:1, :, :1, :1]
     corner = tf.reduce_sum(corner, _all_but_channels(data_format))
@@ -286,8 +286,8 @@ def _moments_of_images(images, data_format):
 def _sums(images, data_format):
     """How many values a channel has, their sum and the sum of their squares, float64 [], [channels], [channels].
 
-    Sums in float32 over rows, of so few values that they lose nothing that matters, then in float64 over the rows: as
-    fast as one float32 sum over all, whose 100,352 values lose 20 times as much.
+    Rows are summed in float32, being short enough to lose nothing that matters, and their sums in float64. That is as
+    fast as one float32 sum, which over 100,352 values loses 20 times as much.
     """
     row, rest = (2, [0, 1]) if data_format == "NHWC" else (3, [0, 2])
     total = tf.reduce_sum(tf.cast(tf.reduce_sum(images, row), tf.float64), rest)
@@ -304,10 +304,10 @@ def _scale_and_shift(images, scale, shift, data_format):
 
 
 def _all_but_channels(data_format):
-    """The dimensions of images that moments are over."""
+    """The dimensions of images that moments are taken over."""
     return [0, 1, 2] if data_format == "NHWC" else [0, 2, 3]
 
 
 def _for_each_channel(value, data_format):
-    """[channels] in a shape that broadcasts against images."""
+    """Reshapes [channels] so that it broadcasts against images."""
     return value if data_format == "NHWC" else tf.reshape(value, (-1, 1, 1))
