@@ -1,4 +1,4 @@
-"""The one exception for what a person gave that cannot work, and what to quote in it of another."""
+"""The one exception for input that cannot work, and what its message quotes of TensorFlow's errors."""
 
 import re
 

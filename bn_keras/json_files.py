@@ -2,8 +2,8 @@
 
     manifest = read_json(path, {"type": "object", "required": ["name"], "properties": {"name": TEXT}}, fix="...")
 
-What comes back fits the schema; whatever does not is an `InputError` of one line. `description` in a schema is what the
-message says was wanted.
+The returned value fits the schema; otherwise an `InputError` of one line says where the file differs. A schema's
+`description` is what that message says was wanted.
 """
 
 import json
@@ -15,7 +15,7 @@ import stat
 from bn_keras.errors import InputError
 
 MOST_BYTES = 1 << 26
-"""No file that is read here comes near: a manifest of 100,000 shards has 10 MB."""
+"""Largest file that is read. None of ours comes near: a manifest of 100,000 shards has 10 MB."""
 
 COUNT = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "a count below 2^63"}
 COUNT_TEXT = {  # protocol buffers write int64 as strings
@@ -44,7 +44,7 @@ def file_size(path: str) -> int | None:
     """Size in bytes of a regular file; None where there is nothing.
 
     Raises:
-      InputError: it is a folder, a pipe, a socket or a device, which to open or to read may take for ever.
+      InputError: it is a folder, a pipe, a socket or a device; opening or reading one of those may never end.
     """
     try:
         status = os.stat(path)
@@ -75,7 +75,7 @@ def read_json(path: str, schema: dict, fix: str) -> dict:
     Args:
       path: of the file.
       schema: JSON Schema, draft 2020-12, where 1.0 is no integer.
-      fix: what to do about a file that does not fit; ends the message.
+      fix: what the message says at its end: what to do about a file that does not fit.
 
     Raises:
       InputError: it cannot be read by `read_bytes`, is not JSON in UTF-8, holds NaN, an infinity or what is too deep or
@@ -100,8 +100,9 @@ def parse_json(content: bytes, path: str, schema: dict, fix: str) -> dict:
 
 
 def read_json_lines(path: str, schema: dict) -> tuple[list[dict], list[int]]:
-    """The lines of a file that fit a schema, and the numbers, from 1, of those that do not; a last line without an end
-    was cut short and is neither.
+    """The lines of a file that fit a schema, and the numbers, from 1, of the lines that do not.
+
+    A last line without a line end was cut short while it was written, and is ignored.
 
     Raises:
       InputError: it is no regular file.

@@ -1,4 +1,4 @@
-"""Names of a package whose modules are imported when the names are first used: `import` of it then takes no time."""
+"""Imports the modules of a package only when their names are first used, so that importing the package is fast."""
 
 import ast
 import importlib

@@ -11,7 +11,7 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def mean_and_range(values: Iterable[float], form: Callable[[float], str]) -> str:
-    """`form` of the mean, and of the lowest and highest where there is more than one value; "" of none."""
+    """The mean of the values and, of several, the lowest and highest, each made text by `form`; "" without values."""
     values = list(values)
     if not values:
         return ""

@@ -1,4 +1,4 @@
-"""Matplotlib as every plot here uses it: without a display, and with names shown as they are."""
+"""Matplotlib as every plot here uses it: it needs no display, and shows names of classes as they are."""
 
 import warnings
 from types import ModuleType

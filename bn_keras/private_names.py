@@ -1,6 +1,6 @@
-"""What Keras and TensorFlow keep private and this package needs: here and nowhere else.
+"""The private names of Keras and TensorFlow that this package needs. No other module uses any.
 
-tests/test_private_names.py has a test of each, which says what breaks without it.
+tests/test_private_names.py tests each, and says what breaks if a new version changes it.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ def layers_within(layer: keras.Layer) -> list[keras.Layer]:
 
 
 def outside_graphs(operation: Any) -> Any:
-    """An operation that shares everything with this one, but takes part in no graph yet."""
+    """A copy of an operation that shares all its state, but is part of no graph yet."""
     twin = object.__new__(type(operation))
     vars(twin).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
     return twin
 
 
 def without_dropout_preparation(rnn: keras.layers.RNN) -> Callable[[], object]:
-    """Keeps an RNN from preparing dropout, for which it calls stacked cells once more; returns what undoes that."""
+    """Stops an RNN from preparing dropout, which calls stacked cells once more; returns a function that undoes this."""
     vars(rnn)["_maybe_config_dropout_masks"] = lambda cell, inputs, states: None
     return lambda: vars(rnn).pop("_maybe_config_dropout_masks")
 
@@ -67,7 +67,7 @@ def compiled_by_xla() -> bool:
 
 @contextlib.contextmanager
 def new_layer_names() -> Iterator[None]:
-    """In a `with` block, Keras counts layers anew, so that a network that is built again has the same names."""
+    """In a `with` block, Keras numbers layers from 1 again, so that a network built again has the same names."""
     names = global_state.get_global_attribute("object_name_uids")
     global_state.set_global_attribute("object_name_uids", None)
     try:
@@ -78,7 +78,7 @@ def new_layer_names() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeds_put_back() -> Iterator[None]:
-    """After a `with` block, Keras and TensorFlow draw on as if it had not been."""
+    """After a `with` block, Keras and TensorFlow draw the random numbers that they would have drawn without it."""
     from tensorflow.python.eager import context
 
     of_keras = ("global_random_seed", "global_seed_generator")
@@ -95,7 +95,7 @@ def seeds_put_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_bits_each_time() -> Iterator[None]:
-    """In a `with` block, TensorFlow's operations are deterministic, also on a GPU. Needs a seed."""
+    """In a `with` block, TensorFlow's operations are deterministic, also on a GPU. A seed must have been set."""
     import tensorflow as tf
     from tensorflow.python.framework import config
 

@@ -1,4 +1,4 @@
-"""How far a run is and when it will end: one living line on a terminal, plain lines elsewhere."""
+"""Shows how far a run is and when it will end: one line that is updated on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ class Progress:
 
     Args:
       name: of the run.
-      steps: the step at which it ends.
-      skipped: records left out, whose count is shown once there is one.
+      steps: the step at which the run ends.
+      skipped: records that were left out; their count is shown once it is not 0.
     """
 
     def __init__(self, name: str, steps: int, skipped: Sized | None = None):

@@ -1,11 +1,11 @@
-"""A configuration whose fields say what they are: help, bounds, whether a run may change them; standard library only.
+"""A configuration whose fields define their own help, bounds, flags and files; standard library only.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MyConfig(Configuration):
         batch_size: int = setting("Images of one step.", 32, low=1)
 
-Everything else about a field is made of that: its flag (`launch.config_flags`), its place and its schema in the
-configuration's JSON file, what is refused when it changes, and its line in TensorBoard's table.
+From this come the field's flag (`launch.config_flags`), its entry and schema in the configuration's JSON file, the
+refusal when a run continues with another value, and its column in TensorBoard's table.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bn_keras.errors import InputError
 from bn_keras.json_files import COUNT, NUMBER, TEXT, parse_json, read_bytes
 
 RESTORE = "put a copy of it back, or give another `directory`"
-"""What to do about the file of a configuration that cannot be read."""
+"""What to do about a configuration file that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,13 @@ class Setting:
       low, high: the least and the largest value.
       above, below: what the value must be greater, or less, than.
       choices: the values there are; None for any. A field whose type is a `Literal` has those of its type.
-      given: whether a person chooses the value; others are read from the data set or counted on the machine.
-      on_continuing: what a run that goes on may do with it. "kept": another value is refused unless it is allowed by
-        name; "free": another value changes no weight; "never": the weights have other shapes with another value.
-      has_variables: whether a checkpoint holds variables for a value: a run cannot go on from one that lacks them.
-      rows: the table of a field that is one row of it; the row's own settings count as fields of the configuration.
-      network: the module of the one network that has the setting; None for all.
+      given: whether a person chooses the value; if not, it is read from the data set or counted on the machine.
+      on_continuing: whether a run may continue with another value. "kept": only if the person allows it by name;
+        "free": yes, as it changes no weight; "never": no, as the weights would have other shapes.
+      has_variables: whether a value makes the checkpoint hold variables. A run with such a value cannot continue from a
+        checkpoint that lacks them.
+      rows: a table, if the value is one of its rows, whose settings then count as fields of the configuration.
+      network: the module of the only network that has the setting; None if all have it.
     """
 
     help: str
@@ -53,18 +54,18 @@ class Setting:
     network: str | None = None
 
     def may_change(self, before: Any, after: Any) -> bool:
-        """Whether a run's checkpoint goes on with another value."""
+        """Whether a run can continue from its checkpoint with the value `after`, if it is allowed to."""
         return self.on_continuing != "never" and (self.has_variables(before) or not self.has_variables(after))
 
     def range(self) -> str:
-        """What the value must be, in words; "" where every value of its type can be."""
+        """What the value must be, in words; "" if every value of its type is good."""
         if self.choices is not None:
             return f"one of {', '.join(map(str, self.choices))}"
         bounds = {"at least": self.low, "greater than": self.above, "at most": self.high, "less than": self.below}
         return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is within the range; None is not known, and is."""
+        """Whether a value is good; None, a value that is not known yet, always is."""
         return value is None or (
             (self.choices is None or value in self.choices)
             and (self.low is None or value >= self.low)
@@ -81,13 +82,13 @@ def setting(help: str, default: Any = dataclasses.MISSING, **options: Any) -> An
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field as flags and files see it, where those of a row stand beside those of the configuration.
+    """A field as flags and files see it: the settings of a row stand beside those of the configuration.
 
     Attributes:
-      type: int, float, str or bool; of a row, str: its name.
-      default: of the configuration; None where it has none.
+      type: int, float, str or bool; str for a row, which is given by its name.
+      default: the configuration's default; None if it has none.
       of_row: whether it is a field of a row.
-      setting: what else there is to know.
+      setting: everything else about the field.
     """
 
     type: type
@@ -121,9 +122,9 @@ class Configuration:
     """Base of the dataclasses of settings that are kept in a JSON file.
 
     Attributes:
-      FILE: name of the file in a directory.
-      VERSION: of the file's format. A file of an earlier version is read, as is one from before they had any.
-      ARITHMETIC: number of what is computed. It is raised whenever the same settings no longer give the same bits.
+      FILE: the file's name in a directory.
+      VERSION: the version of the file's format. Earlier versions are read, and so is a file without a version.
+      ARITHMETIC: a number that is raised whenever the same settings no longer give the same bits.
     """
 
     FILE: ClassVar[str]
@@ -132,7 +133,7 @@ class Configuration:
 
     @classmethod
     def schema(cls) -> dict:
-        """JSON Schema of the file. A value is null where it is not known: an imported network was trained elsewhere."""
+        """The file's JSON Schema. null is a value that is not known, as of a network that was trained elsewhere."""
         known = f"a version of this file that this program knows: at most {cls.VERSION}"
         properties = {
             "version": {"type": "integer", "minimum": 1, "maximum": cls.VERSION, "description": known},
@@ -182,14 +183,14 @@ class Configuration:
 
     @classmethod
     def from_flat(cls, flat: dict[str, Any], path: str) -> Self:
-        """The configuration that `flat` was made of; a field that it lacks, such as a later version's, has its default.
+        """The configuration that `flat` was made of; a field that it lacks, as an older file may, gets its default.
 
         Args:
-          flat: of the schema.
-          path: where it was found.
+          flat: values that fit the schema.
+          path: the file they are from, for messages.
 
         Raises:
-          InputError: it names a row that is not in the table and lacks a field of it.
+          InputError: the row is not in the table, and not all its fields are given.
         """
         values = {field.name: flat[field.name] for field in dataclasses.fields(cls) if field.name in flat}
         for field in dataclasses.fields(cls):
@@ -203,7 +204,7 @@ class Configuration:
                 raise InputError(
                     f"{path} has the {field.name} {name!r}, of which it lacks {sorted(missing)}: {RESTORE}"
                 )
-            else:  # a row of the person's own
+            else:  # a row that the person added
                 values[field.name] = row.own(name, **own)
         return cls(**values)
 

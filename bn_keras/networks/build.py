@@ -1,4 +1,4 @@
-"""`build_network`: the network is a setting. A network is a module of this folder and a row of `VARIANTS`."""
+"""`build_network` builds the network that a row of `VARIANTS` describes, by the module of this folder that it names."""
 
 import importlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _COLORS = {
     "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "caffe": ((128.0, 117.0, 104.0), (1.0, 1.0, 1.0)),
 }
-"""Mean and deviation of red, green and blue, from 0 to 255, by `input_convention`."""
+"""Mean and deviation of red, green and blue, from 0 to 255, for each `input_convention`."""
 
 
 def build_network(
@@ -28,7 +28,7 @@ def build_network(
     batch_normalization: Callable[..., keras.layers.Layer] = BatchNormalization,
     **normalization: Any,
 ) -> keras.Model:
-    """Builds the network of one row of `VARIANTS`, by `build` of the module that the row names.
+    """Builds the network of one row of `VARIANTS`, with the function `build` of the row's module.
 
     Weights are initialized from Keras's global seed (`keras.utils.set_random_seed`).
 
@@ -38,9 +38,9 @@ def build_network(
       channels: 3 for color, 1 for gray.
       classes: outputs of the classifier.
       width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
-      batch_normalization: called with `name=` for every normalization, and with `per_activation=True` where the variant
-        says so; another layer class changes them all.
-      normalization: more arguments of every normalization, such as `momentum=0.99`.
+      batch_normalization: makes each normalization layer. It is called with `name=`, and with `per_activation=True`
+        for the layers for which the variant says so.
+      normalization: more arguments for each normalization layer, such as `momentum=0.99`.
 
     Returns:
       A functional model from `images` float32 `[N, image_size, image_size, channels]` in [-1, 1] to `logits` float32
@@ -93,20 +93,20 @@ def build_network(
 
 
 def _by_convention(images, convention):
-    """Images in [-1, 1] as pixels of an `input_convention`; gray ones by the mean over the colors."""
+    """Turns images in [-1, 1] into pixels of an `input_convention`. Gray ones take its mean over the colors."""
     if convention not in _COLORS:
         return images
     mean, deviation = np.array(_COLORS[convention])
     scale, offset = 127.5 / deviation, (127.5 - mean) / deviation
     if images.shape[-1] == 1:
         scale, offset = scale.mean(keepdims=True), offset.mean(keepdims=True)
-    # In float32 whatever the precision policy: bfloat16 has 8 bits, as many as a pixel before it is scaled.
+    # In float32 whatever the precision policy: bfloat16 has 8 significant bits, no more than a pixel.
     layer = keras.layers.Rescaling(scale.tolist(), offset.tolist(), dtype="float32", name="input_convention")
     return layer(images)
 
 
 def foreign_settings(variant: Variant) -> list[str]:
-    """The settings of a row that its network does not have, and that are not at their default."""
+    """The settings that a row changes from their default although its network does not have them."""
     return [
         name
         for name, field in fields_of(Variant).items()

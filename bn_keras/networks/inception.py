@@ -11,7 +11,7 @@ from bn_keras.networks.variants import Variant
 
 
 class Module(NamedTuple):
-    """One row of Figure 5: feature maps of every branch; 0 where the figure has a dash."""
+    """One row of Figure 5: the feature maps of each branch; 0 where the figure has a dash."""
 
     name: str
     stride: int
@@ -25,8 +25,8 @@ class Module(NamedTuple):
     projection: int
 
 
-# The projections of 4c and 4d are 128 in the figure, which makes 608 maps where its output column says 576; 96 makes
-# 576, as in TF-Slim. `Variant.projection_4c_4d` of 128 is the other reading (Caffe, CNTK).
+# The figure contradicts itself: its projections of 4c and 4d, 128, make 608 maps, but its output column says 576. 96
+# makes 576, as in TF-Slim; `Variant.projection_4c_4d` of 128 is the other reading (Caffe, CNTK).
 FIGURE_5 = (
     Module("3a", 1, 256, 64, 64, 64, 64, 96, "average", 32),
     Module("3b", 1, 320, 64, 64, 96, 64, 96, "average", 64),
@@ -58,18 +58,18 @@ def build(
 ) -> keras.KerasTensor:
     """The network of Figure 5 up to its classifier.
 
-    Convolutions are initialized He-normal (not in the paper: CNTK's) times the variant's `initial_weight_scale`, BN as
-    the layer says.
+    Convolutions are initialized He-normal (not in the paper: CNTK's) times the variant's `initial_weight_scale`, and
+    batch normalizations by the layer's defaults.
 
     Args:
       images: `[N, size, size, channels]` in [-1, 1].
       variant: a row of `VARIANTS` whose `network` is "inception".
-      maps: from a count of the figure to the count at the network's width.
-      batch_normalization: makes a normalization of `name=` and, where the variant says so, `per_activation=True`.
-      l2: of every kernel.
+      maps: turns a count of feature maps in the figure into the count at the network's width.
+      batch_normalization: makes a normalization layer, of `name=` and, if the variant says so, `per_activation=True`.
+      l2: the regularizer of every kernel.
 
     Returns:
-      What the classifier sees, `[N, features]`.
+      The classifier's input, `[N, features]`.
     """
     caffe = variant.padding == "caffe"
     per_activation = tuple(
@@ -77,7 +77,7 @@ def build(
     )
 
     def initializer():
-        """He-normal, scaled; a new one for every kernel, because each draws its seed when it is made."""
+        """Scaled He-normal; a new initializer for each kernel, as an initializer draws its seed when it is made."""
         return keras.initializers.VarianceScaling(2.0 * variant.initial_weight_scale**2, "fan_in", "truncated_normal")
 
     def conv(x, count, size, name, stride=1, layer=keras.layers.Conv2D, **initial):
@@ -103,9 +103,11 @@ def build(
     def pool(x, kind, stride, name):
         layer = {"average": keras.layers.AveragePooling2D, "max": keras.layers.MaxPooling2D}[kind]
         padding = "same"
-        if caffe and kind == "average":  # counts the zeros around
+        if caffe and kind == "average":  # its averages count the zeros of the padding
             x, padding = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x), "valid"
-        elif caffe and stride > 1 and x.shape[1] % 2:  # has windows within the image alone; of an even size, SAME's
+        elif (
+            caffe and stride > 1 and x.shape[1] % 2
+        ):  # its windows stay within the image; at an even size they are those of SAME
             padding = "valid"
         return layer(3, stride, padding=padding, name=name)(x)
 

@@ -1,13 +1,14 @@
-"""Public weights of these networks, from the files that people can download, name by name.
+"""Reads public, pretrained weights into these networks.
 
-Three layouts are known, by the names of their tensors:
+Three layouts of files are known, and told apart by the names of their tensors:
 
     TF-Slim's inception_v2        Figure 5 with 96 projections in 4c and 4d, but its modules are named by their input
                                   (3a is Mixed_3b), its batch normalization has no gamma, its first convolution has
                                   biases in place of batch normalization, and its class 0 is "background", which is
                                   left out here
     PyTorch's BN-Inception        ported from Caffe by pretrained-models.pytorch: another reading of Figure 5
-                                  (docs/paper.md), and biases before batch normalization, which its means take up here
+                                  (docs/paper.md). Its biases before batch normalization become part of the moving
+                                  means here
     torchvision's ResNet-18, -50  also timm's
 """
 
@@ -51,12 +52,12 @@ _BLOCK = {18: ("3x3_1", "3x3_2"), 50: ("1x1_reduce", "3x3", "1x1")}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a file holds, as this project has it.
+    """What a file holds, in this project's terms.
 
     Attributes:
-      variant: the row whose network it is.
+      variant: the row that describes the network.
       weights: {layer: its weights}, in the order of the Keras layer.
-      frozen: normalizations that normalize nothing, so that population statistics pass them by.
+      frozen: the normalization layers that normalize nothing; population statistics leave them out.
     """
 
     variant: Variant
@@ -65,7 +66,7 @@ class Layout:
 
 
 def read_public_weights(path: str, *, image_size: int = 224) -> tuple[Variant, keras.Model]:
-    """The network of a file, which says by the names of its tensors what it is.
+    """The network that a file holds; the names of its tensors show which it is.
 
     Args:
       path: of a PyTorch or safetensors file, or of a TensorFlow checkpoint as TensorFlow names it
@@ -73,18 +74,18 @@ def read_public_weights(path: str, *, image_size: int = 224) -> tuple[Variant, k
       image_size: height and width of the input in pixels.
 
     Returns:
-      Its row, as the variants' table would have it, and a model from images float32
-      `[N, image_size, image_size, channels]` in [-1, 1], red first, to logits float32 `[N, classes]`. Whatever the
-      pixels that it was trained on, the model makes them of these.
+      The row that describes the network, and a model from images float32 `[N, image_size, image_size, channels]` in
+      [-1, 1], red first, to logits float32 `[N, classes]`. The model itself turns such images into the pixels that it
+      was trained on.
 
     Raises:
-      InputError: the file is missing, damaged or of no layout that is known; a tensor is missing or of another shape.
+      InputError: the file is missing, damaged or of an unknown layout; a tensor is missing or has another shape.
       ModuleNotFoundError: PyTorch or safetensors, which the file needs, is not installed.
     """
     tensors = _Tensors(path)
     if (found := next((mark for mark in _LAYOUTS if mark in tensors), None)) is None:
         raise InputError(
-            f"{path} is of no layout that is known (TF-Slim's inception_v2, PyTorch's bn_inception, torchvision's "
+            f"{path} has an unknown layout: known are (TF-Slim's inception_v2, PyTorch's bn_inception, torchvision's "
             f"ResNet-18 and ResNet-50): its tensors are {', '.join(sorted(tensors.names)[:3]) or 'none'}, ..."
         )
     layout = _LAYOUTS[found](tensors)
@@ -103,14 +104,14 @@ def read_public_weights(path: str, *, image_size: int = 224) -> tuple[Variant, k
 
 
 class _Tensors:
-    """The tensors of a file by name; notes which are asked for."""
+    """The tensors of a file by name; remembers which have been read."""
 
     def __init__(self, path: str):
         self.path = path
         if os.path.exists(f"{path}.index"):
             self.names: Collection[str]
             self.names, self._get = _open_tensorflow(path)
-            self._unused: set[str] = set()  # a checkpoint of training holds more than the network
+            self._unused: set[str] = set()  # a training checkpoint also holds the optimizer's tensors
         else:
             values = _load_torch(path)
             self.names, self._get = values.keys(), values.__getitem__
@@ -121,7 +122,7 @@ class _Tensors:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
-            raise InputError(f"{self.path} has no {name}: it is not of the layout that its other tensors are of")
+            raise InputError(f"{self.path} has no {name}: its other tensors are of a layout that has one")
         self._unused.discard(name)
         return np.asarray(self._get(name), "float32")
 
@@ -155,7 +156,7 @@ def _load_torch(path) -> dict[str, np.ndarray]:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # whatever zipfile, pickle and torch make of damaged bytes, and of more than tensors
+    except Exception as error:  # whatever zipfile, pickle and torch raise for damaged bytes, or for more than tensors
         raise InputError(f"{path} is no PyTorch file of tensors alone, or damaged ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no tensors by name, but {type(values).__name__}")
@@ -164,7 +165,7 @@ def _load_torch(path) -> dict[str, np.ndarray]:
 
 
 def _slim(tensors):
-    """TF-Slim's inception_v2, or one with gammas and a normalized first convolution, where they are."""
+    """TF-Slim's inception_v2, also with gammas and with a normalized first convolution, if the file has them."""
     scopes = {name: f"InceptionV2/{scope}" for name, scope in _STEM.items()}
     for row, module in zip(FIGURE_5, _MODULES, strict=True):
         branches = _BRANCHES if row.stride == 1 else _STRIDED_BRANCHES
@@ -188,7 +189,7 @@ def _slim(tensors):
 
 
 def _bn_inception(tensors):
-    """PyTorch's BN-Inception. Its input begins with blue, ours with red: the first kernel is turned round."""
+    """PyTorch's BN-Inception. Its input is blue, green, red, so the first kernel's channels are reversed."""
     names = {"conv1_7x7": "conv1_7x7_s2", "conv2_3x3_reduce": "conv2_3x3_reduce", "conv2_3x3": "conv2_3x3"}
     for row in FIGURE_5:
         for branch in _BRANCHES if row.stride == 1 else _STRIDED_BRANCHES:
@@ -241,11 +242,11 @@ _LAYOUTS = {
     "conv1_7x7_s2.weight": _bn_inception,
     "layer1.0.conv1.weight": _resnet,
 }
-"""By a tensor that no other layout has."""
+"""The layouts, each by a tensor that no other layout has."""
 
 
 def _kernel(value):
-    """PyTorch's [maps, channels, height, width] as [height, width, channels, maps]."""
+    """Turns PyTorch's [maps, channels, height, width] into [height, width, channels, maps]."""
     return value.transpose(2, 3, 1, 0)
 
 

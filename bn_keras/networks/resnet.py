@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2015) as trained by Goyal et al. (2017): version 1.5, whose bottlenecks stride in the 3x3."""
+"""ResNet (He et al., 2015) as trained by Goyal et al. (2017): version 1.5, which strides in a bottleneck's 3x3."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ from bn_keras.layers.dropout import Dropout
 from bn_keras.networks.variants import Variant
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
-"""Blocks of each stage by depth; a stage has twice the maps of the one before it, from 64."""
+"""The number of blocks in each stage, for each depth. The first stage has 64 maps, each later one twice as many."""
 
 EXPANSION = {18: 1, 50: 4}
-"""Maps that a block ends with, for each of its 3x3 convolution; a block with more than 1 is a bottleneck."""
+"""How many times more maps a block ends with than its 3x3 convolution has; above 1 the block is a bottleneck."""
 
 EPSILON = 1e-5
-"""Of batch normalization: the value of Goyal et al.'s code and of torchvision."""
+"""Batch normalization's epsilon, the value of Goyal et al.'s code and of torchvision."""
 
 
 def classifier_initializer() -> keras.Initializer:
@@ -30,12 +30,12 @@ def build(
     batch_normalization: Callable[..., keras.layers.Layer],
     l2: keras.regularizers.Regularizer | None,
 ) -> keras.KerasTensor:
-    """The network of a row whose `network` is "resnet", up to its classifier.
+    """The ResNet of a row's `depth`, up to its classifier.
 
-    As in Goyal et al., Section 5.1, convolutions are initialized He-normal over their outputs, and the gamma of the
-    last normalization of a block with 0, so that a block begins as the identity. Strided convolutions and the pooling
-    are padded alike on all sides, as in PyTorch; TensorFlow's SAME would move the image by a pixel. L2 is on kernels
-    alone, not on gamma, beta and bias.
+    As in Goyal et al., Section 5.1, convolutions are initialized He-normal over their outputs. The gamma of a block's
+    last normalization begins at 0, so that the block begins as the identity. Strided convolutions and the pooling have
+    the same padding on all sides, as in PyTorch; TensorFlow's SAME would shift the image by a pixel. L2 is only on
+    kernels, not on gamma, beta and bias.
 
     The arguments and the result are those of `inception.build`.
     """

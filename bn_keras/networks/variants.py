@@ -16,45 +16,47 @@ from typing import Any, Literal, Self
 from bn_keras.settings import setting
 
 PAPER_BATCH_SIZE = 32
-"""Section 4.2: "mini-batches of size 32". Every learning rate and step count of the table is per 32 images."""
+"""Section 4.2: "mini-batches of size 32". Each learning rate and number of steps in the table is for batches of 32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One network and the way it is trained; each setting's help says what it is.
+    """One network and the way it is trained; each setting's help says what it does.
 
     Attributes:
       name: the value of `--variant`.
       title: the paper's name, for plots and tables.
-      steps: how long to train by default, in steps of 32.
+      steps: how long it is trained by default, in steps of 32 images.
     """
 
     name: str
     title: str
     steps: int
     network: str = setting(
-        "Module of bn_keras.networks that builds it.", "inception", given=False, on_continuing="never"
+        "Module of bn_keras.networks that builds the network.", "inception", given=False, on_continuing="never"
     )
-    learning_rate: float = setting("Initial rate of SGD per mini-batch of 32.", low=0.0)
+    learning_rate: float = setting("Initial learning rate of SGD for a mini-batch of 32.", low=0.0)
     schedule: Literal["exponential", "steps", "cosine"] = setting(
-        "How the rate falls. exponential: by 4% after each --decay_epochs; steps: to a tenth after 3, 6 and 8 of them; "
-        "cosine: to 0 after 9 of them.",
+        "How the learning rate falls. exponential: by 4% every --decay_epochs; steps: to a tenth after 3, 6 and 8 "
+        "times --decay_epochs; cosine: to 0 over 9 times --decay_epochs.",
         "exponential",
     )
-    decay_epochs: float = setting("Epochs that are the schedule's unit of time.", above=0.0)
+    decay_epochs: float = setting("Epochs that make one unit of the schedule's time.", above=0.0)
     momentum: float = setting(
-        "Of SGD: weight of the old velocity.", 0.9, low=0.0, below=1.0
+        "Momentum of SGD: weight of the old velocity.", 0.9, low=0.0, below=1.0
     )  # not in the paper: GoogLeNet
     warmup_batch: int = setting(
-        "Mini-batch for whose rate a warm-up begins, above 256 images.", PAPER_BATCH_SIZE, given=False, low=1
+        "Warm-up starts at the learning rate of a mini-batch of this size.", PAPER_BATCH_SIZE, given=False, low=1
     )
     # Not in the paper: TF-Slim's.
     input_convention: Literal["tensorflow", "torch", "caffe"] = setting(
-        "Pixels that the first convolution sees. tensorflow: in [-1, 1]; torch: less ImageNet's mean color and divided "
-        "by its deviation; caffe: 0 to 255 less a mean color.",
+        "Pixels that the first convolution gets. tensorflow: in [-1, 1]; torch: minus ImageNet's mean color, divided "
+        "by its deviation; caffe: 0 to 255, minus a mean color.",
         "tensorflow",
     )
-    l2_weight: float = setting("Lambda of the gradient's + lambda * w of convolutions and classifier.", low=0.0)
+    l2_weight: float = setting(
+        "L2 regularization (weight decay): the gradient of each kernel w gets this factor times w added.", low=0.0
+    )
     dropout: float = setting(
         "Fraction of the classifier's inputs set to 0 in training.", 0.0, low=0.0, high=0.999, has_variables=bool
     )
@@ -63,10 +65,10 @@ class Variant:
         "within_shard",
     )
     photometric_distortion: Literal["full", "reduced", "none"] = setting(
-        "Color changes; reduced: half of full.", "reduced"
+        "How much the colors of training images are changed; reduced: half of full.", "reduced"
     )
     batch_normalization: bool = setting(
-        "BN before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
+        "Batch normalization before every nonlinearity but the softmax (Section 3.2); convolutions then have no bias.",
         True,
         on_continuing="never",
         network="inception",
@@ -76,7 +78,7 @@ class Variant:
         "Factor on the deviation of the convolutions' initial weights.", 1.0, above=0.0, network="inception"
     )
     per_activation_modules: int = setting(
-        "The last modules of Figure 5 whose BN has a gamma and beta for each channel and position.",
+        "How many of Figure 5's last modules normalize each activation, not each channel.",
         0,
         low=0,
         high=10,
@@ -84,33 +86,46 @@ class Variant:
         network="inception",
     )
     local_response_normalization: bool = setting(
-        "LRN after the first pooling and after the 3x3 convolution with 192 maps.", False, network="inception"
+        "Local response normalization after the first pooling and after the 3x3 convolution with 192 maps.",
+        False,
+        network="inception",
     )
     separable_stem: bool = setting(
-        "The first 7x7 convolution is depthwise with multiplier 8, then 1x1 (Figure 5).",
+        "Makes the first 7x7 convolution separable: depthwise with multiplier 8, then 1x1 (Figure 5).",
         True,
         on_continuing="never",
         network="inception",
     )
-    # 128 is the figure's projection column, which makes 608 maps where its output column says 576, and 1056 after 4e.
+    # 128 is in the figure's projection column, but makes 608 maps, not the 576 of its output column, and 1056 after 4e.
     projection_4c_4d: int = setting(
-        "Maps of the pool projections of 4c and 4d.", 96, choices=(96, 128), on_continuing="never", network="inception"
+        "Feature maps of the pool projections in the modules 4c and 4d.",
+        96,
+        choices=(96, 128),
+        on_continuing="never",
+        network="inception",
     )
     # Not in the paper: TF-Slim's.
     padding: Literal["tensorflow", "caffe"] = setting(
-        "Borders of strided convolutions and pools. tensorflow: SAME; caffe: alike on all sides, averages count them.",
+        "Padding of strided convolutions and poolings. tensorflow: SAME; caffe: alike on all sides, and averaged.",
         "tensorflow",
         network="inception",
     )
     # Not in the paper: TF-Slim's.
-    epsilon: float = setting("Added to the variance in batch normalization.", 1e-3, above=0.0, network="inception")
+    epsilon: float = setting(
+        "Constant that batch normalization adds to the variance.", 1e-3, above=0.0, network="inception"
+    )
     depth: int = setting(
-        "Layers with weights of a ResNet.", 0, given=False, choices=(0, 18, 50), on_continuing="never", network="resnet"
+        "Number of layers with weights.",
+        0,
+        given=False,
+        choices=(0, 18, 50),
+        on_continuing="never",
+        network="resnet",
     )
 
     @classmethod
     def own(cls, name: str, **settings: Any) -> Self:
-        """A row that is not in the table."""
+        """Makes a row that is not in the table."""
         return cls(name=name, title=name, steps=0, **settings)
 
 
@@ -140,7 +155,7 @@ _BN_BASELINE = replace(
 
 
 def _accelerated(rate_factor: float) -> dict:
-    """The seven changes of Section 4.2.1, in its order; its first, the rate, differs between the networks."""
+    """Applies the seven changes of Section 4.2.1 in order. The first, the learning rate, differs by network."""
     return {
         "learning_rate": _BN_BASELINE.learning_rate * rate_factor,  # 1. increase the learning rate
         "dropout": 0.0,  # 2. remove Dropout

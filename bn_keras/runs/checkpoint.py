@@ -4,8 +4,8 @@ An .npz is a zip of .npy files, which numpy alone reads:
 
     >>> numpy.load("runs/bn_x5/checkpoint-00000500.npz")["conv1_7x7_bn/gamma"]
 
-Beside the arrays it holds the texts that a run's directory has, so that it says by itself what it is a state of. Its
-last bytes are a digest of all others.
+Beside the arrays it holds a copy of the run's `run.json` and `classes.txt`, so that a checkpoint alone says which run
+it belongs to. Its last bytes are a digest of all others.
 """
 
 import io
@@ -25,14 +25,14 @@ def save(
     texts: Mapping[str, str] | None = None,
     best: int | None = None,
 ) -> None:
-    """Writes a checkpoint under a temporary name, forces it to the disk, renames it, then drops what `keep` does not.
+    """Writes a checkpoint under a temporary name, forces it to the disk, renames it, and then calls `keep`.
 
     Args:
-      directory: of the run.
-      step: that the arrays are of.
-      arrays: by name.
-      texts: by name; `RunDirectory.texts`.
-      best: as in `keep`.
+      directory: the run's directory.
+      step: the step that the arrays are of.
+      arrays: the value of each variable, by name.
+      texts: the texts to hold beside them, `RunDirectory.texts`.
+      best: passed to `keep`.
 
     Raises:
       OSError: the disk is full or not writable; checkpoints written before are untouched.
@@ -42,20 +42,19 @@ def save(
 
 
 def save_best(directory: str, step: int, arrays: dict[str, np.ndarray], texts: Mapping[str, str] | None = None) -> None:
-    """Writes `best-STEP.npz`, as `save` does, and drops nothing."""
+    """Writes `best-STEP.npz` in the same way, and removes nothing."""
     _write(os.path.join(directory, f"best-{step:08d}.npz"), step, arrays, texts)
 
 
 def keep(directory: str, step: int, best: int | None) -> None:
-    """Drops what a run at `step` no longer needs: all but the last two checkpoints, and all best ones but one.
+    """Removes what a run at `step` no longer needs: all but the last two checkpoints, and all best ones but one.
 
-    Of two checkpoints the one before is the newest that is whole: damaged ones do not count. Files that are not named
-    as `save` names them stay.
+    Damaged checkpoints do not count as one of the two. Files whose names are not those of checkpoints stay.
 
     Args:
-      directory: of the run.
-      step: of the last checkpoint.
-      best: step of the best one to keep; None keeps all, as does one that is not there.
+      directory: the run's directory.
+      step: the step of the last checkpoint.
+      best: the step of the best checkpoint to keep. All best ones stay if it is None, or if there is none of that step.
     """
     found = states(directory)
     before = [path for of, path in found if of < step and _kind(path) == "checkpoint"]
@@ -75,15 +74,14 @@ def _write(path, step, arrays, texts):
             np.savez(file, **arrays)
         with zipfile.ZipFile(temporary, "a") as archive:
             for name, text in (texts or {}).items():
-                archive.writestr(zipfile.ZipInfo(name), text)  # of no date: equal states are equal bytes
+                archive.writestr(
+                    zipfile.ZipInfo(name), text
+                )  # the entry has no date, so that equal states are equal bytes
         seal(temporary, step)
 
 
 def load_newest(directory: str) -> tuple[int, dict[str, np.ndarray]] | None:
-    """The newest checkpoint that is whole, as (step, arrays); a damaged one is named and the one before it is taken.
-
-    Where no checkpoint is whole, the best one is taken.
-    """
+    """(step, arrays) of the newest whole checkpoint, or of the best one if no other is whole; names damaged ones."""
     return newest(directory, arrays_of)
 
 

@@ -8,28 +8,28 @@ from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
 from bn_keras.settings import Configuration, setting
 
 MNIST_CONFIG_FILE = "mnist.json"
-"""Of a run of Section 4.1, whose configuration is another class."""
+"""The configuration file of a run of Section 4.1, `MnistConfig`."""
 
 WARMUP_EPOCHS, WARMUP_ABOVE = 5, 256
 """Not in the paper: Goyal et al. (2017), who warm up a linearly scaled rate for 5 epochs at batches above 256."""
 
 LARGEST_RATE = (2 - 2.0**-23) * 2.0**127
-"""Of float32, in which the rate is counted: what is larger is infinite there."""
+"""The largest float32: the learning rate is a float32, and a larger one would be infinite."""
 
 
 def _read(help, **options):
-    """A field that is read from the data set, or counted on the machine."""
+    """A field whose value is read from the data set or counted on the machine."""
     return setting(help, given=False, **options)
 
 
 def _free(help, default=dataclasses.MISSING, **options):
-    """A field that says how far a run goes, or what is written how often: nothing of it changes the weights."""
+    """A field that changes no weight: how far a run goes, or how often something is written."""
     return setting(help, default, on_continuing="free", **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Configuration):
-    """The configuration of a run, by default the paper's; each field's help says what it is.
+    """The configuration of a run, by default the paper's; each field's help says what it does.
 
     `bn_keras.training.make_config` makes one that fits a data set.
     """
@@ -38,90 +38,115 @@ class RunConfig(Configuration):
 
     variant: Variant = setting("Which network of Sections 4.2.2 and 4.2.3.", rows=VARIANTS)
     dataset: str = _read("Name of the data set.")
-    dataset_fingerprint: str | None = _read("sha256 of its manifest.", default=None)
-    train_examples: int = _read("Examples of one epoch.", low=0)
-    validation_examples: int = _read("Examples of one evaluation.", low=0)
-    classes: int | None = _read("Outputs of the network.", default=None, low=2, on_continuing="never")
-    channels: int | None = _read("Of the network's input, 1 or 3.", default=None, low=1, high=3, on_continuing="never")
-    image_size: int = setting("Height and width of the input in pixels.", 224, low=1)
-    width: float = setting("Factor on the count of feature maps.", 1.0, above=0.0, high=16.0, on_continuing="never")
-    augmentation: Literal["imagenet", "shift", "none"] = setting("Of crops and colors.", "imagenet")
+    dataset_fingerprint: str | None = _read("SHA-256 of the data set's manifest.", default=None)
+    train_examples: int = _read("Training examples, which make one epoch.", low=0)
+    validation_examples: int = _read("Validation examples, which make one evaluation.", low=0)
+    classes: int | None = _read("Classes, each an output of the network.", default=None, low=2, on_continuing="never")
+    channels: int | None = _read(
+        "Channels of the network's input, 1 or 3.", default=None, low=1, high=3, on_continuing="never"
+    )
+    image_size: int = setting("Height and width of the network's input in pixels.", 224, low=1)
+    width: float = setting(
+        "Factor on the number of feature maps of every layer.", 1.0, above=0.0, high=16.0, on_continuing="never"
+    )
+    augmentation: Literal["imagenet", "shift", "none"] = setting(
+        "How training images are changed. imagenet: random crop, mirror, colors; shift: small shift, mirror; none.",
+        "imagenet",
+    )
     # Not in the paper: Keras's.
-    bn_momentum: float = setting("Weight of the old value in BN's moving averages.", 0.99, low=0.0, below=1.0)
+    bn_momentum: float = setting(
+        "Weight of the old value in batch normalization's moving averages.", 0.99, low=0.0, below=1.0
+    )
     normalization_batch: str = setting(
-        "Batch statistics over groups of so many examples on a device, over a replica's, or global.", "32"
+        "Examples that share batch statistics: a number, for groups of so many on a device; replica, for all of a "
+        "device; or global, for all devices' together.",
+        "32",
     )
     batch_size: int = setting(
-        "Images of one step over all devices; the learning rate grows with it.", PAPER_BATCH_SIZE, low=1
+        "Images of one step on all devices together; the learning rate grows with it.", PAPER_BATCH_SIZE, low=1
     )
-    scale_learning_rate: Literal["linear", "none"] = setting("How the rate grows with the batch.", "linear")
+    scale_learning_rate: Literal["linear", "none"] = setting(
+        "How the learning rate grows with the batch size. none: not at all.", "linear"
+    )
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = setting(
-        "Of the layers' arithmetic.",
+        "Precision of the layers' arithmetic.",
         "float32",
         has_variables=lambda precision: precision == "mixed_float16",  # of its loss scale
     )
-    jit_compile: bool = setting("Compile the step with XLA.", False)
+    jit_compile: bool = setting("Compile the training step with XLA.", False)
     ema: float = setting(
-        "Weight of the old value in averaged weights, which are evaluated too; 0: none.",
+        "Weight of the old value in an average of the weights over training, which is evaluated too; 0: no average.",
         0.0,
         low=0.0,
         below=1.0,
         has_variables=bool,
     )
     initial_weights: str = setting(
-        "Begin with the weights of a run, a .keras model or a file of public weights, where name and shape fit.", ""
+        "Start from the pretrained weights of a run, a .keras model or a file of public weights, where they fit.",
+        "",
     )
     freeze: str = setting(
-        "What is not trained: body, all but the classifier, or the name of a layer, all up to it.",
+        "Layers that are not trained. body: all but the classifier; the name of a layer: all up to that one.",
         "",
         on_continuing="never",
     )
     frozen_statistics: bool = setting(
-        "What is frozen is normalized by the averages that it begins with, not by the mini-batch.", True
+        "Frozen layers normalize by the averages that they start with, not by the mini-batch.", True
     )
     body_learning_rate: float = setting(
-        "Initial rate of all but the classifier, per mini-batch of 32; 0: the classifier's.", 0.0, low=0.0
+        "Initial learning rate of all layers but the classifier, for a mini-batch of 32; 0: the classifier's.",
+        0.0,
+        low=0.0,
     )
-    clip_norm: float = setting("Largest norm of all gradients together; 0: no clipping.", 0.0, low=0.0)
+    clip_norm: float = setting(
+        "Clip the gradients so that their common norm is at most this; 0: no clipping.", 0.0, low=0.0
+    )
     # With batch statistics per replica, their count changes what is learned; None until the devices are counted.
     replicas: int | None = _read("Devices that share a batch.", default=None, low=1)
-    seed: int = setting("Of weights, order of examples, distortion and Dropout.", 0, low=0, high=2**31 - 1)
+    seed: int = setting(
+        "Random seed of the weights, the order of examples, the augmentation and Dropout.", 0, low=0, high=2**31 - 1
+    )
     steps: int = _free("Steps to train, of batch_size images each.", low=0)  # 0: a network that was imported
     eval_every: int = _free("Steps between evaluations.", 40_000, low=1)  # an epoch of ILSVRC2012: 1,281,167 / 32
-    eval_batch_size: int = _free("Images of one evaluation step over all devices.", 250, low=1)
+    eval_batch_size: int = _free("Images of one evaluation step on all devices together.", 250, low=1)
     log_every: int = _free("Steps between points of the training curve.", 100, low=1)
     checkpoint_every: int = _free("Steps between checkpoints.", 1_000, low=1)
     population_statistics: int = _free(
-        "Also evaluate with the statistics of so many training mini-batches (Algorithm 2).", 0, low=0
+        "Also evaluate with the statistics of this many training mini-batches (Algorithm 2); 0: do not.", 0, low=0
     )
-    monitor: str = _free("Nonlinearities whose inputs are recorded as in Figure 1: NAME or NAME:MAP, ...", "")
-    monitor_every: int = _free("Steps between those records.", 1_000, low=1)
+    monitor: str = _free(
+        "Nonlinearities whose inputs are recorded as in Figure 1: NAME or NAME:MAP, separated by commas.", ""
+    )
+    monitor_every: int = _free("Steps between records of --monitor.", 1_000, low=1)
     distort_on: Literal["host", "device"] = setting(
-        "Where colors are changed: by the input pipeline, or with the step.", "host"
+        "Where the colors of training images are changed. host: in the input pipeline; device: in the training step.",
+        "host",
     )
-    builder: str = _read("Function that built a network of the person's own.", default="", on_continuing="never")
-    deterministic: bool = setting("Have GPUs give the same bits each time, as CPUs do.", True)
+    builder: str = _read(
+        "Function that built the network, if it is not one of this package.", default="", on_continuing="never"
+    )
+    deterministic: bool = setting("Make GPUs compute the same bits each time, as CPUs do.", True)
 
     @property
     def initial_learning_rate(self) -> float:
-        """The paper's rate is per mini-batch of 32; the run's grows linearly with its batch, or not."""
+        """The learning rate of the run's batch size; the paper's is for a mini-batch of 32."""
         scale = self.batch_size / PAPER_BATCH_SIZE if self.scale_learning_rate == "linear" else 1.0
         return self.variant.learning_rate * scale
 
     @property
     def warmup_examples(self) -> int:
-        """Images during which the rate grows to its initial value; 0 without warm-up."""
+        """How many images the warm-up takes, in which the learning rate grows to its initial value; 0: no warm-up."""
         warm = self.scale_learning_rate == "linear" and self.batch_size > WARMUP_ABOVE
         return WARMUP_EPOCHS * self.train_examples if warm else 0
 
     @property
     def warmup_learning_rate(self) -> float:
-        """Where warm-up begins: the rate of the variant's `warmup_batch` images."""
+        """The learning rate at which the warm-up begins, that of the variant's `warmup_batch`."""
         return self.variant.learning_rate * self.variant.warmup_batch / PAPER_BATCH_SIZE
 
     @property
     def decay_examples(self) -> int:
-        """Images of one unit of time of the learning rate's schedule."""
+        """How many images make one unit of time of the learning rate's schedule."""
         return min(max(1, round(self.variant.decay_epochs * self.train_examples)), 2**62)  # within int64
 
     def network_arguments(self) -> dict[str, Any]:
@@ -130,19 +155,18 @@ class RunConfig(Configuration):
         arguments["momentum"] = self.bn_momentum
         if self.normalization_batch == "global":
             return arguments | {"synchronized": True}
-        # One group is the whole batch, which the layer does without groups faster, with the same bits.
+        # A group as large as the batch needs no groups: the layer is faster without, with the same bits.
         share = self.batch_size // (self.replicas or 1)
         if self.normalization_batch != "replica" and int(self.normalization_batch) < share:
             return arguments | {"virtual_batch_size": int(self.normalization_batch)}
         return arguments
 
     def start_step(self, examples: int) -> int:
-        """The mini-batch with which training goes on after so many examples: the next whole one, if the batch was
-        another on the way."""
+        """The index of the next mini-batch after so many examples; rounded up if the batch size was changed."""
         return -(-examples // self.batch_size)
 
     def check(self) -> None:
-        """Refuses what cannot work, on any data and any devices, or on those that are known.
+        """Refuses settings that cannot work on any devices, or on those known already.
 
         Raises:
           InputError: names the arguments.
@@ -165,7 +189,9 @@ class RunConfig(Configuration):
                 f"`distort_on=device`: `augmentation={self.augmentation}` changes no colors; leave one of them out"
             )
         if self.body_learning_rate and not self.variant.learning_rate:
-            raise InputError("`learning_rate=0` leaves no rate for the body: freeze what is not to learn by `freeze`")
+            raise InputError(
+                "`learning_rate=0` leaves no rate for the body: give `freeze=body` to train the classifier alone"
+            )
         if self.population_statistics and self.freeze == "body" and self.frozen_statistics:
             raise InputError("`population_statistics`: `freeze=body` leaves no batch normalization to measure")
         if self.population_statistics and not self.variant.batch_normalization:
@@ -177,10 +203,10 @@ class RunConfig(Configuration):
             )
 
     def on_devices(self, replicas: int, gpus: bool) -> Self:
-        """The configuration on so many devices, which are GPUs or not.
+        """The configuration for a number of devices, which are GPUs or not.
 
         Raises:
-          InputError: they cannot train it.
+          InputError: these devices cannot train it.
         """
         self.check()
         config = dataclasses.replace(self, replicas=replicas)
@@ -196,7 +222,7 @@ class RunConfig(Configuration):
             )
         if gpus and config.deterministic and config.jit_compile:
             raise InputError(
-                "`jit_compile`: on GPUs, XLA has no gradient of max pooling that is the same each time; "
+                "`jit_compile`: on GPUs, XLA's gradient of max pooling is not the same each time; "
                 "fix: `deterministic=False`, or without `jit_compile`"
             )
         return config

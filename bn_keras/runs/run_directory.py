@@ -8,8 +8,8 @@
     model.keras            the trained model
     events.out.tfevents.*  the curve for TensorBoard
 
-Starting a run whose directory exists continues it, provided that the configuration is the same. The first two files are
-for people, and for the time before there is a checkpoint: each checkpoint holds a copy, which is believed before them.
+A run that is started in its existing directory continues, if its configuration is the same. Each checkpoint holds a
+copy of the first two files, and that copy counts; the files are for people, and for a run without a checkpoint.
 """
 
 import errno
@@ -37,11 +37,11 @@ Config = TypeVar("Config", bound=Configuration)
 
 
 class RunDirectory(Generic[Config]):
-    """The directory of one run. Nothing is written before `open`.
+    """The directory of one run. Only `open` writes.
 
     Args:
-      path: of the directory.
-      configuration: class of what is configured; `find_runs` finds the default's only.
+      path: the directory's path.
+      configuration: the class of its configuration. `find_runs` finds only runs of the default class.
     """
 
     @overload
@@ -65,27 +65,27 @@ class RunDirectory(Generic[Config]):
         return TrainingCurve(os.path.join(self.path, CURVE_FILE))
 
     def newest_step(self) -> int | None:
-        """The step of the newest checkpoint that is whole; None where there is none."""
+        """The step of the newest checkpoint that is whole; None if there is none."""
         state = self._newest()
         return state and state[0]
 
     def newest_state(self) -> tuple[int, bytes] | None:
-        """(step, content) of the newest checkpoint that is whole, or None; after `check`, without reading it again."""
+        """(step, content) of the newest checkpoint that is whole, or None. After `check` it is in memory already."""
         if (state := self._newest(keep=True)) is None:
             return None
         return state[0], state[2]
 
     def forget_state(self) -> None:
-        """Lets go of the content of the newest checkpoint, which has the size of the network."""
+        """Frees the memory that holds the newest checkpoint, which is as large as the network."""
         self._seen = None, None
 
     def _newest(self, keep=False):
         """(step, {name: text as bytes}, content) of the newest checkpoint that is whole, or None.
 
-        It is read and its digest taken once, for as long as the directory has the same checkpoints.
+        It is read and checked once, as long as the directory has the same checkpoints.
 
         Args:
-          keep: whether the content is wanted; else it may be None.
+          keep: whether the content is wanted; if not, it may be None.
         """
         found = signature(self.path)
         seen, state = self._seen
@@ -101,7 +101,7 @@ class RunDirectory(Generic[Config]):
             return {name: archive.read(name) for name in names}
 
     def model_step(self) -> int | None:
-        """The step that `model.keras` is of; None where there is none, or it is damaged, or does not say it."""
+        """The step of `model.keras`; None if the file is missing, is damaged, or does not say it."""
         try:
             return read_sealed(self.model_path)[0]
         except FileNotFoundError:
@@ -111,14 +111,13 @@ class RunDirectory(Generic[Config]):
             return None
 
     def read_config(self, keep: bool = False) -> Config | None:
-        """The configuration of the newest checkpoint, or that which the directory was made with; None where there is no
-        run.
+        """The run's configuration, from its newest checkpoint or else from `run.json`; None if there is no run.
 
         Args:
-          keep: whether the run is about to go on, which then does not read the checkpoint again.
+          keep: whether the run is about to continue: the checkpoint then stays in memory and is not read again.
 
         Raises:
-          InputError: the file is damaged, and no checkpoint is whole that holds a copy.
+          InputError: the file is damaged, and no whole checkpoint holds a copy.
         """
         return self._read_config(self._newest(keep))
 
@@ -141,7 +140,7 @@ class RunDirectory(Generic[Config]):
             return written
         if changed := self._changes(kept, written):
             values = ", ".join(f"{name} {now} (there {before})" for name, (before, now) in changed.items())
-            note(f"{self.config_path} is not of the checkpoint of step {state[0]}, which is believed: {values}")
+            note(f"{self.config_path} differs from the checkpoint of step {state[0]}, which counts: {values}")
         free = {
             name: value for name, value in written.flat().items() if self._fields[name].setting.on_continuing == "free"
         }
@@ -151,7 +150,7 @@ class RunDirectory(Generic[Config]):
         """The configuration of a run that has a checkpoint or a trained model.
 
         Raises:
-          InputError: there is no run, or nothing of it is whole.
+          InputError: there is no run, or it has neither a whole checkpoint nor a model.
         """
         state = self._newest()
         config = self._read_config(state)
@@ -165,10 +164,10 @@ class RunDirectory(Generic[Config]):
         return config
 
     def read_class_names(self) -> list[str]:
-        """The name of every class, by index.
+        """The name of each class, by index.
 
         Raises:
-          InputError: no file, whole or as a copy, names as many classes as the network has.
+          InputError: neither the file nor a checkpoint's copy names as many classes as the network has.
         """
         path = os.path.join(self.path, CLASSES_FILE)
         state = self._newest()
@@ -188,16 +187,16 @@ class RunDirectory(Generic[Config]):
         return names
 
     def check(self, config: Config, class_names: Sequence[str], allow_change: Collection[str] | None = None) -> None:
-        """Refuses what cannot start or go on in the directory; a field that is None is not known yet and agrees.
+        """Refuses a run that cannot start or continue in the directory. A field that is None, not known yet, fits.
 
         Args:
-          config: of the run that is to be.
-          class_names: of its data set.
-          allow_change: fields that may change nevertheless; None where the program cannot be told of any.
+          config: the configuration of the run to start.
+          class_names: the classes of its data set.
+          allow_change: fields that may differ nevertheless; None if the program has no such argument.
 
         Raises:
-          InputError: the run there is another, names every field that differs and both of its values; or it is not of
-            this program, or has nothing whole to go on from.
+          InputError: the directory holds another run (every field that differs is named with both values), files of
+            something else, or a run without a whole checkpoint.
         """
         if unknown := [name for name in allow_change or () if name not in self._fields]:
             fields = ", ".join(self._fields)
@@ -228,14 +227,14 @@ class RunDirectory(Generic[Config]):
                 )
 
     def _would_be_lost(self, foreign):
-        """The first file there that a new run would write over, or None."""
+        """The name of a file there that a new run would overwrite, or None."""
         names = [os.path.basename(path) for _, path in states(self.path)] + [MODEL_FILE]
         if foreign:
             names += [RunConfig.FILE, MNIST_CONFIG_FILE, CURVE_FILE, CLASSES_FILE]
         return next((name for name in names if os.path.lexists(os.path.join(self.path, name))), None)
 
     def _changes(self, found, config):
-        """{name: (before, after)} of the fields that tell one run from another and differ."""
+        """{name: (before, after)} of the fields that differ, but for those that a run is free to change."""
         before, after = found.flat(), config.flat()
         return {
             name: (before[name], after[name])
@@ -244,7 +243,7 @@ class RunDirectory(Generic[Config]):
         }
 
     def finished(self: "RunDirectory[RunConfig]", config: RunConfig) -> bool:
-        """Whether the run has all its steps and the model of the last, or has diverged as it would again."""
+        """Whether nothing is left to do: the last step's model is there, or the run diverged, as it would again."""
         state = self._newest()
         found = self._read_config(state)
         if found is None:
@@ -254,15 +253,16 @@ class RunDirectory(Generic[Config]):
         return state is not None and state[0] >= config.steps and self.model_step() == state[0]
 
     def open(self, config: Config, class_names: Sequence[str]) -> None:
-        """Makes the directory, locks it for this process and writes the configuration and the names of the classes.
+        """Makes the directory, locks it for this process, and writes the configuration and the names of the classes.
 
         Raises:
-          InputError: another process is training in it, or has while this one was starting; it cannot be locked.
+          InputError: as `check`, for what another process has written since; another process is training in the
+            directory; or it cannot be locked.
         """
         self.check(config, class_names, self._allowed)
         os.makedirs(self.path, exist_ok=True)
         self._lock_directory()
-        self.check(config, class_names, self._allowed)  # another process may have trained here until now
+        self.check(config, class_names, self._allowed)  # another process may have trained here in the meantime
         self.__dict__.pop("curve", None)
         arithmetic = self._arithmetic_of_its_steps()
         if arithmetic != config.ARITHMETIC:
@@ -275,7 +275,7 @@ class RunDirectory(Generic[Config]):
             os.path.basename(self.config_path): config.text(arithmetic),
             CLASSES_FILE: "".join(f"{_escape(name)}\n" for name in class_names),
         }
-        for name, text in self.texts.items():  # the configuration first: without it, the others are not a run's
+        for name, text in self.texts.items():  # the configuration first: a folder without it is not a run
             with (
                 replacing(os.path.join(self.path, name)) as temporary,
                 open(temporary, "w", encoding="utf-8", newline="\n") as file,
@@ -312,7 +312,7 @@ _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 
 
 def _escape(name):
-    """A name on one line; only the ends of lines and the mark of an escape are written otherwise."""
+    """A name on one line: line ends and backslashes are written as escapes."""
     return re.sub(r"[\\\n\r]", lambda found: _ESCAPES[found[0]], name)
 
 

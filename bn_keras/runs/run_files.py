@@ -1,7 +1,8 @@
-"""Files of a run that are whole or are not taken: written aside, ended by a digest; standard library only.
+"""Writes a run's files so that each is either whole or missing, and finds damaged ones; standard library only.
 
-A checkpoint (.npz) and a model (.keras) are zips. A zip ends with a comment, which numpy, Keras and unzip pass over; of
-ours it is `step STEP sha256 DIGEST`, the digest of all bytes before it. So any changed bit is found, wherever it is.
+A file is written under another name, synced and renamed. A checkpoint (.npz) and a model (.keras) are zips, and a zip
+may end with a comment, which numpy, Keras and unzip ignore. Ours is `step STEP sha256 DIGEST`, with the digest of all
+bytes before it, so that any changed bit is found.
 """
 
 import contextlib
@@ -25,20 +26,20 @@ _BARE_END = struct.Struct("<4s16sH")  # the last 22 bytes of a zip without a com
 
 
 class DamagedError(ValueError):
-    """A file is not what was written."""
+    """A file has other bytes than were written."""
 
 
 @functools.cache
 def note(line: str) -> None:
-    """Says on stderr what a person should know, once: several parts of a program look at the same file."""
+    """Says a line on stderr, but only once, as several parts of a program may look at the same file."""
     logging.getLogger("bn_keras").warning("%s", line)
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """The name of a file to write, which is synced and takes the place of `path` when the `with` block ends well.
+    """Gives a temporary name to write to; the file is synced and renamed to `path` if the `with` block ends well.
 
-    All files of one kind in a folder are written under one name, so that what a kill leaves is written over.
+    The name is the same for all files of one kind in a folder, so that what a kill leaves behind is overwritten.
     """
     temporary = os.path.join(os.path.dirname(path), ".unfinished" + os.path.splitext(path)[1])
     try:
@@ -53,13 +54,13 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a whole text in UTF-8; what has no UTF-8, as a file's name may, is written as an escape."""
+    """Writes a text in UTF-8; characters without UTF-8, which names of files may have, become escapes."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
 def seal(path: str, step: int) -> None:
-    """Ends a zip without a comment by the step that it holds and the digest of all before."""
+    """Adds the comment to a zip that has none: the step that it holds, and the digest of all bytes before."""
     comment = b"step %d sha256 " % step
     with open(path, "rb+") as file:
         file.seek(-2, os.SEEK_END)
@@ -70,12 +71,12 @@ def seal(path: str, step: int) -> None:
 
 
 def read_sealed(path: str) -> tuple[int | None, bytes]:
-    """The step and the bytes of a zip.
+    """The step and the bytes of a zip that `seal` has sealed.
 
-    One without a comment was written before there were any: its step is None, and the CRC-32 of its members is checked.
+    Earlier versions wrote no comment. The step of such a zip is None, and the CRC-32 of its members is checked instead.
 
     Raises:
-      DamagedError: it is not what was written.
+      DamagedError: the zip is damaged.
       OSError: it is missing or cannot be read.
     """
     with open(path, "rb") as file:
@@ -95,7 +96,7 @@ def _checked_by_members(content):
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # whatever zipfile makes of damaged bytes
+    except Exception as error:  # whatever zipfile raises for damaged bytes
         raise DamagedError(str(error)) from None
     if damaged:
         raise DamagedError(f"the CRC-32 of {damaged} is another")
@@ -103,7 +104,7 @@ def _checked_by_members(content):
 
 
 def states(directory: str) -> list[tuple[int, str]]:
-    """(step, path) of the checkpoints, newest first, then of the best ones; files of other names are not ours."""
+    """(step, path) of all checkpoints, newest first, and then of the best ones; files with other names are left out."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
         for entry in entries:
@@ -114,20 +115,20 @@ def states(directory: str) -> list[tuple[int, str]]:
 
 
 def signature(directory: str) -> list[tuple]:
-    """What tells the states of a directory from others, without reading them."""
+    """A value that changes whenever a checkpoint of the directory does, made without reading any."""
     found = []
     for _, path in states(directory):
-        with contextlib.suppress(FileNotFoundError):  # a run that trains has just dropped it
+        with contextlib.suppress(FileNotFoundError):  # a run that is training has just removed it
             status = os.stat(path)
             found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
     return found
 
 
 def newest(directory: str, read: Callable[[bytes], Value]) -> tuple[int, Value] | None:
-    """The newest state that is whole, as (step, what `read` makes of its bytes); damaged ones are named.
+    """(step, `read(content)`) of the newest checkpoint that is whole, or None; damaged ones are named.
 
     Raises:
-      PermissionError: one may not be read.
+      PermissionError: a checkpoint may not be read.
     """
     for step, path in states(directory):
         try:
@@ -137,13 +138,13 @@ def newest(directory: str, read: Callable[[bytes], Value]) -> tuple[int, Value] 
             return step, read(content)
         except PermissionError:
             raise
-        except Exception as error:  # whatever numpy makes of damaged bytes that no digest covers
+        except Exception as error:  # whatever numpy raises for damaged bytes that no digest covers
             note(f"checkpoint {path} is damaged ({error}): the newest one that is whole is taken")
     return None
 
 
 def is_whole(path: str) -> bool:
-    """Whether a state can be read."""
+    """Whether a checkpoint is undamaged."""
     with contextlib.suppress(OSError, DamagedError):
         read_sealed(path)
         return True

@@ -1,14 +1,14 @@
-"""The accuracy curve of a run on disk, and Figure 3's columns read off it; standard library only.
+"""The curve of a run on disk, its loss and accuracy by step, and the columns of Figure 3; standard library only.
 
-A curve is a file of JSON lines, one row an event, in order of steps:
+A curve is a file of JSON lines, one row for each event, in the order of steps:
 
     {"kind": "training", "step": 50, "examples": 1600, "learning_rate": 0.0075, "loss": 0.91, "accuracy": 0.71, ...}
     {"kind": "validation", "step": 50, "examples": 1600, "top1": 823, "top5": 990, "of": 1000, ...}
     {"kind": "diverged", "step": 61, "examples": 1952, "reason": "the loss is nan", ...}
 
-Rows of kind "ema" and "population" are validations with averaged weights and with population statistics, those of kind
-"monitor" are Figure 1's. Every row ends with `wall_time` (seconds since 1970), and training rows hold what is listed in
-`MEASURED`; all other fields are a function of the run's configuration, the same however often it was interrupted.
+Rows of the kinds "ema" and "population" are validations with averaged weights and with population statistics; rows of
+the kind "monitor" are for Figure 1. Every row ends with `wall_time`, in seconds since 1970, and training rows have the
+fields of `MEASURED`. All other fields depend only on the run's configuration, however often it was interrupted.
 """
 
 import json
@@ -31,7 +31,7 @@ MEASURED = (
     "peak_gpu_bytes",
     "wall_time",
 )
-"""Fields that are times, or memory, and so different in every run."""
+"""Fields that are times or memory, and so differ from run to run."""
 
 _COUNTED = ("validation", "ema", "population", "test")  # "test" is Section 4.1's
 _COUNTS = ["examples", "top1", "of"]
@@ -63,15 +63,15 @@ _ROW = {
         }.items()
     ],
 }
-"""What a row must have for this project's readers; it may have more."""
+"""The fields that this project needs in a row; it may have more."""
 
 
 class TrainingCurve:
     """Rows of one run, in memory and on disk.
 
     Args:
-      path: of the file; it is made when the first row is appended. A last line that a kill cut short is dropped, and
-        a line that is no row is left out and named.
+      path: the path of the file, which the first appended row creates. A last line that a kill cut short is ignored;
+        any other line that is no row is left out and named.
     """
 
     def __init__(self, path: str):
@@ -89,23 +89,23 @@ class TrainingCurve:
             file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
-        """Forces the rows to the disk, as must be before a checkpoint that counts on them."""
+        """Forces the rows to the disk, which has to happen before a checkpoint of the same step is written."""
         if self.rows:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
     def forget(self, step: int) -> None:
-        """Forgets, in memory, what came after `step`."""
+        """Removes the rows after `step`, in memory only."""
         self.rows = [row for row in self.rows if row["step"] <= step and row["kind"] != "diverged"]
 
     def truncate(self, step: int) -> None:
-        """Forgets what came after `step`, where a run resumes, also on disk."""
+        """Removes the rows after `step`, from which a run resumes, also on disk."""
         self.forget(step)
         with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
 
     def validation(self) -> list[tuple[float, float]]:
-        """Points (steps of 32 images, top-1 accuracy as a fraction), the axes of Figure 2."""
+        """The points of Figure 2: (steps of 32 images, top-1 accuracy as a fraction)."""
         return [
             (row["examples"] / PAPER_BATCH_SIZE, row["top1"] / row["of"])
             for row in self.rows
@@ -113,11 +113,11 @@ class TrainingCurve:
         ]
 
     def max_accuracy(self) -> float | None:
-        """Figure 3's last column; None before the first evaluation."""
+        """The best top-1 accuracy, Figure 3's last column; None before the first evaluation."""
         return max((accuracy for _, accuracy in self.validation()), default=None)
 
     def best(self, step: int) -> tuple[int, float] | None:
-        """(its step, top-1 accuracy) of the best evaluation up to a step; None before the first."""
+        """(step, top-1 accuracy) of the best evaluation up to a step; None before the first."""
         rows = [row for row in self.rows if row["kind"] == "validation" and row["step"] <= step]
         best = max(rows, key=lambda row: row["top1"] / row["of"], default=None)
         return None if best is None else (best["step"], best["top1"] / best["of"])

@@ -168,7 +168,7 @@ def test_what_is_no_such_checkpoint_is_named(checkpoint, tmp_path):
         read_public_weights(str(tmp_path / "nothing"))
     name = "InceptionV2/Mixed_4a/Branch_1/Conv2d_1a_3x3/weights"
     without = {key: value for key, value in tensors.items() if key != name}
-    with pytest.raises(InputError, match=f"has no {name}: it is not of the layout that its other tensors are of"):
+    with pytest.raises(InputError, match=f"has no {name}: its other tensors are of a layout that has one"):
         read_public_weights(write_checkpoint(without, tmp_path), image_size=32)
     reshaped = {**tensors, name: tensors[name][:, :, :, 1:]}
     with pytest.raises(InputError, match=r"has \(3, 3, 96, 95\) for .*inception_3c_double_3x3_2_conv"):
