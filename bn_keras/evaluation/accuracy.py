@@ -1,6 +1,6 @@
-"""Top-1 and top-5 accuracy as counts: summed over every example once, divided once, whatever the batch size.
+"""Top-1 and top-5 accuracy. Right answers are counted over all examples and divided once, whatever the batch size.
 
-`Evaluator` is what training looks at; `evaluate` is Section 4.2.3: one crop or 144, one network or an ensemble.
+`Evaluator` is for training; `evaluate` is Section 4.2.3: one crop or 144, one network or an ensemble.
 """
 
 import math
@@ -14,14 +14,14 @@ import tensorflow as tf
 from bn_keras.evaluation import multicrop
 
 CALIBRATION_BINS = 15
-"""Of equal width over the confidence in (0, 1], as Guo et al. (2017) take for the expected calibration error."""
+"""Bins of equal width in (0, 1] for the expected calibration error, as many as Guo et al. (2017) take."""
 
 MOST_CLASSES_CONFUSED = 50
-"""Confusions are counted for at most this many classes: more cannot be read in a plot."""
+"""Confusions are counted for at most this many classes, as a plot of more cannot be read."""
 
 
 class Counts(NamedTuple):
-    """Examples whose class was the network's first, or among its first five, and all examples looked at."""
+    """How many examples' class was the network's first answer, or among its first five, and how many there were."""
 
     top1: int
     top5: int
@@ -29,11 +29,12 @@ class Counts(NamedTuple):
 
 
 LARGEST_LOSS = -math.log(np.finfo("float32").tiny)
-"""Of one example: the loss at float32's smallest probability, 87.3. A loss that is not finite counts as this."""
+"""Largest loss of one example, 87.3, which is that of float32's smallest probability. A loss that is not finite counts
+as this."""
 
 
 class Validation(NamedTuple):
-    """What training looks at: the fields of `Counts`, and the mean cross-entropy of the examples, in nats."""
+    """An evaluation during training: the fields of `Counts`, and the examples' mean cross-entropy in nats."""
 
     top1: int
     top5: int
@@ -42,14 +43,14 @@ class Validation(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What one network, or an ensemble, makes of a data set.
+    """The evaluation of one network, or of an ensemble, on a data set.
 
     Attributes:
-      counts: of right answers.
-      calibration_error: expected calibration error (Guo et al., 2017): the difference of confidence and accuracy in
-        `CALIBRATION_BINS` bins of confidence, weighted by their examples; 0 is calibrated.
-      by_class: int64 `[classes, 3]`: examples of the class, answers that named it, and right answers.
-      confusion: int64 `[classes, classes]`, examples by (own class, answer); None for more than
+      counts: the counts of right answers.
+      calibration_error: expected calibration error (Guo et al., 2017): the difference between confidence and
+        accuracy, averaged over examples in `CALIBRATION_BINS` bins of confidence; 0 is calibrated.
+      by_class: int64 `[classes, 3]`: the class's examples, the answers that named it, and the right ones among them.
+      confusion: int64 `[classes, classes]`, the number of examples by (class, answer); None for more than
         `MOST_CLASSES_CONFUSED` classes.
     """
 
@@ -60,15 +61,15 @@ class Evaluation(NamedTuple):
 
 
 def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Counts of one batch; rows with a negative label are padding and count nowhere.
+    """The counts of one batch. Rows with a negative label are padding and are not counted.
 
     Args:
       logits: floating point `[N, classes]`, or anything else that ranks the classes.
       labels: int32 `[N]`.
 
     Returns:
-      int64 `[3]`: top-1, top-5 (top-1 of fewer than five classes counts all), examples. A class ties as lost, so a
-      network whose logits are all equal, or not finite, is right about nothing.
+      int64 `[3]`: top-1, top-5 (of fewer than five classes all are right), examples. A tie counts as wrong, so a
+      network whose logits are all equal, or not finite, is never right.
     """
     real = labels >= 0
     own = tf.gather(logits, tf.maximum(labels, 0), batch_dims=1)
@@ -79,9 +80,9 @@ def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def _loss_sum(logits, labels):
-    """The summed cross-entropy of one batch, float32; rows with a negative label are padding and count nowhere."""
+    """The summed cross-entropy of one batch, float32. Rows with a negative label are padding and are not counted."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), tf.cast(logits, "float32"))
-    losses = tf.where(losses < LARGEST_LOSS, losses, LARGEST_LOSS)  # also where the loss is no number
+    losses = tf.where(losses < LARGEST_LOSS, losses, LARGEST_LOSS)  # also if the loss is NaN
     return tf.reduce_sum(tf.where(labels >= 0, losses, 0.0))
 
 
@@ -89,8 +90,8 @@ class Evaluator:
     """Runs a model over batches in inference mode under a distribution strategy.
 
     Args:
-      model: from images to logits.
-      strategy: the one that the model was made under.
+      model: the model, from images to logits.
+      strategy: the strategy under which the model was made.
     """
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy):
@@ -102,7 +103,7 @@ class Evaluator:
         self._sum = _SumOverBatches(replica_step, strategy)
 
     def __call__(self, batches) -> Validation:
-        """Sums over all of `batches`, (images, labels): a dataset as `validation_batches` makes, or distributed."""
+        """Evaluates all `batches` of (images, labels), a dataset of `validation_batches` or a distributed one."""
         counts, loss_sum = self._sum(batches)
         counts = _counts(counts)
         return Validation(**counts._asdict(), loss=float(loss_sum) / counts.of)
@@ -115,15 +116,15 @@ def evaluate(
     *,
     after_batch: Callable[[int], None] = lambda batch: None,
 ) -> list[Evaluation]:
-    """Evaluates networks and, where there are several, their ensemble.
+    """Evaluates networks and, if there are several, their ensemble.
 
     Args:
-      models: from images to logits, made under `strategy`.
-      batches: of `validation_batches`; views of one image, or the `multicrop.squares` of 144.
-      after_batch: called with the count of batches that are done, after each.
+      models: the networks, from images to logits, made under `strategy`.
+      batches: a dataset of `validation_batches`, whose view is one crop, or the `multicrop.squares` of 144.
+      after_batch: called after each batch with the number of batches that are done.
 
     Returns:
-      One evaluation a model; of several, one more: of the arithmetic mean of their class probabilities.
+      One evaluation for each model and, of several, one more of the mean of their class probabilities.
     """
 
     def replica_step(views, labels):
@@ -140,12 +141,12 @@ def class_probabilities(models: Sequence[keras.Model], views: tf.Tensor | tuple[
     """The class probabilities that each of several networks gives each image, averaged over its crops.
 
     Args:
-      models: M models from images to logits.
+      models: the M networks, from images to logits.
       views: images float32 `[N, image_size, image_size, channels]` in [-1, 1], or the squares of 144 crops:
         four tensors `[N, 3, side, side, channels]`.
 
     Returns:
-      float64 `[N, M, classes]`: float32 would make all small probabilities of a confident network equal, to 0.
+      float64 `[N, M, classes]`. In float32 all small probabilities of a confident network would be 0, and equal.
     """
 
     def probabilities(images):
@@ -170,7 +171,7 @@ class _SumOverBatches:
         self._strategy = strategy
 
     def __call__(self, batches, after_batch=lambda batch: None):
-        if isinstance(batches, tf.data.Dataset):  # else they are distributed
+        if isinstance(batches, tf.data.Dataset):  # otherwise they are distributed already
             batches = self._strategy.experimental_distribute_dataset(batches)
         total = None
         for number, batch in enumerate(batches, start=1):
@@ -181,7 +182,8 @@ class _SumOverBatches:
 
 
 def _tally(probabilities, labels):
-    """Sums of one batch: counts; examples, confidences and right answers by bin of confidence; by class; confusions."""
+    """The sums of one batch: the counts; examples, confidences and right answers of each bin; the counts of each class;
+    the confusions."""
     classes = probabilities.shape[-1]
     real = labels >= 0
     confidence = tf.reduce_max(probabilities, -1)

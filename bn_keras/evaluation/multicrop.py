@@ -1,14 +1,14 @@
-"""The 144 crops of one image (Section 4.2.3, as in GoogLeNet), every scale and square of it decoded and resized once.
+"""The 144 crops of one image (Section 4.2.3, as in GoogLeNet), which is decoded once and resized once for each scale.
 
 The image is resized so that its short side is 256, 288, 320 and 352 pixels; of each the left, centre and right square
-are taken (top, centre and bottom of a portrait); of each square the four corner crops and the centre crop of 224x224,
-and the square itself resized to 224x224; and the mirror image of each: 4 * 3 * 6 * 2 = 144.
+are taken (top, centre and bottom of a portrait). Each square gives its four corner crops and its centre crop of
+224x224, and itself resized to 224x224; each of these six comes with its mirror image: 4 * 3 * 6 * 2 = 144.
 
-The network's `image_size` may be another one: the short sides then keep their ratio to it, so that a crop at 64x64
-shows the same part of the image as one at 224x224 (not in the paper: ours).
+At another `image_size` of the network, the short sides keep their ratio to it, so that a crop of 64x64 shows the same
+part of the image as one of 224x224 (not in the paper: ours).
 
-Of an image longer than `_LONGEST` times its short side, the three squares are cut before they are resized (not in the
-paper: ours), as a line of 30,000 pixels would otherwise be 44 GB long.
+If an image is longer than `_LONGEST` times its short side, the three squares are cut before they are resized (not in
+the paper: ours): an image one pixel wide and 30,000 long would otherwise become 44 GB.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ def short_sides(image_size: int) -> tuple[int, ...]:
 
 
 def squares(encoded: tf.Tensor, *, image_size: int, channels: int) -> tuple[tf.Tensor, ...]:
-    """Three squares at each of the four scales: all that the 144 crops are cut from.
+    """Three squares at each of the four scales, from which all 144 crops are cut.
 
     Returns:
       Four tensors, float32 `[3, side, side, channels]` in [0, 255], for `side` in `short_sides(image_size)`.
     """
-    # Floats, as TensorFlow resizes bytes 1.4 times slower, and here four times.
+    # As floats: TensorFlow resizes bytes 1.4 times slower, and does it four times here.
     image = tf.cast(preprocessing.decode(encoded, channels), tf.float32)
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     return tuple(_squares(image, shape, side) for side in short_sides(image_size))
@@ -53,13 +53,13 @@ def _squares(image, shape, side):
 
 def _cut_squares(image, side):
     """The first, the middle and the last square of an image whose short side is `side`."""
-    room = tf.shape(image)[:2] - side  # [0, what the long side has more]
+    room = tf.shape(image)[:2] - side  # [0, how much longer the long side is]
     begins = (tf.zeros_like(room), room // 2, room)
     return tf.stack([image[y : y + side, x : x + side] for y, x in map(tf.unstack, begins)])
 
 
 def crops_of_squares(squares: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Of each square four corners, the centre and the whole, then the mirror images of these six.
+    """Cuts each square into its four corners, the centre and the whole, followed by the mirror images of these six.
 
     Args:
       squares: float32 `[N, side, side, channels]`.
@@ -75,8 +75,9 @@ def crops_of_squares(squares: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def squares_at_once(image_size: int) -> int:
-    """Squares whose crops, 48 of each at all scales, reach the network together: one at 224x224, and as many pixels at
-    a smaller size. At 64x64 a network of a quarter of the width is 1.7 times faster for it.
+    """How many squares' crops, 48 at all scales, the network takes at once: one at 224x224, more at a smaller size.
+
+    At 64x64 this makes a network of a quarter of the width 1.7 times faster.
     """
     return max(1, _PAPER_IMAGE_SIZE**2 // image_size**2)
 
@@ -84,23 +85,23 @@ def squares_at_once(image_size: int) -> int:
 def mean_over_crops(
     function: Callable[[tf.Tensor], tf.Tensor], squares: tuple[tf.Tensor, ...], image_size: int, output: tf.TensorSpec
 ) -> tf.Tensor:
-    """The mean of `function` over the 144 crops of every image, by the crops of `squares_at_once` squares at a time.
+    """The mean of `function` over the 144 crops of each image, called with the crops of `squares_at_once` squares.
 
     Args:
-      function: from crops float32 `[B, image_size, image_size, channels]` to a tensor `[B, ...]`.
-      squares: of N images as `squares` cuts them: four tensors `[N, 3, side, side, channels]`.
-      output: shape and dtype of what `function` returns for one crop.
+      function: maps crops float32 `[B, image_size, image_size, channels]` to a tensor `[B, ...]`.
+      squares: the result of `squares` for N images, four tensors `[N, 3, side, side, channels]`.
+      output: the shape and dtype that `function` returns for one crop.
 
     Returns:
       `[N, ...]`.
     """
     count = _SQUARES * tf.shape(squares[0])[0]
     at_once = squares_at_once(image_size)
-    if images := squares[0].shape[0]:  # of few images, known to be few, no more than there are
+    if images := squares[0].shape[0]:  # not more than there are, if the number of images is known
         at_once = min(at_once, _SQUARES * images)
 
     def parts(scale):
-        """The squares of all images, and black ones to fill the last part."""
+        """The squares of all images, with black ones to fill the last part."""
         scale = tf.reshape(scale, (-1, *scale.shape[2:]))
         scale = tf.pad(scale, [(0, -count % at_once), (0, 0), (0, 0), (0, 0)])
         return tf.reshape(scale, (-1, at_once, *scale.shape[1:]))

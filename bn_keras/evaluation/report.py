@@ -1,6 +1,6 @@
-"""What an evaluation found: accuracy with its interval, precision, recall and F1 of every class, confusions.
+"""The report of an evaluation: accuracy with its interval, precision, recall and F1 of every class, confusions.
 
-Standard library only, but for the plot.
+Only the plot needs more than the standard library.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from bn_keras.plots import pyplot
 from bn_keras.runs.run_files import replacing
 
 NORMAL_QUANTILE = 1.959963984540054
-"""Of 97.5%: two-sided intervals of 95%."""
+"""The normal distribution's quantile of 97.5%, for two-sided intervals of 95%."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One evaluation.
+    """The result of one evaluation.
 
     Attributes:
-      networks: the runs; several are an ensemble.
-      crops: of every image, 1 or 144.
-      statistics: "moving" or "population".
-      top1, top5: examples whose class was the first, or among the first five.
-      of: examples.
+      networks: the directories of the runs; several are an ensemble.
+      crops: how many crops of each image, 1 or 144.
+      statistics: what batch normalization used, "moving" or "population".
+      top1, top5: how many examples' class was the first answer, or among the first five.
+      of: how many examples there were.
       calibration_error: expected calibration error, a fraction.
     """
 
@@ -40,7 +40,7 @@ class Result:
     calibration_error: float
 
     def as_json(self) -> dict:
-        """The fields, and the errors that follow from the counts, as fractions."""
+        """The fields and, as fractions, the errors that follow from the counts."""
         errors = {"top1": self.of - self.top1, "top5": self.of - self.top5}
         derived: dict[str, Any] = {f"{k}_error": wrong / self.of for k, wrong in errors.items()}
         derived |= {f"{k}_error_interval": wilson_interval(wrong, self.of) for k, wrong in errors.items()}
@@ -48,7 +48,7 @@ class Result:
 
 
 def wilson_interval(count: int, of: int) -> tuple[float, float]:
-    """Wilson's score interval of 95% for the probability of which `count` of `of` were seen.
+    """Wilson's score interval of 95% for a probability, when `count` of `of` cases were seen.
 
     With p = count / of and z = `NORMAL_QUANTILE`:
 
@@ -62,13 +62,13 @@ def wilson_interval(count: int, of: int) -> tuple[float, float]:
 
 
 class ClassScores(NamedTuple):
-    """How well one class is found.
+    """How well one class is recognized.
 
     Attributes:
-      examples: of the class.
-      precision: of the answers that named the class, the share that was right; 0 where there was none.
-      recall: of the examples of the class, the share that was found; 0 where there are none.
-      f1: 2 precision recall / (precision + recall); 0 where both are.
+      examples: how many examples the class has.
+      precision: the share of right answers among those that named the class; 0 if none did.
+      recall: the share of the class's examples that were recognized; 0 if it has none.
+      f1: 2 precision recall / (precision + recall); 0 if both are 0.
     """
 
     examples: int
@@ -81,7 +81,7 @@ def class_scores(by_class: Sequence[Sequence[int]]) -> list[ClassScores]:
     """The scores of every class.
 
     Args:
-      by_class: for every class: its examples, the answers that named it, and the right answers.
+      by_class: for every class, its examples, the answers that named it, and the right ones among them.
     """
     found = []
     for examples, answers, right in by_class:
@@ -91,17 +91,17 @@ def class_scores(by_class: Sequence[Sequence[int]]) -> list[ClassScores]:
 
 
 MOST_CLASSES_LISTED = 50
-"""Where there are more classes, the report lists those with the lowest F1; evaluation.json has all."""
+"""Of more classes than this, the report lists those with the lowest F1; evaluation.json has all."""
 
 
 def report(results: Sequence[Result], scores: Sequence[ClassScores], class_names: Sequence[str], dataset: str) -> str:
     """An evaluation as Markdown: a row for each network and ensemble, then a row for each class.
 
     Args:
-      results: of all networks and protocols.
-      scores: by class, of the last of the results.
-      class_names: of every class.
-      dataset: its name.
+      results: the results of all networks and protocols.
+      scores: the last result's scores, by class.
+      class_names: the name of each class.
+      dataset: the data set's name.
     """
     rows = []
     for result in results:
@@ -137,9 +137,9 @@ def name_of(result: Result) -> str:
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], title: str, path: str) -> None:
-    """Every pair of (own class, answer) with its count; the shade is its share of the own class.
+    """Draws the count of every pair (class, answer); the shade is the pair's share of the class.
 
-    Right answers, on the diagonal, are blue, and mistakes red.
+    Right answers, on the diagonal, are blue; mistakes are red.
     """
     plt = pyplot()
     classes = range(len(class_names))
@@ -148,7 +148,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     wrong = [[math.nan if own == answer else shares[own][answer] for answer in classes] for own in classes]
     side = 2.5 + 0.42 * len(class_names)
     figure, axes = plt.subplots(figsize=(side, side), dpi=120, layout="constrained")
-    axes.imshow(right, cmap="Blues", vmin=0, vmax=1.4)  # so that the darkest leaves its count legible
+    axes.imshow(right, cmap="Blues", vmin=0, vmax=1.4)  # above 1, so that counts stay legible on the darkest shade
     axes.imshow(wrong, cmap="Reds", vmin=0, vmax=1)
     for own in classes:
         for answer in classes:

@@ -1,4 +1,4 @@
-"""A network for use without this project and without Keras: a SavedModel that takes image files."""
+"""Exports a network as a SavedModel that takes image files and needs neither this project nor Keras."""
 
 from collections.abc import Callable
 
@@ -13,19 +13,19 @@ TOP = 5
 def export_saved_model(
     model: keras.Model, view: Callable[[tf.Tensor], tf.Tensor], class_names: list[str], path: str
 ) -> None:
-    """Writes a SavedModel that needs nothing but TensorFlow and takes the bytes of image files.
+    """Writes a SavedModel that takes the bytes of image files and needs only TensorFlow.
 
-    Its function `serve`, also the default signature of TensorFlow Serving, goes from `encoded`, strings `[N]`, each an
-    image file that `preprocessing.decode` reads, to
+    Its function `serve`, also TensorFlow Serving's default signature, takes `encoded`, strings `[N]`, each the bytes of
+    an image file that `preprocessing.decode` reads, and returns
 
         probabilities: float32 [N, classes]
         top_classes, top_probabilities: names, string `[N, 5]`, and float32 `[N, 5]`, the most probable first
 
     Args:
-      model: from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits.
-      view: from bytes to one such image in [0, 255]: the preprocessing.
-      class_names: by index.
-      path: of the folder to make.
+      model: the network, from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits.
+      view: the preprocessing, from a file's bytes to one such image in [0, 255].
+      class_names: the name of each class, by index.
+      path: the folder to make.
     """
     image = tf.TensorSpec(model.input_shape[1:], tf.float32)
     top = min(TOP, len(class_names))

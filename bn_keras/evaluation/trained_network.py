@@ -1,4 +1,4 @@
-"""The trained network of a run, for inference: batch normalization by moving or population statistics, then folded."""
+"""Loads the trained network of a run for inference, with its batch normalization folded away."""
 
 import contextlib
 import functools
@@ -21,19 +21,19 @@ from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import note
 
 Network = Callable[[RunConfig], keras.Model]
-"""A function from a run's configuration to a model that is not trained yet, from images to logits."""
+"""A function that builds an untrained model, from images to logits, for a run's configuration."""
 
 
 def network_of(config: RunConfig) -> keras.Model:
-    """The network of the configuration's variant."""
+    """The untrained network of the configuration's variant."""
     return build_network(config.variant, **config.network_arguments())
 
 
 @contextlib.contextmanager
 def building(config: RunConfig) -> Iterator[None]:
-    """The dtype policy of a run, and names of layers that begin anew, in a `with` block that builds its network.
+    """In a `with` block that builds a run's network, sets the run's dtype policy and numbers layers from 1 again.
 
-    So a network that is built twice in a process has variables of the same names.
+    A network that is built twice in a process thus has the same names of variables each time.
     """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
@@ -52,21 +52,21 @@ def load_network(
     population_steps: int = 100,
     network: Network | None = None,
 ) -> keras.Model:
-    """Loads a run's network, of the newest step, with every batch normalization folded into its convolution.
+    """Loads the network of a run's newest step, with every batch normalization folded into its convolution.
 
     Args:
-      directory: of a run.
-      strategy: under which the network's variables are made.
-      population_of: of the run, to replace the moving averages by the population statistics of Algorithm 2 over its
-        training mini-batches, where training would have gone on. None keeps the moving averages.
-      population_steps: mini-batches to take for that.
-      network: the function that built it in training, where it is not the variant's.
+      directory: the run's directory.
+      strategy: the strategy under which the network's variables are made.
+      population_of: the run's data, to replace the moving averages by the population statistics (Algorithm 2) of the
+        mini-batches with which training would have continued. None keeps the moving averages.
+      population_steps: how many mini-batches to take for that.
+      network: the function that built the network in training, if it is not the variant's.
 
     Returns:
       A model from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits float32 `[N, classes]`.
 
     Raises:
-      InputError: there is no run, or nothing of it is whole.
+      InputError: there is no run, or it has neither a whole checkpoint nor a model.
     """
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
     config = directory.read_trained()
@@ -79,13 +79,13 @@ def load_network(
 
 
 def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network: Network | None = None) -> keras.Model:
-    """The model of `model.keras`, or of the newest whole checkpoint where that is of a later step, not folded."""
+    """The network of `model.keras`, or of the newest whole checkpoint if that is of a later step; not folded."""
     state = directory.newest_state()
     directory.forget_state()
     if state is None or (network is None and (directory.model_step() or 0) >= state[0]):
         try:
             return keras.models.load_model(directory.model_path, compile=False)
-        except Exception as error:  # whatever zipfile, h5py and Keras make of damaged bytes
+        except Exception as error:  # whatever zipfile, h5py and Keras raise for damaged bytes
             reason = first_line(error)
             raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
     step, content = state
@@ -105,11 +105,11 @@ def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network:
 
 
 def image_view(config: RunConfig, crops: int = 1) -> Callable[[tf.Tensor], tf.Tensor | tuple[tf.Tensor, ...]]:
-    """What a run's network is shown of an image.
+    """The preprocessing of an image for a run's network.
 
     Args:
-      config: of the run.
-      crops: 1, the view that the run's own evaluation takes; or 144.
+      config: the run's configuration.
+      crops: 1, for the view of the run's own evaluation, or 144.
 
     Returns:
       A function from the bytes of an image file to one image, float32 `[image_size, image_size, channels]` in
@@ -120,6 +120,6 @@ def image_view(config: RunConfig, crops: int = 1) -> Callable[[tf.Tensor], tf.Te
 
 
 def _examples_seen(directory, config):
-    """The images that training saw: the checkpoint counts them, as the batch may have been changed on the way."""
+    """How many images training saw. The checkpoint counts them, as the batch size may have been changed on the way."""
     saved = checkpoint.load_newest(directory.path)
     return int(saved[1]["examples"]) if saved else config.steps * config.batch_size

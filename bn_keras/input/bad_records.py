@@ -6,13 +6,13 @@ _NAMED = 10
 
 
 class SkippedRecords:
-    """Counts every record that was left out once, however often it comes by; the first few are named on stderr."""
+    """Counts the records that were left out, each once, however often it is read; names the first few on stderr."""
 
     def __init__(self):
-        self._found = {}  # for its order
+        self._found = {}  # a dict, which keeps the order
 
     def add(self, path: str, record: int) -> None:
-        """Notes a record by its file and its number there, from 0."""
+        """Notes a record, by its file and its number in the file, from 0."""
         if (path, record) in self._found:
             return
         self._found[path, record] = None

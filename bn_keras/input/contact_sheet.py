@@ -1,4 +1,4 @@
-"""Pictures of what the network is really fed, with their labels, on one sheet."""
+"""A contact sheet: the images that the network is fed, with captions, in one picture."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ def contact_sheet(
 
     Args:
       images: float32 `[N, H, W, C]` in [-1, 1], the network's input.
-      captions: N strings; cut where they do not fit into two lines.
-      title: above all.
-      columns: images in a row.
-      tile: height and width of each in pixels; larger than H shows single pixels.
+      captions: N strings, each cut to two lines.
+      title: the line above the images.
+      columns: how many images a row has.
+      tile: the height and width of each image in pixels; if it is larger than H, single pixels show.
     """
     images = np.asarray(images)
     font = ImageFont.load_default(12)
@@ -43,7 +43,7 @@ def contact_sheet(
 
 
 def _wrap(caption, font, width):
-    """The first lines of a caption, broken where they are as wide as a tile."""
+    """The first lines of a caption, broken to the width of a tile."""
     lines = [""]
     for letter in caption:
         if font.getlength(lines[-1] + letter) > width:

@@ -15,7 +15,7 @@ MANIFEST = "dataset.json"
 FORMAT = "bn_keras.dataset"
 VERSION = 1
 RECORD_FRAME = 16
-"""Bytes of length and checksums around a record of a TFRecord file."""
+"""Bytes that a TFRecord file adds to each record: its length and two checksums."""
 
 _SHARD_SCHEMA = {
     "type": "object",
@@ -57,17 +57,17 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What training and evaluation need to know before they read a record.
+    """What training and evaluation need to know of a data set before they read a record.
 
     Attributes:
-      name: short name, for logs.
-      class_names: text per class index; `len(class_names)` is the number of classes.
-      label_base: what the records add to the class index: 1 where 0 is background, else 0.
-      channels: 1 where every image is gray, else 3.
-      median_short_side: of the images, in pixels.
-      splits: "train" and "validation", each a tuple of shards.
-      image_feature, label_feature: their names in a record.
-      fingerprint: sha256 of the manifest, hexadecimal; equal data sets have equal fingerprints.
+      name: a short name, for logs.
+      class_names: the name of each class, by index.
+      label_base: what a record's label adds to the class index: 1 if label 0 means background, else 0.
+      channels: 1 if every image is gray, else 3.
+      median_short_side: the median of the images' shorter sides, in pixels.
+      splits: the shards of "train" and "validation".
+      image_feature, label_feature: the names of image and label in a record.
+      fingerprint: SHA-256 of the manifest, hexadecimal; equal data sets have equal fingerprints.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Dataset:
 
 
 def read_manifest(data_dir: str) -> Dataset:
-    """Reads the manifest in `data_dir` and checks that every shard is there in its recorded size.
+    """Reads the manifest in `data_dir`, and checks that every shard is there and has its recorded size.
 
     Raises:
-      InputError: the manifest or a shard is missing or not what it should be.
+      InputError: the manifest or a shard is missing or damaged.
     """
     path = os.path.join(data_dir, MANIFEST)
     again = "prepare the data again into an empty folder"
@@ -96,7 +96,7 @@ def read_manifest(data_dir: str) -> Dataset:
     manifest = parse_json(content, path, _SCHEMA, again)
     dataset = Dataset(
         name=manifest["name"],
-        # What no UTF-8 can say, such as a folder's name in Latin-1, is written as an escape sequence.
+        # Text that has no UTF-8, such as a folder's name in Latin-1, is written as an escape sequence.
         class_names=tuple(name.encode("utf-8", "backslashreplace").decode() for name in manifest["class_names"]),
         label_base=manifest["label_base"],
         channels=manifest["channels"],
@@ -112,15 +112,15 @@ def read_manifest(data_dir: str) -> Dataset:
 
 
 def check_shards(splits: dict[str, tuple[Shard, ...]], origin: str) -> None:
-    """Holds what was written about the shards of a data set against the files.
+    """Checks the shards of a data set against their files.
 
     Args:
       splits: as in `Dataset`.
-      origin: the file or folder that says so.
+      origin: the file or folder that lists them, for messages.
 
     Raises:
-      InputError: a shard is missing, no regular file, of another size, too small for its examples or listed twice, or
-        there are no training or no validation examples.
+      InputError: a shard is missing, is no regular file, has another size, is too small for its examples, or is listed
+        twice; or there are no training or no validation examples.
     """
     seen = set()
     for shard in itertools.chain(*splits.values()):

@@ -1,7 +1,7 @@
-"""Every kind of prepared folder as a `Dataset`: of `data_prep`, of TensorFlow Datasets, and of TF-Slim.
+"""Reads any prepared folder as a `Dataset`: one of `data_prep`, of TensorFlow Datasets, or of TF-Slim.
 
-The latter two do not say all that training needs. The caller must say what TF-Slim's shards do not; the sizes of the
-images are sampled from their records.
+The last two do not say all that training needs. The sizes of their images are sampled from records, and the caller must
+say what TF-Slim's shards do not: the labels.
 """
 
 import glob
@@ -20,7 +20,7 @@ from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, file_size, read_byt
 TFDS_INFO, TFDS_FEATURES = "dataset_info.json", "features.json"
 SAMPLED_RECORDS = 64
 MOST_CLASSES = 1_000_000
-"""That a number may ask for without a list of names: ImageNet-21k has 21,841."""
+"""Most classes that are believed without a list of names; ImageNet-21k has 21,841."""
 
 _SHARD_NAME = re.compile(r"(train|validation)-(\d{1,9})-of-(\d{1,9})")
 _TEMPLATE_PARTS = ("DATASET", "SPLIT", "FILEFORMAT", "SHARD_INDEX", "NUM_SHARDS", "SHARD_X_OF_Y")
@@ -79,17 +79,15 @@ _FEATURES_SCHEMA = {
 
 
 def read_dataset(data_dir: str, label_base: int | None = None, classes: int | None = None) -> Dataset:
-    """Reads what a folder says of its data set and checks that every shard is there in its recorded size.
-
-    The folder is one of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards.
+    """Reads the data set of a folder, and checks that every shard is there and has its recorded size.
 
     Args:
-      label_base, classes: as in `read_tf_slim`, whose folders do not say them.
+      data_dir: a folder of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards.
+      label_base, classes: as in `read_tf_slim`; other folders say these themselves.
 
     Raises:
-      InputError: the folder, its metadata or a shard is missing or not what it should be, or they say another
-        `label_base` or other `classes`; it names the folders below
-        that may be meant.
+      InputError: the folder, its metadata or a shard is missing or damaged, or has another `label_base` or other
+        `classes`. If folders below it hold data sets, the message names them.
     """
     if not os.path.isdir(data_dir):
         raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
@@ -126,10 +124,10 @@ def _agreeing(dataset, data_dir, label_base, classes):
 
 
 def read_tfds(data_dir: str) -> Dataset:
-    """The folder of one version of a TFDS image classification set, for example `imagenet2012/5.1.0`.
+    """Reads the folder of one version of a TFDS image classification set, such as `imagenet2012/5.1.0`.
 
     Raises:
-      InputError: it has no image or label, or no training or validation split, or a shard is missing or no TFRecord.
+      InputError: it lacks an image, a label, or a training or validation split; a shard is missing or no TFRecord.
     """
     again = "prepare the data set again with `tfds build`"
     info_path, features_path = (os.path.join(data_dir, name) for name in (TFDS_INFO, TFDS_FEATURES))
@@ -158,17 +156,17 @@ def read_tfds(data_dir: str) -> Dataset:
 
 
 def read_tf_slim(data_dir: str, label_base: int | None, classes: int | None) -> Dataset:
-    """Shards `train-00000-of-01024` and `validation-00000-of-00128` in TF-Slim's schema, without a manifest.
+    """Reads shards in TF-Slim's schema, `train-00000-of-01024` and `validation-00000-of-00128`, without a manifest.
 
-    They lie in the folder, or in folders `train` and `validation` of it, as tf-models' imagenet_to_gcs.py has it.
+    They lie in the folder, or in its folders `train` and `validation`, as tf-models' imagenet_to_gcs.py leaves them.
 
     Args:
-      label_base: the label of the first class: 1 where 0 is background, as in TF-Slim's ImageNet, else 0.
-      classes: how many there are.
+      label_base: the label of the first class: 1 if 0 means background, as in TF-Slim's ImageNet, else 0.
+      classes: the number of classes.
 
     Raises:
-      InputError: one of those is not given, a shard is missing, empty or of another conversion, or a file is not made
-        of records.
+      InputError: one of these two is not given; a shard is missing, empty or of another conversion; or a file does not
+        consist of records.
     """
     if label_base is None or classes is None:
         raise InputError(
@@ -186,10 +184,10 @@ def read_tf_slim(data_dir: str, label_base: int | None, classes: int | None) -> 
 
 
 def count_records(path: str) -> int:
-    """Counts the records of a TFRecord file by their lengths, without reading them.
+    """Counts the records of a TFRecord file by jumping from one length to the next.
 
     Raises:
-      InputError: it is empty or no regular file, ends inside a record, or has a length that its checksum denies.
+      InputError: the file is empty or not regular, ends inside a record, or has a length with a wrong checksum.
     """
     import google_crc32c  # here, so that a program that lacks it can say so
 
@@ -200,7 +198,7 @@ def count_records(path: str) -> int:
         while offset + 12 <= size:
             length, checksum = struct.unpack("<8sI", os.pread(file.fileno(), 12, offset))
             crc = google_crc32c.value(length)
-            if checksum != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:  # masked as TFRecord has it
+            if checksum != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:  # masked as in TFRecord's definition
                 raise InputError(f"{path} has no record at byte {offset:,}: it is damaged, or no TFRecord file")
             offset += RECORD_FRAME + int.from_bytes(length, "little")
             count += 1
@@ -210,7 +208,7 @@ def count_records(path: str) -> int:
 
 
 def _named_as_tf_slims(data_dir):
-    """Path and match of every shard by its name, in the folder and in its folders `train` and `validation`."""
+    """Path and matched name of every shard, in the folder and in its folders `train` and `validation`."""
     folders = [data_dir, *(os.path.join(data_dir, split) for split in ("train", "validation"))]
     return [
         (os.path.join(folder, name), match)
@@ -249,7 +247,7 @@ def _tfds_shards(data_dir, info, split):
 
 
 def _tfds_classes(data_dir, label, feature, fix):
-    """Names of the classes, by label; one a line in a file, or numbers where there is none."""
+    """The classes' names by label, from a file with one on each line; numbers if there is no such file."""
     classes = int(feature.get("classLabel", {}).get("numClasses", 0))
     path = os.path.join(data_dir, f"{label.replace('/', '.')}.labels.txt")
     if not 2 <= classes <= MOST_CLASSES:
@@ -264,7 +262,7 @@ def _tfds_classes(data_dir, label, feature, fix):
 
 
 def _feature_named(path, features, kind):
-    """The one feature of a kind."""
+    """The name of the only feature of a kind."""
     found = [name for name, value in features.items() if value["pythonClassName"].endswith(f".{kind}")]
     if len(found) != 1:
         raise InputError(f"{path} has {len(found)} features of kind {kind}, one is needed")
@@ -290,7 +288,7 @@ def _dataset(name, class_names, label_base, splits, image_feature, label_feature
 
 
 def _sample(shards, image_feature, label_feature, labels, fix):
-    """Headers of the first images of up to `SAMPLED_RECORDS` shards, of those that can be read; checks their labels."""
+    """The headers of the first readable images of up to `SAMPLED_RECORDS` shards; checks their labels."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 

@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say, by Pillow: for samples and messages. Pixels are TensorFlow's work."""
+"""Reads an image file's header with Pillow, for samples and messages; TensorFlow decodes the pixels."""
 
 import io
 import warnings
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 READABLE = "JPEG, PNG, GIF, BMP or WebP"
 MOST_PIXELS = 1 << 28
-"""Of one image; ILSVRC2012's largest has 61 million."""
+"""Most pixels of one image; ILSVRC2012's largest has 61 million."""
 
-_READABLE_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP")  # MPO: a JPEG with further ones behind it
+_READABLE_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP")  # MPO: a JPEG that is followed by further ones
 _SIGNATURES = b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF"
 
 
 class Header(NamedTuple):
-    """Of one image file.
+    """The header of one image file.
 
     Attributes:
       format: Pillow's name of it, such as "JPEG".
@@ -28,18 +28,18 @@ class Header(NamedTuple):
 
 
 def read_header(encoded: bytes) -> Header | None:
-    """None where Pillow knows no such image."""
+    """The header of an image file; None if Pillow cannot read it."""
     from PIL import Image  # here, so that a program that lacks it can say so
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
             return Header(image.format or "image", *image.size, Image.getmodebase(image.mode) == "L")
-    except Exception:  # whatever Pillow's 40 readers raise of damaged bytes
+    except Exception:  # whatever Pillow's 40 readers raise for damaged bytes
         return None
 
 
 def why_unreadable(encoded: bytes) -> str:
-    """What to say of a file that `preprocessing.decode` fails on, to follow "is"."""
+    """Why `preprocessing.decode` fails on a file, in words that follow "is"."""
     header = read_header(encoded)
     if not encoded:
         return "empty"

@@ -1,4 +1,4 @@
-"""What the input pipeline makes of an example; standard library only."""
+"""The options of the input pipeline; standard library only."""
 
 import dataclasses
 import typing
@@ -11,24 +11,24 @@ Interpolation = Literal["bilinear", "bicubic", "area", "lanczos3"]
 
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
-    """How images are ordered and what is made of each.
+    """How examples are ordered, and how each image is preprocessed.
 
     Attributes:
-      image_size: height and width in pixels of what comes out.
-      augmentation: "imagenet" trains on GoogLeNet's crop, mirrored half of the time and with distorted colors;
-        "shift" on small shifts, mirrored half of the time; "none" on the whole image. It also says what is evaluated:
-        see `preprocessing.evaluated_view`.
+      image_size: the height and width in pixels of the preprocessed image.
+      augmentation: "imagenet" trains on GoogLeNet's random crop, mirrored half of the time, with distorted colors;
+        "shift" on small shifts, mirrored half of the time; "none" on the whole image. It also decides the view that is
+        evaluated, `preprocessing.evaluated_view`.
       shuffling: "within_shard" mixes all examples of several shards; "shard_order" permutes only the shards and keeps
         the order in each.
-      photometric_distortion: "full", TF-Slim's ranges, "reduced", half of them, or "none"; without effect unless
-        augmentation is "imagenet".
+      photometric_distortion: "full" for TF-Slim's ranges, "reduced" for half of them, or "none"; only the augmentation
+        "imagenet" uses it.
       distort_on: "host", or "device", which leaves the photometric distortion to a
-        `photometric_distortion.PhotometricDistortion` in the model; without effect unless augmentation is "imagenet".
-      interpolation: how a training crop is resized. Not in the paper: "bilinear" is TF-Slim's, without filtering where
+        `photometric_distortion.PhotometricDistortion` in the model; only the augmentation "imagenet" uses it.
+      interpolation: how a training crop is resized. Not in the paper: "bilinear" is TF-Slim's; it does not filter when
         it makes an image smaller.
 
     Raises:
-      InputError: a value is none of those.
+      InputError: a value is not one of these.
     """
 
     image_size: int

@@ -1,4 +1,4 @@
-"""Random brightness, hue, saturation and contrast of a batch by one affine map of each image's colors."""
+"""Changes brightness, hue, saturation and contrast at random, by one affine map of each image's colors."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ _FULL_DISTORTION = (32 / 255, 0.2 * 2 * math.pi, 0.5, 0.5)
 
 
 class Colors(NamedTuple):
-    """An affine map of colors, but for the mean over the pixels, of one example or a batch.
+    """The affine map of colors of one example or a batch, without the part that depends on the image's mean.
 
     Attributes:
-      matrix: float32 `[..., C, C]`, by which a row of a pixel's channels is multiplied.
+      matrix: float32 `[..., C, C]`, which multiplies a row of a pixel's channels.
       contrast: float32 `[...]`, a factor.
       brightness: float32 `[...]`, as a fraction of full scale.
     """
@@ -76,7 +76,7 @@ def _mean_color(images):
     *_, height, width, channels = images.shape
     several, length = (-1,) * (len(images.shape) - 3), height * width * channels
     sums = tf.reshape(images, (*several, length))
-    # XLA makes vector instructions of additions, not of reductions: 30 in place of 120 us for 224 x 224 pixels.
+    # XLA makes vector instructions of additions, not of reductions: 30 us instead of 120 for 224 x 224 pixels.
     while length % (4 * channels) == 0:
         length //= 4
         sums = tf.add_n([sums[..., k * length : (k + 1) * length] for k in range(4)])
@@ -85,24 +85,23 @@ def _mean_color(images):
 
 
 def random_distortion(images: tf.Tensor, draws: tf.Tensor, amount: str) -> tf.Tensor:
-    """`distort_colors` by the `random_colors` of each image's draws; arguments and result are theirs."""
+    """`distort_colors` by the `random_colors` of each image's draws; see there for arguments and result."""
     return distort_colors(images, random_colors(draws, amount, images.shape[-1]))
 
 
 @keras.saving.register_keras_serializable("bn_keras")
 class PhotometricDistortion(keras.layers.Layer):
-    """`random_distortion` inside the model, so that the accelerator does it and the host sends bytes.
+    """`random_distortion` as a layer, so that the accelerator computes it and the host sends bytes.
 
     Takes `(images, draws)`, uint8 `[N, H, W, C]` and float32 `[N, DRAWS]`, as `training_batches(distort_on="device")`
-    yields them, and returns float32 in [-1, 1], at any precision policy. Nothing is random in it: what it does is in
-    `draws`.
+    yields them, and returns float32 in [-1, 1] under any precision policy. The layer itself draws no random numbers.
 
     Args:
       amount: "full", "reduced" or "none".
     """
 
     def __init__(self, amount: str, **kwargs: Any):
-        super().__init__(autocast=False, **kwargs)  # which would round the draws
+        super().__init__(autocast=False, **kwargs)  # mixed precision would round the draws
         self.amount = amount
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:

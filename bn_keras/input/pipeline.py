@@ -1,7 +1,7 @@
-"""TFRecord shards to mini-batches: training from any step, and exact once-through evaluation.
+"""Makes mini-batches of TFRecord shards: for training from any step, and for evaluation of each example exactly once.
 
-Nothing of a running pipeline is ever saved. The order of examples is a function of (seed, epoch), an example's crop
-and distortion of (seed, epoch, example); so a resumed run builds the pipeline anew at the step it wants.
+No state of a running pipeline is ever saved. The order of examples depends only on (seed, epoch), and an example's crop
+and distortion on (seed, epoch, example). A resumed run builds a new pipeline that starts at its step.
 """
 
 import functools
@@ -27,7 +27,7 @@ from bn_keras.input.records import (
 )
 from bn_keras.input.training_order import part_of, pieces_of, training_records
 
-_PLANNED = 32  # examples that are parsed, and whose crops and colors are drawn, at once
+_PLANNED = 32  # examples that are parsed, and whose crops and colors are drawn, in one call
 
 
 def training_batches(
@@ -42,20 +42,20 @@ def training_batches(
     data_service: str | None = None,
     skipped: SkippedRecords | None = None,
 ) -> tf.data.Dataset:
-    """Endless mini-batches, deterministic from any step.
+    """Endless mini-batches, the same ones from whichever step they start.
 
     Args:
-      dataset: of `read_dataset`.
-      options: the size of the images, their order and what is made of them.
-      batch_size: examples of all replicas of all hosts together; a multiple of `hosts`.
-      seed: of the order and of all distortions.
-      start_step: the first batch is the one that a run from 0 would see at this step.
-      hosts: machines that share every batch.
-      host: which of them this is; its part is examples `host`, `host + hosts`, ... of the batch.
+      dataset: the result of `read_dataset`.
+      options: the images' size, order and preprocessing.
+      batch_size: examples of a step on all replicas of all hosts together; a multiple of `hosts`.
+      seed: the random seed of the order and of all distortions.
+      start_step: the step, counted from the start of the run, whose batch comes first.
+      hosts: how many machines share each batch.
+      host: the number of this machine, which gets the examples `host`, `host + hosts`, ... of each batch.
       data_service: addresses of `launch/data_service`, separated by commas, where the same batches are prepared. Each
-        prepares an equal part of this host's share of every batch, as a host of its own would.
-      skipped: takes note of every example that cannot be used, and whose place in the batch another one of it gets.
-        Where a record's framing is damaged, the rest of its shard cannot be used either. None: they are errors.
+        service prepares an equal part of this host's share of each batch, as if it were a host.
+      skipped: takes note of each example that cannot be used; another example of the batch takes its place. If the
+        framing of a record is damaged, the rest of its shard cannot be used either. None: such examples are errors.
 
     Returns:
       A dataset of (images float32 `[batch_size / hosts, image_size, image_size, channels]` in [-1, 1],
@@ -63,7 +63,7 @@ def training_batches(
       (images uint8, draws float32 `[batch_size / hosts, preprocessing.DRAWS]`).
 
     Raises:
-      InputError: hosts times services do not divide `batch_size`.
+      InputError: `batch_size` is not a multiple of hosts times services.
     """
     skip_bad = skipped is not None
 
@@ -83,13 +83,13 @@ def training_batches(
 
 
 def _on(address):
-    """Has a data service prepare a dataset."""
+    """The same dataset, prepared by a data service."""
     off = tf.data.experimental.service.ShardingPolicy.OFF
     return tf.data.experimental.service.distribute(processing_mode=off, service=f"grpc://{address}")
 
 
 def _join(parts):
-    """Batches of the examples of each part in turn."""
+    """Joins batches of several parts: one example of each part in turn."""
 
     def join(*batches):
         def turns(*rows):
@@ -104,13 +104,13 @@ def _join(parts):
 def _prepare(records, dataset, options, batch_size, skip_bad):
     """The mini-batches of `training_batches` from its records.
 
-    With `skip_bad` they have a third part, int64 `[batch_size, 2]`: shard and record of what cannot be used, of other
-    rows -1.
+    With `skip_bad` they have a third part, int64 `[batch_size, 2]`: the shard and record of each example that cannot be
+    used, and -1 in all other rows.
     """
     size = {"image_size": options.image_size, "channels": dataset.channels}
 
     def plan(serialized, draws, *_):
-        """What can be computed for many examples at once; of one alone too."""
+        """The part that is computed for many examples at once; it also takes one alone."""
         encoded, label = parse(serialized, dataset)
         if options.augmentation != "imagenet":
             return encoded, label, draws
@@ -124,7 +124,7 @@ def _prepare(records, dataset, options, batch_size, skip_bad):
         image = preprocessing.training_crop(encoded, crop, **size, interpolation=options.interpolation)
         return (image, draws), label
 
-    # By XLA, one pass over the pixels: 100 us an image of 224 x 224, where TensorFlow's operations take 380.
+    # XLA makes one pass over the pixels: 100 us for an image of 224 x 224, against 380 by TensorFlow's operations.
     @tf.function(jit_compile=True)
     def distortion(images, draws):
         return random_distortion(images, draws, options.photometric_distortion)
@@ -142,7 +142,7 @@ def _prepare(records, dataset, options, batch_size, skip_bad):
         # many calls as cores: with as many, two cores were 92% busy.
         batches = planned.map(prepare, 2 * PARALLEL_CALLS).batch(batch_size, drop_remainder=True)
     if options.augmentation == "imagenet" and options.distort_on == "host":
-        batches = batches.map(distort, 2)  # 10,000 images/s a call
+        batches = batches.map(distort, 2)  # one call does 10,000 images/s
     return without_autotune(batches.prefetch(2))
 
 
@@ -156,17 +156,17 @@ def validation_batches(
     view: Callable | None = None,
     skipped: SkippedRecords | None = None,
 ) -> tf.data.Dataset:
-    """Every validation example exactly once, in order; the last batches are filled up with `PADDING_LABEL` rows.
+    """Each validation example exactly once, in order; rows with `PADDING_LABEL` fill up the last batches.
 
     Args:
-      dataset: of `read_dataset`.
-      options: of training; its `image_size` and `augmentation` say what is evaluated, `preprocessing.evaluated_view`.
-      batch_size: examples of all replicas of all hosts together; a multiple of `hosts`.
-      hosts: machines that share the examples; all get equally many batches.
-      host: which of them this is; the examples of host 0 come first.
-      view: called with an image's bytes in place of that; returns one tensor or several, float32 of known shapes in
-        [0, 255].
-      skipped: takes note of every example that cannot be used, whose row becomes padding. None: they are errors.
+      dataset: the result of `read_dataset`.
+      options: the options of training; `image_size` and `augmentation` decide `preprocessing.evaluated_view`.
+      batch_size: examples of a step on all replicas of all hosts together; a multiple of `hosts`.
+      hosts: how many machines share the examples; each gets the same number of batches.
+      host: the number of this machine; the examples of host 0 come first.
+      view: takes the place of the evaluated view: a function from an image's bytes to one tensor or several, float32
+        of known shapes in [0, 255].
+      skipped: takes note of each example that cannot be used; its row becomes padding. None: such examples are errors.
 
     Returns:
       A dataset of (images float32 `[batch_size / hosts, image_size, image_size, channels]` in [-1, 1], or what `view`
@@ -210,7 +210,7 @@ def _share(batch_size, hosts):
 
 
 def _note(batches, skipped, dataset, split):
-    """Batches without the places of what was left out of them, which `skipped` takes note of."""
+    """Tells `skipped` which records were left out, and removes their places from the batches."""
 
     def add(places):
         for shard, record in places:
@@ -226,7 +226,7 @@ def _note(batches, skipped, dataset, split):
 
 
 def _fill_gaps(inputs, labels, places):
-    """Puts the batch's good rows, over and over, in place of those labelled `PADDING_LABEL`."""
+    """Replaces the rows labelled `PADDING_LABEL` by the batch's good rows, in turn."""
     good = tf.where(labels != PADDING_LABEL)[:, 0]
     tf.debugging.assert_positive(tf.size(good), "no example of a batch can be used")
     row = tf.range(tf.size(labels, tf.int64), dtype=tf.int64)

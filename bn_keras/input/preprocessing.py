@@ -28,7 +28,7 @@ SINGLE_CROP_FRACTION = 0.875
 # Not in the paper: He et al. (2016), who move CIFAR's 32 pixels by up to 4.
 SHIFT = 1 / 8
 
-_OVERSHOOTING = ("bicubic", "lanczos3")  # their weights are negative in part
+_OVERSHOOTING = ("bicubic", "lanczos3")  # some of their weights are negative
 
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
@@ -53,7 +53,7 @@ def uniform_draws(seed: tf.Tensor | tuple[int, int], examples: int | None = None
 def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
     """JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[height, width, channels]`, without alpha.
 
-    What TensorFlow gives in color alone becomes gray as it makes JPEG and PNG gray, by Rec. 601's luma.
+    Formats that TensorFlow decodes only in color become gray by Rec. 601's luma, as it makes JPEG and PNG gray.
     """
     encoded = tf.convert_to_tensor(encoded)
     first = tf.strings.substr(encoded, 0, 1)
@@ -66,11 +66,11 @@ def _decode_as_is(encoded, channels):
     return tf.io.decode_image(encoded, channels, expand_animations=False)
 
 
-# One operation of the graph: the forty inside, though not run, would take as long as decoding an image of 8 x 8.
+# One operation of the graph: its forty, although not run, would take as long as decoding an image of 8 x 8.
 @tf.function(experimental_attributes={"_noinline": True})
 def _decode_special(encoded, channels):
     def color():
-        # Never with channels=0, by which TensorFlow 2.21 writes beyond its memory for an animated WebP.
+        # Never channels=0: TensorFlow 2.21 then writes beyond its memory for an animated WebP.
         alpha = _is_webp_with_alpha(encoded)
         image = tf.cond(alpha, lambda: _decode_as_is(encoded, 4)[..., :3], lambda: _decode_as_is(encoded, 3))
         return tf.cond(_is_palette_bmp(encoded), lambda: _palette_colors(encoded, image), lambda: image)
@@ -82,7 +82,7 @@ def _decode_special(encoded, channels):
 
 
 def _is_jpeg(encoded, channels):
-    """Whether it is a JPEG that TensorFlow decodes to so many channels: it makes no gray of CMYK."""
+    """Whether this is a JPEG that TensorFlow decodes to `channels` channels: it cannot make CMYK gray."""
     jpeg = tf.io.is_jpeg(encoded)
     if channels == 3:
         return jpeg
@@ -91,19 +91,19 @@ def _is_jpeg(encoded, channels):
 
 def _is_palette_bmp(encoded):
     header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=29)
-    return tf.reduce_all(header[:2] == tuple(b"BM")) & (header[28] == 8)  # bits of a pixel
+    return tf.reduce_all(header[:2] == tuple(b"BM")) & (header[28] == 8)  # bits per pixel
 
 
 def _palette_colors(encoded, image):
-    """The colors of a BMP of 8 bits a pixel, of which TensorFlow gives the places in the palette."""
+    """The colors of a BMP with 8 bits per pixel, which TensorFlow decodes to indices of its palette."""
     content = tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int32)
-    begin = 14 + content[14] + 256 * content[15]  # behind the two headers, the second of which begins with its size
+    begin = 14 + content[14] + 256 * content[15]  # the palette follows two headers; the second begins with its size
     palette = tf.cast(tf.reshape(content[begin : begin + 4 * 256], (-1, 4)), tf.uint8)  # blue, green, red, nothing
     return tf.gather(palette[:, 2::-1], tf.cast(image[..., 0], tf.int32))
 
 
 def _is_webp_with_alpha(encoded):
-    """Whether its header has the flag of alpha, and not that of an animation."""
+    """Whether this is a WebP whose header says that it has alpha and is no animation."""
     header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=25)
     extended = tf.bitwise.bitwise_and(header[20], 0x12) == 0x10
     lossless = tf.bitwise.bitwise_and(header[24], 0x10) == 0x10
@@ -112,8 +112,8 @@ def _is_webp_with_alpha(encoded):
 
 
 def resize(image: tf.Tensor, image_size: int, interpolation: str = "bilinear") -> tf.Tensor:
-    """To float32 `[image_size, image_size, channels]` in [0, 255]; the aspect ratio is not kept."""
-    # Of floats, as TensorFlow resizes bytes 1.4 times slower.
+    """Resizes to float32 `[image_size, image_size, channels]` in [0, 255], whatever the aspect ratio."""
+    # As floats: TensorFlow resizes bytes 1.4 times slower.
     image = tf.image.resize(tf.cast(image, tf.float32), (image_size, image_size), interpolation)
     return tf.clip_by_value(image, 0.0, 255.0) if interpolation in _OVERSHOOTING else image
 
@@ -122,9 +122,9 @@ class Crop(NamedTuple):
     """A training crop before the image's shape is known, of one example or a batch.
 
     Attributes:
-      sizes: float32 `[..., 10, 2]`, heights and widths to try, as fractions of the root of the image's area.
-      place: float32 `[..., 2]` in [0, 1), how far down and right it lies in the room that it has.
-      mirror: bool `[...]`.
+      sizes: float32 `[..., 10, 2]`, heights and widths to try, as fractions of the square root of the image's area.
+      place: float32 `[..., 2]` in [0, 1), how far down and right the crop is moved within the image.
+      mirror: bool `[...]`, whether the crop is mirrored.
     """
 
     sizes: tf.Tensor
@@ -133,28 +133,28 @@ class Crop(NamedTuple):
 
 
 def random_crop(draws: tf.Tensor) -> Crop:
-    """GoogLeNet's crop: area and aspect ratio as in `CROP_AREA` and `CROP_ASPECT`, anywhere in the image.
+    """GoogLeNet's crop: an area within `CROP_AREA`, an aspect ratio within `CROP_ASPECT`, anywhere in the image.
 
-    The area is drawn once and the aspect ratio until the crop fits, so that areas are spread evenly, as GoogLeNet has
-    it; drawing both anew, or the height, as TensorFlow's op does, makes large crops rarer.
+    The area is drawn once, the aspect ratio again until the crop fits, so that areas are spread evenly, as GoogLeNet
+    has it. TensorFlow's operation draws both again, or the height, which makes large crops rarer.
 
     Args:
-      draws: float32 `[..., DRAWS]`, of `uniform_draws`. Of many examples at once it costs nothing; of one alone, its
-        small operations are some per cent of the time to decode an image.
+      draws: float32 `[..., DRAWS]`, of `uniform_draws`. For many examples at once this takes no time that counts; for
+        one alone, some per cent of the time of decoding an image.
     """
     side = tf.sqrt(CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[..., _AREA, None])
-    # Evenly in the logarithm, so that portrait is as likely as landscape (not in the paper: torchvision's).
+    # Even in the logarithm, so that portrait is as likely as landscape (not in the paper: torchvision's).
     log_aspect = math.log(CROP_ASPECT[0]) + math.log(CROP_ASPECT[1] / CROP_ASPECT[0]) * draws[..., _ASPECT]
     stretch = tf.exp(log_aspect / 2.0)
     return Crop(tf.stack([side / stretch, side * stretch], -1), draws[..., _PLACE], draws[..., MIRROR] < 0.5)
 
 
 def crop_window(shape: tf.Tensor, crop: Crop) -> tf.Tensor:
-    """Where a crop lies in an image: the first of its sizes that fits, or all of the image.
+    """Where a crop lies in an image: the first of its sizes that fits, or the whole image if none does.
 
     Args:
-      shape: int32 `[2]`, height and width.
-      crop: of one example.
+      shape: int32 `[2]`, the image's height and width.
+      crop: the crop of one example.
 
     Returns:
       int32 `[4]`: top, left, height, width.
@@ -170,24 +170,24 @@ def crop_window(shape: tf.Tensor, crop: Crop) -> tf.Tensor:
 def training_crop(
     encoded: tf.Tensor, crop: Crop, *, image_size: int, channels: int, interpolation: str = "bilinear"
 ) -> tf.Tensor:
-    """The crop of an image, mirrored or not, resized.
+    """Decodes the crop of an image, resizes it and, if it is so drawn, mirrors it.
 
     Args:
       encoded: the bytes of an image that `decode` reads.
-      crop: of `random_crop`, of one example.
+      crop: the result of `random_crop` for one example.
 
     Returns:
       uint8 `[image_size, image_size, channels]`.
     """
     image = _decode_window(encoded, lambda shape: crop_window(shape, crop), channels)
-    # Mirrored when it is small: 5 us as bytes, 110 us as floats.
+    # Mirrored last, when it is small: 5 us as bytes, 110 us as floats.
     image = to_bytes(resize(image, image_size, interpolation))
     image = tf.cond(crop.mirror, lambda: tf.reverse(image, [1]), lambda: image)
     return tf.ensure_shape(image, (image_size, image_size, channels))
 
 
 def single_crop(encoded: tf.Tensor, *, image_size: int, channels: int, interpolation: str = "bilinear") -> tf.Tensor:
-    """The central 87.5% of the short side as a square, resized.
+    """The central square whose side is 87.5% of the short side, resized.
 
     Returns:
       float32 `[image_size, image_size, channels]` in [0, 255].
@@ -202,15 +202,15 @@ def single_crop(encoded: tf.Tensor, *, image_size: int, channels: int, interpola
 
 
 def _decode_window(encoded, window, channels):
-    """Decodes the part of an image that `window` (top, left, height, width, as a function of its shape) says."""
+    """Decodes a part of an image: `window` maps the image's shape to (top, left, height, width)."""
 
     def from_jpeg():
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
         pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
-        # Not tf.debugging.assert_less_equal, which has a branch.
+        # Not tf.debugging.assert_less_equal, which adds a branch to the graph.
         check = tf.raw_ops.Assert(condition=pixels <= MOST_PIXELS, data=["an image has too many pixels:", pixels])
         with tf.control_dependencies([check] if check else []):
-            # Decoding only the blocks under the crop: 663 against 550 images/s a core for decode, then crop.
+            # Only the blocks under the crop are decoded: 663 images/s on a core, against 550 if all are.
             return tf.image.decode_and_crop_jpeg(encoded, window(shape), channels)
 
     def from_other():
@@ -222,7 +222,7 @@ def _decode_window(encoded, window, channels):
 
 
 def whole_image(encoded: tf.Tensor, *, image_size: int, channels: int) -> tf.Tensor:
-    """All of the image, resized: for sets such as MNIST, where a crop or a mirror changes what is seen.
+    """The whole image, resized: for data such as MNIST, where a crop or a mirror image means something else.
 
     Returns:
       float32 `[image_size, image_size, channels]` in [0, 255].
@@ -231,19 +231,19 @@ def whole_image(encoded: tf.Tensor, *, image_size: int, channels: int) -> tf.Ten
 
 
 def evaluated_view(augmentation: str) -> Callable[..., tf.Tensor]:
-    """What a network is shown of an image once it is trained: the function of this module that makes its view.
+    """The function of this module that makes the view of an image that a network is evaluated on.
 
     Args:
-      augmentation: that it was trained with. "imagenet" trains on crops and is shown the central one; the others train
-        on whole images and are shown these.
+      augmentation: how it was trained. "imagenet" trains on crops and is evaluated on the central one; the others train
+        on whole images, and are evaluated on them.
     """
     return single_crop if augmentation == "imagenet" else whole_image
 
 
 def shifted_image(encoded: tf.Tensor, draws: tf.Tensor, *, image_size: int, channels: int) -> tf.Tensor:
-    """All of a small color image, resized, mirrored half of the time and moved by up to `SHIFT` of its side.
+    """A whole small image, resized, mirrored half of the time, and moved by up to `SHIFT` of its side.
 
-    What moves in at the border is the image reflected.
+    The border that becomes empty shows the image reflected.
 
     Returns:
       float32 `[image_size, image_size, channels]` in [0, 255].

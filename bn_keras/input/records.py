@@ -1,4 +1,4 @@
-"""The records of a shard: reading, parsing, going on without those that cannot be used, and naming these."""
+"""Reads and parses the records of a shard, names those that cannot be used, and can leave them out."""
 
 import contextlib
 import os
@@ -16,9 +16,13 @@ from bn_keras.input.image_header import why_unreadable
 PARALLEL_CALLS = os.cpu_count() or 1
 
 PADDING_LABEL = -1
-"""Of the rows that fill up the last evaluation batches; they count nowhere."""
+"""Label of the rows that fill up the last evaluation batches; they are not counted."""
 
-_NAME_FEATURES = "image/filename", "file_name", "filename"  # of TF-Slim and us; of TFDS
+_NAME_FEATURES = (
+    "image/filename",
+    "file_name",
+    "filename",
+)  # names in records of TF-Slim and data_prep; in records of TFDS
 
 
 def shard_table(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +33,7 @@ def shard_table(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_shard(path: tf.Tensor, skip_bad: bool) -> tf.data.Dataset:
-    """The serialized records of a shard; with `skip_bad`, what cannot be read is an empty record, endlessly."""
+    """The serialized records of a shard. With `skip_bad`, endless empty records follow a place that cannot be read."""
     records = tf.data.TFRecordDataset(path)
     if skip_bad:  # no image can be made of an empty record
         records = records.ignore_errors().concatenate(tf.data.Dataset.from_tensors("").repeat())
@@ -37,7 +41,7 @@ def read_shard(path: tf.Tensor, skip_bad: bool) -> tf.data.Dataset:
 
 
 def parse(serialized: tf.Tensor, dataset: Dataset) -> tuple[tf.Tensor, tf.Tensor]:
-    """Encoded image and label, int32 in [0, classes), of one serialized example, or of several, `[N]`."""
+    """The encoded image and the label, int32 in [0, classes), of one serialized example, or of several, `[N]`."""
     features = tf.io.parse_example(
         serialized,
         {
@@ -48,7 +52,7 @@ def parse(serialized: tf.Tensor, dataset: Dataset) -> tuple[tf.Tensor, tf.Tensor
     classes = len(dataset.class_names)
     label = features[dataset.label_feature] - dataset.label_base
     tf.debugging.assert_less(
-        tf.bitcast(label, tf.uint64),  # negative labels become large
+        tf.bitcast(label, tf.uint64),  # a negative label becomes a large number
         tf.constant(classes, tf.uint64),
         f"a label is outside {dataset.label_base}..{dataset.label_base + classes - 1}",
     )
@@ -56,11 +60,11 @@ def parse(serialized: tf.Tensor, dataset: Dataset) -> tuple[tf.Tensor, tf.Tensor
 
 
 def prepare_or_blank(records: tf.data.Dataset, prepare: Callable) -> tf.data.Dataset:
-    """Prepares every record, or puts a `blank_row` in the place of one that cannot be prepared.
+    """Prepares every record; a `blank_row` takes the place of one that cannot be prepared.
 
     Args:
-      records: dataset of (arguments of `prepare`, (int64 number of the shard, int64 number of the record in it)).
-      prepare: makes (inputs, label) of a record.
+      records: a dataset of (arguments of `prepare`, (int64 number of the shard, int64 number of the record in it)).
+      prepare: a function that makes (inputs, label) of a record.
 
     Returns:
       A dataset of (inputs, label, place): int64 `[2]`, shard and record of a blank row, -1 for every other.
@@ -79,7 +83,7 @@ def prepare_or_blank(records: tf.data.Dataset, prepare: Callable) -> tf.data.Dat
 
 
 def blank_row(element_spec: tuple) -> tuple:
-    """What fills a row that holds no example: black inputs, `PADDING_LABEL` and, where there is a place, -1."""
+    """A row without an example: black inputs, `PADDING_LABEL` and, if rows have a place, -1."""
     inputs, *others = element_spec
     black = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), inputs)
     return black, *(tf.fill(spec.shape, tf.constant(PADDING_LABEL, spec.dtype)) for spec in others)
@@ -126,7 +130,7 @@ def find_damage(dataset: Dataset, split: str) -> str | None:
 
 
 def _describe_damage(dataset, shard, bad):
-    """What is wrong with the record of number `bad` of a shard."""
+    """Says what is wrong with record number `bad` of a shard."""
     offset, read, name, encoded = 0, 0, "", None
     fix = "prepare the data again into an empty folder, or leave it out with `skipped`"
     try:
@@ -151,7 +155,7 @@ def _describe_damage(dataset, shard, bad):
 
 
 def _image_name(serialized):
-    """The file's name in a record, where it has one, to stand in a sentence."""
+    """The file's name that a record holds, as a part of a sentence; "" if it holds none."""
     try:
         features = tf.train.Example.FromString(serialized).features.feature
     except DecodeError:
@@ -161,12 +165,14 @@ def _image_name(serialized):
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The dataset by the threads that it asks for itself, its elements in order."""
+    """The dataset with only the threads that it sets itself, and its elements in order."""
     options = tf.data.Options()
     # Autotune's thread blocks for seconds when an iterator is destroyed, and its parallelism drifts; ours is explicit.
     options.autotune.enabled = False
     options.deterministic = True
-    options.threading.max_intra_op_parallelism = 1  # images are parallel, not the operations on one
-    # Distribution splits the batches of this one pipeline; nothing is to be re-read per worker.
+    options.threading.max_intra_op_parallelism = (
+        1  # several images are processed at once, not several operations on one
+    )
+    # The strategy splits the batches of this pipeline among workers; it must not read the files again for each.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)

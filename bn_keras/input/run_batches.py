@@ -1,4 +1,4 @@
-"""What a run's network is fed in training and evaluation: the pipeline with the arguments of its configuration."""
+"""The mini-batches of a run, for training and evaluation: the input pipeline with the run's configuration."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ class RunBatches:
     """The mini-batches of one run.
 
     Attributes:
-      config: of the run.
-      dataset: that it trains on, or another of the same classes to evaluate it on.
-      skipped: takes note of every record that cannot be used and is left out; None: such a record is an error.
+      config: the run's configuration.
+      dataset: the data set that the run trains on, or another one of the same classes to evaluate it on.
+      skipped: takes note of each record that cannot be used, which is then left out; None: such a record is an error.
       data_service: addresses of `launch/data_service`, separated by commas, that prepare the training batches.
     """
 
@@ -34,10 +34,12 @@ class RunBatches:
     def training(
         self, examples: int, *, hosts: int = 1, host: int = 0, distort_on: Literal["host", "device"] | None = None
     ) -> tf.data.Dataset:
-        """A host's share of `training_batches`, from where `examples` examples were seen.
+        """A host's share of `training_batches`, as they follow after `examples` examples.
 
         Args:
-          distort_on: in place of the run's own.
+          examples: how many examples the run has seen.
+          hosts, host: as in `training_batches`.
+          distort_on: takes the place of the run's setting.
         """
         return training_batches(
             self.dataset,
@@ -54,7 +56,7 @@ class RunBatches:
     def evaluation(
         self, *, hosts: int = 1, host: int = 0, batch_size: int | None = None, view: Callable | None = None
     ) -> tf.data.Dataset:
-        """A host's share of `validation_batches`; `batch_size` and `view` in place of the run's own."""
+        """A host's share of `validation_batches`; `batch_size` and `view` take the place of the run's own."""
         return validation_batches(
             self.dataset,
             self._options("host"),

@@ -1,4 +1,4 @@
-"""Shards copied to a local folder or into memory, for training to read them there."""
+"""Copies shards to a local folder or into memory, where training reads them."""
 
 import concurrent.futures
 import dataclasses
@@ -10,15 +10,16 @@ from bn_keras.input.dataset import Dataset
 
 
 def cache_shards(dataset: Dataset, cache: str) -> Dataset:
-    """Copies every shard to a local folder, or into memory, and returns the data set that reads them there.
+    """Copies every shard to a local folder, or into memory, and returns the data set of the copies.
 
-    A copy that is there in its full size is not made again.
+    A copy that exists in its full size is not made again.
 
     Args:
-      cache: a folder, or "memory", which is one in /dev/shm.
+      dataset: the data set to copy.
+      cache: a folder, or "memory" for one in /dev/shm.
 
     Raises:
-      InputError: there is not so much room.
+      InputError: there is not enough room.
     """
     folder = "/dev/shm/bn_keras" if cache == "memory" else cache
     folder = os.path.join(folder, dataset.fingerprint[:16])

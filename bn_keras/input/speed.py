@@ -1,4 +1,4 @@
-"""How fast the input pipeline is on this machine, stage by stage, and which stage holds it back."""
+"""Measures how fast each stage of the input pipeline is on this machine, and which one holds it back."""
 
 import time
 from typing import Literal
@@ -11,15 +11,15 @@ ADVICE = {
     "decoding, cropping, resizing": "more cores, or other machines with `data_service=ADDRESS`",
     "distortion": "leave it to the accelerator with `distort_on=device`",
 }
-"""What to do where a stage is the slowest, in terms of arguments."""
+"""What to do if a stage is the slowest, in terms of arguments."""
 
 
 def stage_rates(batches: RunBatches, *, seconds: float) -> dict[str, float]:
-    """Images a second of a run's pipeline up to and with each stage.
+    """Images per second of a run's pipeline that ends after each stage.
 
     Args:
-      batches: of the run.
-      seconds: to measure each for.
+      batches: the run's batches.
+      seconds: how long to measure each stage.
     """
     config = batches.config
     skip_bad = batches.skipped is not None
@@ -35,14 +35,14 @@ def stage_rates(batches: RunBatches, *, seconds: float) -> dict[str, float]:
 
 
 def seconds_per_image(rates: dict[str, float]) -> dict[str, float]:
-    """What each stage adds to the time of an image, from the rates up to each."""
+    """The time that each stage adds to an image, from the rates of `stage_rates`."""
     times = [0.0, *(1 / rate for rate in rates.values())]
     return {stage: max(0.0, after - before) for stage, before, after in zip(rates, times, times[1:], strict=False)}
 
 
 def _rate(batches, batch_size, seconds):
     iterator = iter(batches)
-    for _ in range(3):  # starts, and what was ready
+    for _ in range(3):  # these have started the pipeline and emptied its buffers
         next(iterator)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:

@@ -1,10 +1,10 @@
-"""The training order: a function of (seed, epoch) that can start at any step and be shared by any count of hosts.
+"""The training order, a function of (seed, epoch), which can start at any step and be shared by any number of hosts.
 
-The shards of an epoch, in an order drawn for it, are cut into `LANES` lanes with equally many examples. Example `p` of
-the epoch is the next of lane `p mod LANES`, so that every mini-batch mixes as many shards. A lane is read shard by
-shard and, with shuffling "within_shard", each shard's examples are permuted. Starting at a step passes over whole
-shards unread and re-reads at most one in each lane. A host owns every `hosts`-th example, which are whole lanes: it
-reads only the shards of its own lanes, and all hosts together see the batches that one alone would.
+The shards of an epoch, in an order drawn for it, are cut into `LANES` lanes with the same number of examples. Example
+`p` of the epoch is the next one of lane `p mod LANES`, so that every mini-batch mixes as many shards. A lane is read
+shard by shard; with shuffling "within_shard" each shard's examples are permuted. A start at any step passes over whole
+shards unread, and reads at most one shard of each lane from its beginning. A host owns every `hosts`-th example, which
+is a number of whole lanes: it reads only their shards, and all hosts together see the batches that one alone would see.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from bn_keras.input.dataset import Dataset
 from bn_keras.input.records import read_shard, shard_table
 
 LANES = 8
-"""Shards that are read at a time. The batches are the same for any count of hosts that divides it."""
+"""Shards that are read at a time. The batches are the same for any number of hosts that divides this."""
 
-_ORDER, _PERMUTATION, _DISTORTION = range(3)  # what a seed is for, so that no two draws share one
+_ORDER, _PERMUTATION, _DISTORTION = range(3)  # purposes of seeds, so that no two draws share one
 
 
 def training_records(
@@ -33,8 +33,8 @@ def training_records(
 
     Args:
       dataset, seed, hosts, host, shuffling: as for `training_batches`.
-      start: examples of all hosts together that come before the first one, a multiple of `hosts`.
-      skip_bad: whether a record that cannot be read is an empty one.
+      start: how many examples of all hosts together come before the first one, a multiple of `hosts`.
+      skip_bad: whether an empty record takes the place of one that cannot be read.
 
     Returns:
       A dataset of (serialized example, float32 `[preprocessing.DRAWS]` in [0, 1), int64 number of the shard,
@@ -65,7 +65,7 @@ def training_records(
         return pieces.flat_map(lambda *piece: read_piece(epoch, *piece)).prefetch(int(counts.max()))
 
     def read_piece(epoch, shard, skip, size, drop):
-        # Drawn for all of the shard, so that an example's are the same whatever piece of it is read.
+        # Drawn for the whole shard, so that an example's draws do not depend on the piece that is read.
         draws = preprocessing.uniform_draws(_seed(seed, _DISTORTION, epoch, shard), tf.gather(counts, shard))
         record = tf.range(skip, skip + size)
         places = (draws[skip : skip + size], tf.fill([size], shard), record, tf.fill([size], epoch))
@@ -80,23 +80,23 @@ def training_records(
 
 
 def memory_bound(dataset: Dataset, hosts: int = 1) -> int:
-    """Bytes of records that one host's training pipeline holds at most, besides the batches that it has ready.
+    """Most bytes of records that one host's training pipeline holds, besides the batches that are ready.
 
-    Every lane holds as many records as the largest shard has, and the shard that these are being read from.
+    Each lane may hold all records of the largest shard, and the shard that is being read.
     """
     lanes = hosts if LANES % hosts else LANES
     return 2 * lanes // hosts * max(shard.bytes for shard in dataset.splits["train"])
 
 
 def part_of(total: int, parts: int, part: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Begin and length of one of `parts` parts of `total` examples, as equal as can be, the longer ones first."""
+    """The begin and length of one of `parts` parts of `total` examples; lengths differ by at most 1."""
     part = tf.cast(part, tf.int64)
     whole, rest = divmod(total, parts)
     return part * whole + tf.minimum(part, rest), (total - part + parts - 1) // parts
 
 
 def pieces_of(order: tf.Tensor, counts: np.ndarray, begin: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """The pieces of shards that hold examples `begin` to `begin + length` of the shards in an order.
+    """The pieces of shards that hold the examples `begin` to `begin + length`, counted over the shards in their order.
 
     Returns:
       int64 `[pieces]` each: shard, records to skip in it, records to take from it.
@@ -109,11 +109,11 @@ def pieces_of(order: tf.Tensor, counts: np.ndarray, begin: tf.Tensor, length: tf
 
 
 def _permute(dataset, size, seed):
-    """All `size` elements in an order that is a function of an int32 `[2]` seed.
+    """All `size` elements, in an order that depends only on an int32 `[2]` seed.
 
-    Moved, where gathering the strings of a shard would copy them: 7% of the time of an ImageNet image.
+    The strings are moved. `tf.gather` would copy them, which takes 7% of the time of an ImageNet image.
     """
-    seed = tf.cast(seed, tf.int64) | 1  # twice 0 would be a random seed
+    seed = tf.cast(seed, tf.int64) | 1  # TensorFlow takes a seed of two zeros as none
     permuted = tf.raw_ops.ShuffleDataset(  # Dataset.shuffle's order depends on the global seed too
         input_dataset=tf.data.experimental.to_variant(dataset),
         buffer_size=size,
@@ -131,7 +131,7 @@ def _epoch_order(shards, seed, epoch):
 
 
 def _seed(seed, *parts):
-    """An int32 `[2]` seed that is a function of all its parts."""
+    """An int32 `[2]` seed that depends on all parts."""
     key = tf.constant([seed, 0], tf.int32)
     for part in parts:
         key = tf.random.fold_in(key, part)
