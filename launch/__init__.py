@@ -1,4 +1,4 @@
-"""Programs: flags, then a main short enough to read at a glance."""
+"""The programs: each has its flags, and a main short enough to read at a glance."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Images a second that this machine's input pipeline can feed, by stage, and the stage that holds it back.
+"""Benchmarks the input pipeline on this machine: images per second at each stage, and the bottleneck.
 
 launch/benchmark_input --data_dir=D --variant=bn_x5
 """
@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(records)
 flags.DEFINE_enum("variant", "bn_x5", list(VARIANTS), "The variant whose shuffling and distortion are measured.")
 config_flags.define(RunConfig, ("batch_size", "image_size", "augmentation"))
-flags.DEFINE_float("seconds", 5.0, "How long each stage is measured.", 0.1)
+flags.DEFINE_float("seconds", 5.0, "Seconds to measure each stage.", 0.1)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Flags made of the fields of a configuration: a field that is added to it is a flag of every program that takes it."""
+"""Makes flags of the fields of a configuration, so that a new field is a flag of every program that uses it."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,7 +8,7 @@ from absl import flags
 from bn_keras.settings import Configuration, fields_of
 from bn_keras.training.recipes import RECIPES
 
-flags.disclaim_key_flags()  # they belong to the program that calls
+flags.disclaim_key_flags()  # the flags belong to the program that calls
 
 _OF_RECIPE = {name for recipe in RECIPES.values() for name in recipe}
 
@@ -19,19 +19,19 @@ def define(
     *,
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> None:
-    """Defines a flag for each field that a person gives; without a value it is None.
+    """Defines a flag for each field whose value a person chooses. A flag that is not given is None.
 
     Args:
-      configuration: whose fields.
-      names: of the fields; None for all.
-      flag_values: where.
+      configuration: the class whose fields become flags.
+      names: the names of the fields; None for all.
+      flag_values: the flags to add them to.
     """
     for name, field in fields_of(configuration).items():
         if not field.setting.given or (names is not None and name not in names):
             continue
         its, arguments = field.setting, dict[str, Any](flag_values=flag_values)
         said = (its.above, its.below) == (None, None) and (its.choices is None or field.type is str)
-        bounds = "" if said else f" It is {its.range()}."  # absl says the others
+        bounds = "" if said else f" It is {its.range()}."  # absl adds bounds that include their ends itself
         help = f"{its.help}{bounds} Default: {_default(name, field)}."
         if its.rows is not None:
             flags.DEFINE_enum(name, None, list(its.rows), its.help, required=True, **arguments)
@@ -47,7 +47,7 @@ def define(
 
 
 def given(configuration: type[Configuration], *, flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-    """The fields that flags were given for, but for those that are rows of a table."""
+    """The values of the flags that were given, without those that name a row of a table."""
     values = {
         name: flag_values[name].value
         for name, field in fields_of(configuration).items()

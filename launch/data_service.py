@@ -1,9 +1,9 @@
 """Prepares training batches for trainers on other machines: a tf.data dispatcher and its worker in one process.
 
-launch/data_service --port=5050                          on every machine that helps
-launch/train ... --data_service=helper1:5050,helper2:5050   on the trainer; all must see the records at the same path
+launch/data_service --port=5050                          on each machine that helps
+launch/train ... --data_service=helper1:5050,helper2:5050   on the trainer; all need the records at the same path
 
-Stop it with Ctrl-C. Trainers get the same batches as without it.
+Ctrl-C stops it. Trainers get the same batches as without it.
 """
 
 import sys
@@ -32,7 +32,7 @@ def main() -> None:
     service = tf.data.experimental.service
     dispatcher = service.DispatchServer(service.DispatcherConfig(port=FLAGS.port))
     port = dispatcher.target.rpartition(":")[2]
-    # Trainers connect to the worker too, at an address that the dispatcher hands them.
+    # Trainers also connect to the worker, at an address that the dispatcher gives them.
     worker = service.WorkerServer(
         service.WorkerConfig(dispatcher_address=f"localhost:{port}", worker_address=f"{FLAGS.host}:%port%")
     )

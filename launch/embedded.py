@@ -1,4 +1,4 @@
-"""The embedded data set, prepared the first time that a program is given no other."""
+"""Prepares the embedded data set when a program is first started without another one."""
 
 import contextlib
 import fcntl
@@ -13,18 +13,18 @@ FOLDER = os.path.join("data", "mnist")
 
 
 def embedded_data(keep: bool = True) -> str:
-    """Prepares the MNIST digits in `data/mnist` as data_prep would, unless they are there; returns the folder.
+    """Prepares the MNIST digits in `data/mnist`, as data_prep would, unless they are there; returns the folder.
 
-    Of several programs that start at once, one prepares them and the others wait.
+    If several programs start at once, one prepares them and the others wait.
 
     Args:
-      keep: False prepares what is not there in a temporary folder instead, which is removed when this program ends.
+      keep: False prepares missing digits in a temporary folder instead, which is removed when the program ends.
     """
     if _prepared():
         return FOLDER
     if not keep:
         folder = tempfile.TemporaryDirectory()
-        signals.cleanups.append(folder.cleanup)  # without a signal, it goes with the interpreter
+        signals.cleanups.append(folder.cleanup)  # if no signal comes, the interpreter removes it at its end
         _prepare(folder.name, stdout=os.open(os.devnull, os.O_WRONLY))
         return folder.name
     parent = os.path.dirname(FOLDER)
@@ -41,12 +41,12 @@ def _prepared():
 
 def _prepare(folder, stdout=None):
     if status := program.run_another("data_prep", "--embedded=mnist", f"--output_dir={folder}", stdout=stdout):
-        sys.exit(status)  # data_prep has said why
+        sys.exit(status)  # data_prep has already said why it failed
 
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Holds a folder against programs that would write into it, where its file system has locks."""
+    """Locks a folder against other programs that would write into it, if its file system has locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

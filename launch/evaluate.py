@@ -30,26 +30,40 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
 flags.DEFINE_list(
-    "workdir", None, "A run, at its newest step; several, with commas between, are an ensemble.", required=True
+    "workdir",
+    None,
+    "Folder of a run, whose newest step is evaluated; several, separated by commas, are an ensemble.",
+    required=True,
 )
 flags.DEFINE_multi_enum(
     "protocol",
     ["single_crop"],
     ["single_crop", "multicrop144"],
-    "What of an image is seen; give the flag twice for both. single_crop: what training evaluates on.",
+    "Crops of each image; give the flag twice for both. single_crop: the one that training evaluates on.",
 )
 flags.DEFINE_enum(
     "statistics", "moving", ["moving", "population"], "Batch normalization by moving averages, or by Algorithm 2."
 )
-flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that population statistics are taken over.", 1)
 flags.DEFINE_integer(
-    "batch_size", None, "Images of one step over all devices. Default: 250; by 144 crops, 8 a device.", 1
+    "statistics_steps", 100, "How many training mini-batches population statistics are measured on.", 1
+)
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Images of one step on all devices together. Default: 250; with 144 crops, 8 for each device.",
+    1,
 )
 flags.DEFINE_enum("strategy", "auto", ["auto", "one_device", "mirrored"], "How to use the devices of this machine.")
-flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
-flags.DEFINE_string("output_dir", None, "Folder of the results. Default: the run; for an ensemble, the one above it.")
+flags.DEFINE_integer(
+    "devices", None, "How many GPUs to use or, without a GPU, logical CPUs. Default: all GPUs, or one CPU.", 1
+)
+flags.DEFINE_string(
+    "output_dir", None, "Folder of the results. Default: the run's; for an ensemble, the folder above its first run."
+)
 
-flags.DEFINE_boolean("figure4", None, "Also write Figure 4 beside the paper's numbers. Default: of 1,000 classes.")
+flags.DEFINE_boolean(
+    "figure4", None, "Also write Figure 4 beside the paper's numbers. Default: only for 1,000 classes."
+)
 
 IMAGENET_CLASSES = 1000
 CROPS = {"single_crop": 1, "multicrop144": 144}
@@ -67,7 +81,7 @@ def main() -> None:
         from bn_keras.input.run_batches import RunBatches
         from bn_keras.training.distribution import make_strategy
 
-    strategy = make_strategy(FLAGS.strategy, FLAGS.devices)  # this machine alone, also in a cluster
+    strategy = make_strategy(FLAGS.strategy, FLAGS.devices)  # only this machine, also in a cluster
     fed = [RunBatches(config, dataset, skipped) for config in configs]
     with fed[0].naming_damage("train"):
         models = [
@@ -129,7 +143,7 @@ def write_results(results: list[Result], scores: list[ClassScores], dataset: Dat
 
 
 def check_fit(directories: list[RunDirectory[RunConfig]], configs: list[RunConfig], dataset: Dataset) -> None:
-    """Whether the networks can be asked about the data set, and about the same views of it."""
+    """Refuses networks that do not fit the data set, or that need different views of an image."""
     expected = {"classes": len(dataset.class_names), "channels": dataset.channels}
     expected |= {name: getattr(configs[0], name) for name in ("image_size", "augmentation")}
     for directory, config in zip(directories, configs, strict=True):

@@ -1,7 +1,7 @@
-"""Writes a trained network, its batch normalization folded, for use without this project.
+"""Exports a trained network for inference without this project, with its batch normalization folded away.
 
-launch/export --workdir=runs/bn_x30 --output=model                              a SavedModel: image files to names
-launch/export --workdir=runs/bn_x30 --format=onnx --output=model.onnx           images in [-1, 1] to logits
+launch/export --workdir=runs/bn_x30 --output=model                         a SavedModel, from image files to classes
+launch/export --workdir=runs/bn_x30 --format=onnx --output=model.onnx      ONNX, from images in [-1, 1] to logits
 """
 
 import sys
@@ -26,9 +26,12 @@ from launch import program, records
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_string("workdir", None, "The run whose newest step is exported.", required=True)
+flags.DEFINE_string("workdir", None, "Folder of the run whose newest step is exported.", required=True)
 flags.DEFINE_enum(
-    "format", "saved_model", ["keras", "saved_model", "onnx"], "saved_model has its preprocessing inside."
+    "format",
+    "saved_model",
+    ["keras", "saved_model", "onnx"],
+    "Format to write. saved_model includes the preprocessing of image files.",
 )
 flags.DEFINE_string("output", None, "The file to write; a SavedModel is a folder.", required=True)
 flags.DEFINE_enum(
@@ -37,7 +40,9 @@ flags.DEFINE_enum(
     ["moving", "population"],
     "Batch normalization by moving averages, or by Algorithm 2 on --data_dir.",
 )
-flags.DEFINE_integer("statistics_steps", 100, "Training mini-batches that population statistics are taken over.", 1)
+flags.DEFINE_integer(
+    "statistics_steps", 100, "How many training mini-batches population statistics are measured on.", 1
+)
 
 
 def main() -> None:
@@ -65,16 +70,18 @@ def main() -> None:
                 case "saved_model":
                     export_saved_model(model, image_view(config), class_names, output)
                 case "onnx":
-                    model(np.zeros((1, *model.input_shape[1:]), "float32"))  # Keras refuses a model never called
+                    model(
+                        np.zeros((1, *model.input_shape[1:]), "float32")
+                    )  # Keras refuses a model that was never called
                     model.export(output, format="onnx", verbose=False)
-        except tf.errors.OpError as error:  # TensorFlow's own words for a full disk
+        except tf.errors.OpError as error:  # of a full disk, in TensorFlow's words
             raise InputError(f"cannot write {FLAGS.output} ({first_line(error)})") from error
     print(f"{FLAGS.format}: {os.path.abspath(FLAGS.output)}")
 
 
 @contextlib.contextmanager
 def written_aside(path: str) -> Iterator[str]:
-    """The name to write a file or folder under, which appears as `path` when it is whole; a killed export's goes."""
+    """Gives a name to write to, which is renamed to `path` when it is whole; removes what a killed export left."""
     folder, name = os.path.split(path)
     aside = os.path.join(folder, f".{name}.unfinished")
     if os.path.isdir(aside) and not set(os.listdir(aside)) - {name}:
@@ -88,7 +95,7 @@ def written_aside(path: str) -> Iterator[str]:
 
 
 def check_output() -> None:
-    """Whether the format can be written here and to that place."""
+    """Refuses a format or a place that cannot be written."""
     if os.path.lexists(FLAGS.output):
         raise InputError(f"{FLAGS.output} exists: give another --output, or remove it")
     if FLAGS.format == "keras" and not FLAGS.output.endswith(".keras"):

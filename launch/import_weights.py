@@ -1,4 +1,4 @@
-"""Makes a run of public weights: TF-Slim's inception_v2, PyTorch's bn_inception, torchvision's ResNet-18 and -50.
+"""Makes a run of public, pretrained weights: TF-Slim's inception_v2, PyTorch's bn_inception, torchvision's ResNets.
 
 launch/import_weights --checkpoint=resnet50.pth --workdir=runs/resnet50 --class_names=names.txt
 launch/predict cat.jpg --workdir=runs/resnet50
@@ -31,13 +31,15 @@ flags.adopt_module_key_flags(records)
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "A file of PyTorch or safetensors, or a checkpoint as TensorFlow names it: inception_v2.ckpt.",
+    "The weights: a file of PyTorch or safetensors, or a TensorFlow checkpoint by its name, inception_v2.ckpt.",
     required=True,
 )
 flags.DEFINE_string("workdir", None, "Folder of the run to make.", required=True)
-flags.DEFINE_integer("image_size", 224, "Height and width of the input in pixels.", 1)
+flags.DEFINE_integer("image_size", 224, "Height and width of the network's input in pixels.", 1)
 flags.DEFINE_string(
-    "class_names", None, "A text file, the name of every class, one a line. Default: those of --data_dir, or numbers."
+    "class_names",
+    None,
+    "Text file with the name of each class on a line. Default: the names of --data_dir, or numbers.",
 )
 
 
@@ -59,9 +61,9 @@ def main() -> None:
     channels, classes = model.input_shape[-1], model.output_shape[-1]
     for source, names in given.items():
         if len(names) != classes:
-            raise InputError(f"{FLAGS.checkpoint} is of {classes} classes, {source} has {len(names)}")
+            raise InputError(f"{FLAGS.checkpoint} has {classes} classes, {source} {len(names)}")
     if dataset and dataset.channels != channels:
-        raise InputError(f"{FLAGS.checkpoint} is of {channels} channels, {dataset.name} has {dataset.channels}")
+        raise InputError(f"{FLAGS.checkpoint} has {channels} channels, {dataset.name} {dataset.channels}")
     known = {
         "variant": variant,
         "dataset": dataset and dataset.name,
@@ -78,7 +80,7 @@ def main() -> None:
         "seed": 0,
         "steps": 0,
     }
-    # How it was trained is not in a checkpoint: what only training uses is None.
+    # A checkpoint does not say how it was trained, so the fields that only training uses are None.
     config = RunConfig(**{field.name: None for field in dataclasses.fields(RunConfig)} | known)
     names = next(iter(given.values()), [f"class {number}" for number in range(classes)])
     directory.open(config, names)

@@ -1,4 +1,4 @@
-"""The machines that training runs on: their flags, and the strategy that comes of them."""
+"""The machines that training runs on: the flags for them, and the strategy that follows from these."""
 
 import contextlib
 import os
@@ -16,12 +16,18 @@ flags.DEFINE_enum(
     "strategy",
     "auto",
     ["auto", "one_device", "mirrored", "multi_worker", "tpu"],
-    "What to train on. multi_worker: the processes that TF_CONFIG or SLURM names; the others: this machine.",
+    "Devices to train on. multi_worker: the processes that TF_CONFIG or SLURM names; mirrored: all of this machine.",
 )
-flags.DEFINE_integer("devices", None, "GPUs, or logical CPUs where there is no GPU. Default: all GPUs, or one CPU.", 1)
-flags.DEFINE_float("peer_timeout", 600.0, "Seconds to wait for the other processes of a cluster.", lower_bound=1.0)
+flags.DEFINE_integer(
+    "devices", None, "How many GPUs to use or, without a GPU, logical CPUs. Default: all GPUs, or one CPU.", 1
+)
+flags.DEFINE_float(
+    "peer_timeout", 600.0, "How many seconds to wait for the other processes of a cluster.", lower_bound=1.0
+)
 flags.DEFINE_string("tpu", None, "Name or address of a TPU; local on a TPU VM.")
-flags.DEFINE_string("data_service", None, "Machines that prepare batches, ADDRESS:PORT,...: see launch/data_service.")
+flags.DEFINE_string(
+    "data_service", None, "Machines that run launch/data_service and prepare batches, as ADDRESS:PORT,ADDRESS:PORT,..."
+)
 
 
 def _in_cluster():
@@ -31,7 +37,7 @@ def _in_cluster():
 
 @contextlib.contextmanager
 def loading_tensorflow(alone: bool) -> Iterator[None]:
-    """`program.loading_tensorflow`; in a cluster, unless `alone`, in a child process that the first one watches."""
+    """`program.loading_tensorflow`. In a cluster, unless `alone`, it continues in a child process, which is watched."""
     if _in_cluster() and not alone:
         peers.watched()
     with program.loading_tensorflow():
@@ -39,12 +45,12 @@ def loading_tensorflow(alone: bool) -> Iterator[None]:
 
 
 def strategy_for(config: RunConfig, alone: bool) -> tuple[Any, RunConfig]:
-    """The strategy of the flags, and the configuration on its devices.
+    """The strategy that the flags ask for, and the configuration on its devices.
 
     Args:
-      config: of the run.
-      alone: whether to wait for nobody else: the strategy is then of this machine, and the configuration is for as many
-        devices on each machine of the cluster.
+      config: the run's configuration.
+      alone: whether to use only this machine and wait for no other; the configuration is then for as many devices on
+        each machine of the cluster.
     """
     from bn_keras.training.distribution import addresses, find_cluster, make_strategy, uses_gpus
 

@@ -1,9 +1,9 @@
-"""Section 4.1: three layers of sigmoids on binary MNIST, with and without Batch Normalization; draws Figure 1.
+"""Reproduces Section 4.1: trains sigmoid networks on binary MNIST with and without Batch Normalization, draws Figure 1.
 
-launch/mnist                                the embedded 5,000 digits, minutes on two cores
-launch/mnist --data_dir=D                   full MNIST, or other gray images, as data_prep wrote them
+launch/mnist                                on the embedded 5,000 digits; takes minutes on two cores
+launch/mnist --data_dir=D                   on all of MNIST, or other gray images from data_prep
 
-The same command again continues where it stands.
+The same command again continues an interrupted run.
 """
 
 import sys
@@ -26,9 +26,7 @@ from launch.embedded import embedded_data
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-    "data_dir", None, "Folder that data_prep wrote, of gray images. Default: the embedded MNIST digits."
-)
+flags.DEFINE_string("data_dir", None, "Folder of gray images that data_prep wrote. Default: the embedded MNIST digits.")
 flags.DEFINE_string("workdir", os.path.join("runs", "mnist"), "Folder of this run and of Figure 1.")
 config_flags.define(MnistConfig)
 
@@ -36,7 +34,7 @@ config_flags.define(MnistConfig)
 def main() -> None:
     dataset = read_dataset(FLAGS.data_dir or embedded_data())
 
-    # TensorFlow only now that the flags are known to be good: its import takes seconds.
+    # TensorFlow is imported only after the flags are known to be good, as that takes seconds.
     with program.loading_tensorflow():
         from bn_keras.paper.section_4_1 import train
 

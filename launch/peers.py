@@ -1,8 +1,8 @@
-"""Which other processes training waits for is said, and the wait ends: TensorFlow connects in C++ without a word.
+"""Says which other processes training waits for, and ends a wait that takes too long.
 
-While TensorFlow joins a cluster, it holds Python's lock until the last peer has come, and takes SIGTERM for itself: no
-thread of that process can speak, count time or end it. So training in a cluster is a child of the process that was
-started, which watches over it.
+While TensorFlow joins a cluster, it holds Python's lock until the last peer has come, and handles SIGTERM itself: no
+thread of that process can say anything, measure time or end it. Training in a cluster therefore runs in a child
+process, and the process that was started watches it.
 """
 
 import concurrent.futures
@@ -23,18 +23,18 @@ from bn_keras.errors import InputError
 from bn_keras.json_files import ADDRESS
 from data_prep import signals
 
-_FIRST, _LAST = 5.0, 60.0  # seconds between lines, doubled from one to the next
-_NAMED = 8  # peers of a line
-_SOON = 1.0  # seconds that a child has to end by itself
+_FIRST, _LAST = 5.0, 60.0  # seconds between lines, doubled after each
+_NAMED = 8  # peers that a line names
+_SOON = 1.0  # seconds in which a child can end by itself
 _PR_SET_PDEATHSIG = 1
 
 _to_parent = None
 
 
 def watched() -> None:
-    """Goes on in a child process; the process that was started passes signals on to it and ends as it does.
+    """Continues in a child process. The process that was started passes signals on to it, and ends as it ends.
 
-    Before any other thread is there, which the child would lack.
+    It must be called before there are other threads, as the child would not have them.
     """
     global _to_parent
     reader, writer = os.pipe()
@@ -50,11 +50,11 @@ def watched() -> None:
 
 @contextlib.contextmanager
 def waiting_for(addresses: Sequence[str], seconds: float) -> Iterator[None]:
-    """A block that ends when all peers have come; the program ends when they do not. After `watched`.
+    """A `with` block that waits for all peers; the program ends if they do not come. To be used after `watched`.
 
     Args:
-      addresses: HOST:PORT of each.
-      seconds: to wait; then the program exits with 1.
+      addresses: HOST:PORT of each peer.
+      seconds: how long to wait; then the program exits with 1.
     """
     if addresses:
         print(json.dumps([addresses, seconds]), file=_to_parent)
@@ -64,10 +64,10 @@ def waiting_for(addresses: Sequence[str], seconds: float) -> Iterator[None]:
 
 
 def check_services(flag: str | None) -> None:
-    """Whether somebody answers at each address of --data_service; TensorFlow would wait for ever.
+    """Checks that a service answers at each address of --data_service; TensorFlow would wait forever.
 
     Raises:
-      InputError: names the first address where nobody answers.
+      InputError: no service answers at an address.
     """
     addresses = flag.split(",") if flag is not None else []
     for address in addresses:
@@ -78,11 +78,11 @@ def check_services(flag: str | None) -> None:
 
 
 def watch_services(flag: str | None, first: float = _FIRST) -> None:
-    """Says from now on which machine of --data_service no longer answers: TensorFlow waits for it without a word.
+    """Says from now on which machine of --data_service no longer answers, as TensorFlow waits for it silently.
 
     Args:
       flag: the value of --data_service.
-      first: seconds between two looks; of an absence that lasts, the lines become rarer, up to one in `_LAST` seconds.
+      first: seconds between two checks. While a machine is absent they become rarer, up to one every `_LAST` seconds.
     """
 
     def watch(addresses):
@@ -142,7 +142,7 @@ def _watch(child, messages):
 
 
 def _leave_as(child):
-    """Ends this process as the child has ended."""
+    """Ends this process in the way in which its child has ended."""
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
         name = signal.Signals(-status).name
@@ -151,14 +151,14 @@ def _leave_as(child):
 
 
 def _absent(addresses):
-    """The addresses where nobody answers, each with the reason."""
+    """The addresses where no one answers, each with the reason."""
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         reasons = zip(addresses, pool.map(_absence, addresses), strict=True)
         return [f"{address} ({reason})" for address, reason in reasons if reason]
 
 
 def _absence(address):
-    """Why nobody answers there; None if somebody does."""
+    """Why no one answers at an address; None if someone does."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()

@@ -1,4 +1,4 @@
-"""What a run is about to do, in words, before it starts."""
+"""Describes what a run is about to do, before it starts."""
 
 import dataclasses
 import math
@@ -15,11 +15,11 @@ from launch import config_flags
 
 FLAGS = flags.FLAGS
 
-SMALL_RATE = 0.01  # of the first: what is trained at less hardly moves
+SMALL_RATE = 0.01  # of the initial rate: training at less hardly changes the weights
 
 
 def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
-    """The data, the network and the arithmetic of a run on its devices, and what a person should know of them."""
+    """Lines on a run's data, network, batch and learning rate, and on what a person should know of them."""
     from bn_keras.training.distribution import uses_gpus
     from bn_keras.training.learning_rate import learning_rate
 
@@ -46,7 +46,7 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
     if uses_gpus(strategy) and not config.deterministic:
         lines.append("GPUs give other bits each time, so a continued run ends with other weights: see --deterministic")
     given = config_flags.given(RunConfig)
-    given.pop("initial_weights", None)  # has no schedule, and need not be there any more
+    given.pop("initial_weights", None)  # a continued run no longer needs them, and they have no schedule
     fresh = make_config(dataset, FLAGS.variant, **given).variant.decay_epochs
     if fresh != (own := config.variant.decay_epochs):
         lines.append(
@@ -57,7 +57,7 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
 
 
 def cost(config: RunConfig, dataset: Dataset, skipped: SkippedRecords | None, strategy: Any) -> str:
-    """What a run would cost, measured on this process's share of a step."""
+    """What a run would cost in time and memory, measured on this process's share of a step."""
     from bn_keras.input.run_batches import RunBatches
     from bn_keras.training.cost_estimate import describe_cost
 

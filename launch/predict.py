@@ -1,4 +1,4 @@
-"""Names the five classes that a trained network, or an ensemble of several, finds most probable for your pictures.
+"""Classifies your pictures with a trained network, or an ensemble of several: prints the five most probable classes.
 
 launch/predict cat.jpg dog.png --workdir=runs/bn_x30
 """
@@ -22,13 +22,16 @@ from launch import program
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list(
-    "workdir", None, "A run, at its newest step; several, with commas between, are an ensemble.", required=True
+    "workdir",
+    None,
+    "Folder of a run, whose newest step is used; several, separated by commas, are an ensemble.",
+    required=True,
 )
 flags.DEFINE_enum(
     "protocol",
     "single_crop",
     ["single_crop", "multicrop144"],
-    "One view of each image, or the mean over 144 crops.",
+    "Crops of each image: one, or the mean over 144.",
 )
 
 SHOWN = 5
@@ -54,7 +57,7 @@ def main(paths: list[str]) -> None:
     crops = 144 if FLAGS.protocol == "multicrop144" else 1
 
     def views(path, encoded):
-        """What each network is shown of a picture, as a batch of one."""
+        """A picture's view for each network, as a batch of one."""
         try:
             pixels = [image_view(config, crops)(encoded) for config in configs]
         except tf.errors.InvalidArgumentError:

@@ -1,4 +1,4 @@
-"""How every program here starts: flags and failures as in `data_prep.program`, then TensorFlow."""
+"""Starts every program here: flags and failures are handled as in `data_prep.program`, then TensorFlow is loaded."""
 
 import contextlib
 import functools
@@ -18,13 +18,13 @@ from data_prep.errors import InputError as DataInputError
 def run(
     main: Callable[..., int | None], doc: str, *, takes_arguments: bool = False, continues: bool = False
 ) -> NoReturn:
-    """`data_prep.program.run` of a launcher.
+    """Runs a launcher, by `data_prep.program.run`.
 
     Args:
       main: the program; returns an exit status, or None for 0.
       doc: what `--help` says before the flags.
-      takes_arguments: whether `main` is called with what stands beside the flags, one list of at least one.
-      continues: whether the same command goes on where a signal ended it.
+      takes_arguments: whether `main` takes a list of at least one argument beside the flags.
+      continues: whether the same command continues after a signal has ended it.
     """
     for name in flags.FLAGS:
         kind = flags.FLAGS[name].parser
@@ -53,11 +53,11 @@ def run(
 
 
 _TAKE_URLS = {"tpu"}
-"""The flags that may be a URL: a TPU's address. All others would make a local folder named `gs:`."""
+"""The flags that may be a URL, a TPU's address. Any other flag would make a local folder named `gs:`."""
 
 
 def _refuse_urls(arguments=()):
-    """Refuses buckets, to which data_prep alone writes."""
+    """Refuses URLs of buckets: only data_prep can write to them."""
     given = {f"--{name}=": flags.FLAGS[name].value for name in set(flags.FLAGS) - _TAKE_URLS}
     for name, value in {**given, "": arguments}.items():
         for part in value if isinstance(value, list) else [value]:
@@ -66,11 +66,11 @@ def _refuse_urls(arguments=()):
 
 
 _FLAGS_OF_ARGUMENTS = {"directory": "workdir", "skipped": "on_bad=skip"}
-"""Where a flag is not named as the library's argument."""
+"""The flags whose names differ from the library's argument."""
 
 
 def as_flags(text: str) -> str:
-    """What the library says of its arguments, as `batch_size=1` or `directory`, in terms of the program's flags."""
+    """A message of the library, with its arguments, such as `batch_size=1`, written as the program's flags."""
 
     def flag(found):
         name = _FLAGS_OF_ARGUMENTS.get(found["name"], found["name"])
@@ -84,25 +84,25 @@ def as_flags(text: str) -> str:
 
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
-"""Of float32's normal numbers: what is nearer to 0 counts as 0 there, what is further is infinite."""
+"""The normal numbers of float32. Smaller ones count as 0, larger ones are infinite."""
 
 
 def _fits(parser, value):
-    """Whether networks can count with the value of a flag; None is no value."""
+    """Whether the value of a flag fits the number types of TensorFlow; None, no value, does."""
     if isinstance(parser, flags.IntegerParser):
         return value is None or abs(value) < 2**63
-    return not value or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT  # false of NaN
+    return not value or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT  # false for NaN
 
 
 @contextlib.contextmanager
 def loading_tensorflow() -> Iterator[None]:
-    """Turns oneDNN on and silences TensorFlow's C++; programs load it inside, once their flags are known to be good.
+    """A `with` block in which programs load TensorFlow, once their flags are known to be good.
 
-    Without AVX-512 TensorFlow leaves oneDNN off, with which a step of BN-x5 at 224x224 takes 2.9 s instead of 3.8. A
-    value of TF_ENABLE_ONEDNN_OPTS that is set outside has the last word.
+    It turns oneDNN on, with which a step of BN-x5 at 224x224 takes 2.9 s instead of 3.8, and which TensorFlow leaves
+    off on CPUs without AVX-512. A value of TF_ENABLE_ONEDNN_OPTS that is set outside is kept.
 
-    Its notes (oneDNN is on, the CPU's instructions, no GPU) come before its log level counts, and none is an error: a
-    failure to load raises an ImportError.
+    It also silences stderr: TensorFlow prints notes (oneDNN is on, the CPU's instructions, no GPU) before its log level
+    takes effect. None of them is an error, as a failure to load raises an ImportError.
     """
     signals.watch()
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -1,4 +1,4 @@
-"""The flags of the records that a program reads; it takes them over with `flags.adopt_module_key_flags(records)`."""
+"""The flags that say which records a program reads; a program adds them by `flags.adopt_module_key_flags(records)`."""
 
 from absl import flags
 
@@ -10,20 +10,26 @@ from launch.embedded import embedded_data
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string(
-    "data_dir", None, "Folder that data_prep wrote, TFDS's, or TF-Slim's shards. Default: the embedded MNIST digits."
+    "data_dir",
+    None,
+    "Folder of records: of data_prep, of TFDS, or of TF-Slim's shards. Default: the embedded MNIST digits.",
 )
-flags.DEFINE_integer("label_base", None, "Label of the first class, for TF-Slim's shards, which do not say it.", 0, 1)
-flags.DEFINE_integer("classes", None, "How many classes, for TF-Slim's shards, which do not say it.", 2)
-flags.DEFINE_enum("on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used.")
+flags.DEFINE_integer(
+    "label_base", None, "Label of the first class; needed only for TF-Slim's shards, which do not say it.", 0, 1
+)
+flags.DEFINE_integer("classes", None, "Number of classes; needed only for TF-Slim's shards, which do not say it.", 2)
+flags.DEFINE_enum(
+    "on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used. skip: leave it out."
+)
 
 
 def read_records(keep: bool = True) -> tuple[Dataset, SkippedRecords | None]:
-    """The data set of the flags, and what takes note of the records left out; `keep` is that of `embedded_data`."""
+    """The data set of the flags, and the notes of which records are left out; `embedded_data` gets `keep`."""
     dataset = read_dataset(FLAGS.data_dir or embedded_data(keep), FLAGS.label_base, FLAGS.classes)
     return dataset, SkippedRecords() if FLAGS.on_bad == "skip" else None
 
 
 def say_skipped(skipped: SkippedRecords | None) -> None:
-    """Says which records were left out; nothing where --on_bad=fail."""
+    """Says which records were left out, if --on_bad=skip."""
     if skipped is not None:
         print(skipped)

@@ -1,4 +1,4 @@
-"""Writes Figure 2 and Figure 3 of the paper from the runs below a folder.
+"""Draws Figure 2 of the paper, and writes Figure 3, from the runs in a folder.
 
 launch/report --workdir=runs
 """

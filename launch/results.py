@@ -1,11 +1,11 @@
 """Reruns the paper's experiments and writes docs/results.md with a page, plots and tables for each data set.
 
-launch/results                                    everything, on the embedded digits; hours on two cores
-launch/results --data_dir=data/cifar10            the same on records of your own, as results/cifar10
-launch/results --only=figure1,figure2 --dry_run   the plan of a part: runs, steps, seconds a step, hours
-launch/results --only=report                      the documents alone, from the runs there are
+launch/results                                    all experiments on the embedded digits; takes hours on two cores
+launch/results --data_dir=data/cifar10            the same on your own records; runs go to results/cifar10
+launch/results --only=figure1,figure2 --dry_run   only prints some of the runs, with their steps and hours
+launch/results --only=report                      only writes the documents, from existing runs
 
-The same command again continues where it stands; what is done is not done again.
+The same command again continues; finished runs are not repeated.
 """
 
 import sys
@@ -38,9 +38,9 @@ from launch.embedded import embedded_data
 SECTIONS = ("figure1", "figure2", "changes", "divergence", "early", "batch_size", "report")
 
 EMBEDDED = "digits"
-"""Name of the page of the embedded data."""
+"""Name of the page of the embedded digits."""
 
-TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # its distributions; one of them is installed
+TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # TensorFlow's distributions, of which one is installed
 
 FLAGS = flags.FLAGS
 
@@ -50,14 +50,17 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output_dir", "docs", "Folder of results.md; a page for each data set goes to results in it.")
 flags.DEFINE_string("data_dir", None, "Folder of records; Figure 1 needs gray ones. Default: the embedded digits.")
-flags.DEFINE_list("only", list(SECTIONS), f"Sections to run, of {', '.join(SECTIONS)}; the report is always written.")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs; divergence and early statistics take the first.")
+flags.DEFINE_list("only", list(SECTIONS), f"Sections to run, from {', '.join(SECTIONS)}; the report is always written.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs; the sections divergence and early take only the first.")
 flags.DEFINE_integer(
-    "steps", None, "Of 32 images, of a run, extended until its curve is flat. Default: the recipe's.", 1
+    "steps",
+    None,
+    "Steps of a run, of 32 images; Figure 2's are then extended until their curves are flat. Default: the recipe's.",
+    1,
 )
 flags.DEFINE_integer("eval_every", None, "Steps of 32 images between evaluations. Default: the recipe's.", 1)
-flags.DEFINE_list("train_flags", [], "Flags that every launch/train gets, such as augmentation=imagenet,width=0.5.")
-flags.DEFINE_integer("mnist_steps", 50_000, "Steps of 60 images each that Figure 1 is trained for.", lower_bound=1)
+flags.DEFINE_list("train_flags", [], "Flags for every run of launch/train, such as augmentation=imagenet,width=0.5.")
+flags.DEFINE_integer("mnist_steps", 50_000, "Steps of Figure 1's runs, of 60 images each.", lower_bound=1)
 flags.DEFINE_boolean("dry_run", False, "Print the plan with its cost, measured on a few steps; write nothing.")
 
 
@@ -115,11 +118,11 @@ def print_plan(runs: list[Experiment], workdir: str) -> None:
 
 
 def measured_seconds(run: Experiment, rates: dict[str, float | None]) -> float | None:
-    """Seconds of a step, by what the launcher measures of the network in a --dry_run; None where it measures nothing.
+    """Seconds of a step, as a --dry_run of the launcher measures them; None if it cannot.
 
     Args:
-      run: of the plan; `launch/mnist`, whose 50,000 steps are minutes, measures nothing.
-      rates: images a second by variant that are known; what is measured is added.
+      run: a run of the plan; `launch/mnist`, whose 50,000 steps take minutes, measures nothing.
+      rates: the known images per second of each variant; a measurement is added.
     """
     if run.program != "train":
         return None
@@ -152,7 +155,7 @@ def run_all(runs: list[Experiment], workdir: str) -> int:
 
 
 def note(run: Experiment, command: list[str], workdir: str) -> None:
-    """Adds what is about to be run, by which code and where, to the working directory's log."""
+    """Adds a line to the working directory's log: which run is about to start, with which code and where."""
     os.makedirs(workdir, exist_ok=True)
     entry = {"section": run.section, "name": run.name, "command": command, **where(), "wall_time": time.time()}
     with open(os.path.join(workdir, LOG), "a", encoding="utf-8") as file:
@@ -160,7 +163,7 @@ def note(run: Experiment, command: list[str], workdir: str) -> None:
 
 
 def where() -> dict[str, Any]:
-    """This code and this machine."""
+    """The code and the machine of this run."""
     return {
         "commit": commit(),
         "cpu": cpu_name(),

@@ -1,4 +1,4 @@
-"""Draws a contact sheet of what the network is really fed: crops, mirrors and colors, with labels.
+"""Draws a contact sheet of the images that the network is fed, with their labels: crops, mirror images and colors.
 
 launch/show_input --data_dir=D --variant=bn_x5          32 training images of the first step, in show_input.png
 launch/show_input --data_dir=D --split=validation       the single crops of evaluation
@@ -30,7 +30,7 @@ flags.DEFINE_enum(
     "split",
     "train",
     ["train", "validation"],
-    "train: images as training distorts them; validation: images as evaluation sees them.",
+    "train: images after augmentation; validation: images as evaluation sees them.",
 )
 flags.DEFINE_integer("images", 32, "How many images the sheet has.", 1, 1024)
 flags.DEFINE_integer("step", 0, "The training step whose images are shown; a step takes --images images.", 0)

@@ -1,7 +1,9 @@
-"""Trains one network of the paper; the same command again continues where it stands.
+"""Trains a classifier, one of the paper's networks or a ResNet, from scratch or from pretrained weights (fine-tuning).
 
-launch/train --variant=bn_x5                            the embedded MNIST digits, a small network, minutes
-launch/train --variant=bn_x5 --data_dir=imagenet        the paper's network and training
+The same command again continues an interrupted run from its last checkpoint.
+
+launch/train --variant=bn_x5                            a small network on the embedded MNIST digits, in minutes
+launch/train --variant=bn_x5 --data_dir=imagenet        the paper's network and training on ImageNet
 """
 
 import sys
@@ -22,19 +24,21 @@ from bn_keras.training.recipes import make_config
 from launch import config_flags, machines, peers, plan, program, records
 
 DIVERGED = 3
-INTERRUPTED = 130  # the shell's number for a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
 config_flags.define(RunConfig)
 flags.adopt_module_key_flags(machines)
-flags.DEFINE_string("workdir", None, "Folder of this run. Default: runs/VARIANT.")
+flags.DEFINE_string("workdir", None, "Folder of this run: its checkpoints, curve and model. Default: runs/VARIANT.")
 flags.DEFINE_string("cache", None, "Copy the records to this local folder first, or into memory: --cache=memory.")
-flags.DEFINE_list("allow_change", [], "Fields of run.json that may differ from those of the run that is continued.")
+flags.DEFINE_list("allow_change", [], "Settings in run.json that may differ when a run is continued.")
 flags.DEFINE_string("profile", None, "Steps that TensorFlow's profiler records, as FIRST:LAST.")
-flags.DEFINE_boolean("dry_run", False, "Print the plan, its cost measured on a few steps, and write nothing.")
-flags.DEFINE_enum("on_divergence", "stop", ["stop", "record"], f"stop: exit with {DIVERGED}; record: exit with 0.")
+flags.DEFINE_boolean("dry_run", False, "Print the plan and its cost, measured on a few steps; write nothing.")
+flags.DEFINE_enum(
+    "on_divergence", "stop", ["stop", "record"], f"Exit status of a run that diverges. stop: {DIVERGED}; record: 0."
+)
 
 
 def main() -> int:
@@ -81,7 +85,7 @@ def main() -> int:
 
 
 def nothing_to_do(config: RunConfig, directory: RunDirectory[RunConfig]) -> int:
-    """Says why, and returns the exit status."""
+    """Says why there is nothing to do, and returns the exit status."""
     diverged = directory.curve.diverged()
     state = f"diverged at step {diverged['step']}" if diverged else f"all {config.steps} steps are done"
     print(f"{FLAGS.variant}: nothing to do, {state} in {directory.path}")
@@ -93,7 +97,7 @@ def status(diverged: bool) -> int:
 
 
 def profiled_steps(config: RunConfig) -> range:
-    """The steps of --profile."""
+    """The range of steps that --profile gives."""
     if FLAGS.profile is None:
         return range(0)
     first, _, last = FLAGS.profile.partition(":")

@@ -1,7 +1,7 @@
 """The experiments behind docs/results.md as a table of runs; standard library only.
 
-Every run is a launcher with flags, so that any of them can be had alone; `launch/results --dry_run` lists them with
-what each costs.
+Every run is a launcher with flags, so that each can be started alone. `launch/results --dry_run` lists all of them with
+their cost.
 """
 
 import dataclasses
@@ -52,10 +52,10 @@ STATISTICS: dict[str, tuple[str, dict[str, Any]]] = {
         {"normalization_batch": "global", "strategy": "mirrored", "devices": 2},
     ),
 }
-"""What batch statistics are over: its title and its flags."""
+"""What batch statistics are taken over: a title and flags for each choice."""
 
 RATE_FACTORS = (5, 10, 20, 50, 100, 200)
-"""Of the rate of BN-Baseline and Inception, where the one that diverges first is sought."""
+"""Factors on the learning rate of BN-Baseline and Inception, to find which of the two diverges first."""
 
 _FLAT_EVALUATIONS = 3
 _MOST_EXTENSIONS = 10
@@ -65,15 +65,15 @@ _EARLY_STEPS, _EARLY_EVALUATION, _EARLY_BATCHES = 100, 10, 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One run.
+    """One run of an experiment.
 
     Attributes:
-      section: of the document, and folder below the working directory.
-      name: folder below the section's.
+      section: the section of the document, also a folder in the working directory.
+      name: the run's folder in the section's folder.
       program: "train" or "mnist".
-      flags: of the program.
-      steps: how many the run takes, in its own mini-batches.
-      until_flat: whether the run is extended, by as many steps again, until its curve is `flat`.
+      flags: the program's flags.
+      steps: how many of its own mini-batches the run takes.
+      until_flat: whether the run is extended, each time by as many steps again, until its curve is `flat`.
     """
 
     section: str
@@ -88,14 +88,14 @@ class Experiment:
         return RunDirectory(os.path.join(workdir, self.section, self.name), configuration)
 
     def done(self, workdir: str) -> int:
-        """Steps that are done. Checkpoints are asked first: a kill may leave a row without its checkpoint."""
+        """How many steps are done. Checkpoints come first: a kill may leave a row without its checkpoint."""
         directory = self.directory(workdir)
         step = directory.newest_step()
-        # A person may have removed the checkpoints of a finished run; its curve then says what was done.
+        # Someone may have removed the checkpoints of a finished run; its curve then says what was done.
         return max((row["step"] for row in directory.curve.rows), default=0) if step is None else step
 
     def next_steps(self, workdir: str) -> int | None:
-        """The --steps with which the run starts or goes on; None when it is done, or has diverged."""
+        """The --steps with which the run starts or continues; None if it is done or has diverged."""
         curve, done = self.directory(workdir).curve, self.done(workdir)
         if curve.diverged():
             return None
@@ -106,18 +106,18 @@ class Experiment:
         return (done // self.steps + 1) * self.steps
 
     def work(self, workdir: str) -> float:
-        """What is to do next, in training images of the small Inception; an evaluation is not counted."""
+        """The work that is next, in training images of the small Inception; evaluations are not counted."""
         steps = (self.next_steps(workdir) or self.done(workdir)) - self.done(workdir)
         # A step of Section 4.1's small networks costs about as much as 0.2 of those images.
         return steps * (0.2 if self.program == "mnist" else self.flags["batch_size"])
 
     def arguments(self, workdir: str, steps: int) -> list[str]:
-        """What follows the program's name on the command line."""
+        """The flags on the program's command line."""
         flags = {**self.flags, "steps": steps, "workdir": self.directory(workdir).path}
         return [_flag(name, value) for name, value in flags.items()]
 
     def step_seconds(self, workdir: str) -> float | None:
-        """Median seconds of a step in the part that is done, evaluations included; None before there are two rows."""
+        """The median seconds of a step so far, evaluations included; None if there are fewer than two rows."""
         rows = [row for row in self.directory(workdir).curve.rows if row["kind"] in ("training", "test")]
         pairs = [(one, two) for one, two in itertools.pairwise(rows) if two["step"] > one["step"]]
         seconds = [(two["wall_time"] - one["wall_time"]) / (two["step"] - one["step"]) for one, two in pairs]
@@ -125,7 +125,7 @@ class Experiment:
 
 
 def flat(curve: TrainingCurve, steps: int) -> bool:
-    """Whether a curve has come to its end: three evaluations in a row without a gain beyond noise.
+    """Whether a curve has become flat: three evaluations in a row without a gain beyond noise.
 
     An evaluation here is the best of a quarter of `steps`; noise is one standard error of a share of the validation
     images, sqrt(p (1 - p) / n).
@@ -150,7 +150,7 @@ def _flag(name, value):
 
 
 def _training(section, name, variant, steps, *, batch_size=PAPER_BATCH_SIZE, until_flat=False, **flags):
-    """A run of `launch/train` over `steps * 32` images, whatever its batch size."""
+    """A run of `launch/train` over `steps * 32` images, at any batch size."""
     flags = {"variant": variant, "batch_size": batch_size, "on_divergence": "record", **flags}
     steps = steps * PAPER_BATCH_SIZE // batch_size
     return Experiment(section=section, name=name, program="train", flags=flags, steps=steps, until_flat=until_flat)
@@ -166,16 +166,16 @@ def plan(
     data_dir: str | None = None,
     **training: str,
 ) -> list[Experiment]:
-    """All runs, those that matter most first.
+    """All runs, the most important ones first.
 
     Args:
-      seeds: of Figures 1 and 2, of the seven changes and of the batch sizes; the other sections take the first.
-      steps: of 32 images each, of a run of Figure 2, which is extended until its curve is flat.
+      seeds: the seeds of Figures 1 and 2, the seven changes and the batch sizes; other sections take the first seed.
+      steps: the steps, of 32 images each, of a run; those of Figure 2 are then extended until their curves are flat.
       eval_every: steps of 32 images between evaluations.
-      mnist_steps: of 60 images each, of Figure 1.
-      gray: whether the images are; Section 4.1 takes no others.
-      data_dir: records for all of them; None for the embedded digits.
-      training: flags that every run of `launch/train` gets, such as `width="0.5"`.
+      mnist_steps: the steps, of 60 images each, of a run of Figure 1.
+      gray: whether the images are gray; Section 4.1 needs gray ones.
+      data_dir: the records for all runs; None for the embedded digits.
+      training: flags for every run of `launch/train`, such as `width="0.5"`.
     """
     first = seeds[0]
     runs = []
@@ -208,7 +208,7 @@ def plan(
     for seed in seeds:
         for kind, (_, over) in STATISTICS.items():
             for batch in BATCH_SIZES:
-                # Groups of 32 are something else than the batch only above 32; a device needs two images.
+                # Groups of 32 differ from the batch only above 32; a device needs two images.
                 if (kind == "virtual" and batch <= PAPER_BATCH_SIZE) or (batch < 4 and "devices" in over):
                     continue
                 flags = {"seed": seed, "eval_every": max(1, eval_every * PAPER_BATCH_SIZE // batch), **over}

@@ -1,4 +1,4 @@
-"""Figure 1 of the paper, Section 4.1, from the curves that `paper.section_4_1` wrote; nothing is typed by hand."""
+"""Figure 1 of the paper (Section 4.1), made from the curves that `paper.section_4_1` writes."""
 
 import os
 import statistics
@@ -18,10 +18,10 @@ PERCENTILES = (15, 50, 85)
 
 
 class Network:
-    """One of the two networks of a run: its rows of the curve, in order.
+    """One of the two networks of a run, by its rows of the curve.
 
     Args:
-      rows: of one network; `percentiles` of a row are the 15th, 50th and 85th, each of all sigmoids.
+      rows: the network's rows, in order; `percentiles` of a row are the 15th, 50th and 85th, each of all sigmoids.
     """
 
     def __init__(self, rows: list[dict]):
@@ -36,39 +36,39 @@ class Network:
         return range(len(self._percentiles[0][0]))
 
     def percentile(self, index: int, unit: int) -> list[float]:
-        """A percentile of a sigmoid's input over the test images, by row."""
+        """A percentile of a sigmoid's input over the test images, for each row."""
         return [row[index][unit] for row in self._percentiles]
 
     def widths(self, unit: int) -> list[float]:
-        """The 85th less the 15th percentile, by row."""
+        """The 85th minus the 15th percentile, for each row."""
         return [high - low for low, high in zip(self.percentile(0, unit), self.percentile(2, unit), strict=True)]
 
     def median_over_units(self, measure: Callable[["Network", int], float]) -> float:
         return statistics.median(measure(self, unit) for unit in self.units())
 
     def typical_unit(self) -> int:
-        """The paper shows "one typical sigmoid": ours is the one whose median drifts as far as the median one's."""
+        """The sigmoid to show, for the paper's "one typical sigmoid": that whose drift is the median of all."""
         drifts = [drift(self, unit) for unit in self.units()]
         return drifts.index(statistics.median_low(drifts))
 
 
 def drift(network: Network, unit: int) -> float:
-    """How far the 50th percentile of a sigmoid's input travels over training: its highest less its lowest value."""
+    """How far the 50th percentile of a sigmoid's input moves over training: its highest minus its lowest value."""
     return _travel(network.percentile(1, unit))
 
 
 def relative_drift(network: Network, unit: int) -> float:
-    """`drift` in units of the distribution's own mean width, the 85th less the 15th percentile."""
+    """`drift` in units of the distribution's mean width, the 85th minus the 15th percentile."""
     return drift(network, unit) / max(statistics.mean(network.widths(unit)), _LEAST)
 
 
 def edge_drift(network: Network, unit: int) -> float:
-    """How far the 15th or the 85th percentile travels, the farther of the two."""
+    """How far the 15th or the 85th percentile moves, whichever moves farther."""
     return max(_travel(network.percentile(0, unit)), _travel(network.percentile(2, unit)))
 
 
 def spreading(network: Network, unit: int) -> float:
-    """The distribution's greatest width over its smallest during training; 1 where its shape stays."""
+    """The distribution's greatest width over its smallest during training; 1 if its shape stays the same."""
     widths = network.widths(unit)
     return max(widths) / max(min(widths), _LEAST)
 
@@ -78,7 +78,7 @@ def _travel(values):
 
 
 _LEAST = 1e-4
-"""The curve holds four decimals."""
+"""Least width to divide by: the curve holds four decimals."""
 
 STABILITY: dict[str, Callable[[Network, int], float]] = {
     "Drift of the median": drift,
@@ -86,23 +86,23 @@ STABILITY: dict[str, Callable[[Network, int], float]] = {
     "Drift of the edges": edge_drift,
     "Widest to narrowest": spreading,
 }
-"""The paper calls the inputs with BN "more stable" by eye. These are four readings of it, the lower the more stable."""
+"""The paper calls the inputs with BN "more stable" by eye. Four measures of it, which are lower for stabler inputs."""
 
 
 def read_networks(directory: RunDirectory) -> dict[str, Network]:
     """Both networks of a run, by the keys of `NETWORKS`.
 
     Raises:
-      InputError: the curve lacks one of them, as before the first evaluation.
+      InputError: the curve lacks a network, as it does before the first evaluation.
     """
     rows = {name: [row for row in directory.curve.rows if row.get("network") == name] for name in NETWORKS}
     if not all(rows.values()):
-        raise InputError(f"{directory.curve.path} lacks the rows of a network: more `steps` train on and add some")
+        raise InputError(f"{directory.curve.path} lacks the rows of a network: train it on with more `steps`")
     return {name: Network(own) for name, own in rows.items()}
 
 
 def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
-    """Writes Figure 1 as a PNG and what it shows in numbers as Markdown; returns both paths."""
+    """Writes Figure 1 as a PNG, and its numbers as Markdown; returns both paths."""
     os.makedirs(output_dir, exist_ok=True)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
     draw([directory], paths[0])
@@ -111,7 +111,7 @@ def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
 
 
 def claims(directories: Sequence[RunDirectory]) -> list[tuple[str, str, str, bool]]:
-    """Section 4.1's claims as (claim, in the paper, here, whether it holds in the mean over the runs)."""
+    """Section 4.1's claims as (claim, the paper's answer, ours, whether it holds for the mean over the runs)."""
     runs = [read_networks(directory) for directory in directories]
     speed_ups, ahead = [], []
     for run in runs:
@@ -135,12 +135,12 @@ _mean = statistics.mean
 
 
 def _common(run):
-    """The best test accuracy that both networks reach."""
+    """The highest test accuracy that both networks reach."""
     return min(max(network.accuracies) for network in run.values())
 
 
 def figure_1_table(directories: Sequence[RunDirectory]) -> str:
-    """What Figure 1 shows in numbers, and under which conditions, as Markdown: mean and range over the runs."""
+    """Figure 1's numbers and their conditions, as Markdown: mean and range over the runs."""
     runs = [read_networks(directory) for directory in directories]
     configs = [config for directory in directories if (config := directory.read_config())]
     common = mean_and_range(map(_common, runs), "{:.1%}".format)
@@ -176,8 +176,8 @@ def draw(directories: Sequence[RunDirectory], path: str) -> None:
     """Figure 1: (a) test accuracy by step; (b, c) the percentiles of a typical sigmoid's input without and with BN.
 
     Args:
-      directories: of runs that differ in the seed; each is a line of (a), and the first is shown in (b, c).
-      path: of the PNG.
+      directories: runs that differ in the seed; each is a line of (a), and the first is shown in (b, c).
+      path: the path of the PNG.
     """
     plt = pyplot()
     runs = [read_networks(directory) for directory in directories]
@@ -205,7 +205,7 @@ def draw(directories: Sequence[RunDirectory], path: str) -> None:
     limits = [axis.get_ylim() for axis in axes[1:]]
     for axis in axes[1:]:
         axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    # Half a point is to be seen: the axis begins six points below the lower of both best accuracies.
+    # Half a point must be visible: the axis begins six points below the lower of both best accuracies.
     top = max(max(network.accuracies) for run in runs for network in run.values())
     axes[0].set(title="(a)", ylabel="Test accuracy", ylim=(min(map(_common, runs)) - 0.06, min(1.0, top + 0.01)))
     axes[0].yaxis.set_major_formatter(lambda accuracy, _: f"{accuracy:.0%}")

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper, from evaluations: error of one network or an ensemble, by one crop or 144 an image.
+"""Figure 4 of the paper, made from evaluations: the error of one network or an ensemble, by one crop or 144 crops.
 
 Standard library only.
 """
@@ -6,12 +6,12 @@ Standard library only.
 from bn_keras.evaluation.report import Result, name_of, share_cells
 
 PAPER = {
-    # crops, whether an ensemble: top-1 error, top-5 error, in percent
+    # (crops, whether an ensemble): (top-1 error, top-5 error), in percent
     (1, False): ("25.2", "7.82"),
     (144, False): ("21.99", "5.82"),
     (144, True): ("20.1", "4.9"),
 }
-"""Figure 4, BN-Inception on ILSVRC2012's validation set; the ensemble is of six networks."""
+"""Figure 4's numbers, of BN-Inception on ILSVRC2012's validation set. The ensemble has six networks."""
 
 
 def figure_4(results: list[Result], dataset: str) -> str:
@@ -38,7 +38,7 @@ def figure_4(results: list[Result], dataset: str) -> str:
 
 
 def _verdict(ensemble, results):
-    """Whether an ensemble beat the best of its members, the same images and crops seen."""
+    """A sentence on whether an ensemble beat its best member on the same images and crops."""
     alone = [
         result
         for result in results

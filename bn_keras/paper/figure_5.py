@@ -1,4 +1,4 @@
-"""Figure 5: the network as it is built, a line for each row of the figure."""
+"""Figure 5 of the paper, made from the network as it is built, with a line for each row of the figure."""
 
 import math
 
@@ -34,6 +34,6 @@ def figure_5() -> str:
 
 
 def _multiply_adds(layer) -> int:
-    """Products of one image with the layer's kernels; what normalization and pooling cost is not counted."""
+    """The layer's multiply-adds for one image, in its kernels; normalization and pooling are not counted."""
     kernels = [weight for weight in layer.weights if "kernel" in weight.name]
     return sum(math.prod(kernel.shape) for kernel in kernels) * math.prod(layer.output.shape[1:-1])

@@ -1,4 +1,4 @@
-"""Figure 2 and Figure 3 of the paper, from the curves of runs; nothing in them is typed by hand."""
+"""Figures 2 and 3 of the paper, made from the curves of runs."""
 
 import json
 import math
@@ -17,13 +17,13 @@ FIGURE_2 = "figure2.png"
 FIGURE_3 = "figure3.md"
 
 REFERENCE = "inception"
-"""Figure 3 counts the steps of every network to the best accuracy of this one."""
+"""The network to whose best accuracy Figure 3 counts the steps of every network."""
 
 _IMAGENET_CLASSES = 1000
 
 
 class MeasuredRun:
-    """One run as the report sees it: its configuration and its curve."""
+    """A run's configuration and curve, for the report."""
 
     def __init__(self, directory: RunDirectory[RunConfig]):
         config = directory.read_config()
@@ -35,16 +35,16 @@ class MeasuredRun:
 
 
 class Row:
-    """Runs of one variant that differ in nothing but the seed: one line of Figure 2 and one row of Figure 3.
+    """Runs of one variant that differ only in the seed: one line of Figure 2 and one row of Figure 3.
 
     Args:
-      name: of the variant.
-      runs: none where it was not run, which leaves the row blank.
+      name: the variant's name.
+      runs: its runs; without any, the row is blank.
     """
 
     def __init__(self, name: str, runs: list[MeasuredRun]):
         self.runs = sorted(runs, key=lambda run: run.seed)
-        self.variant = VARIANTS.get(name) or runs[0].config.variant  # a row of the person's own
+        self.variant = VARIANTS.get(name) or runs[0].config.variant  # a row that the person added
         self.rank = [*VARIANTS, name].index(name)
         self.path = self.runs[0].path if runs else ""
         # A run whose training was changed is not the paper's network, whatever its name.
@@ -52,7 +52,7 @@ class Row:
         self.published = None if changed else PUBLISHED.get(name)
 
     def band(self) -> list[tuple[float, float, float, float]]:
-        """Points (step, mean, lowest, highest validation accuracy) where every seed has been evaluated."""
+        """The points (step, mean, lowest, highest validation accuracy) at which every seed was evaluated."""
         curves = zip(*(run.curve.validation() for run in self.runs), strict=False)
         return [(at[0][0], statistics.mean(a), min(a), max(a)) for at in curves for a in [[y for _, y in at]]]
 
@@ -77,8 +77,8 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
     """Writes Figure 2 as a PNG and Figure 3 as a Markdown table.
 
     Args:
-      runs: of `find_runs`; runs that differ in the seed alone become one line and one row, mean and range.
-      output_dir: where; files of an earlier report are replaced.
+      runs: the result of `find_runs`; runs that differ only in the seed become one line and one row, mean and range.
+      output_dir: the folder to write to; an earlier report there is replaced.
 
     Returns:
       The paths written.
@@ -94,9 +94,9 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
 def figure_3(rows: list[Row]) -> str:
     """Figure 3 as Markdown: steps to Inception's best accuracy, and maximum accuracy, beside the paper's.
 
-    A run is compared with the run of Inception that has its seed: steps to that one's best, and the ratio of both
-    counts of steps. Where there is neither such a run nor one on ImageNet's classes, nothing can be compared with the
-    paper, and the table has the accuracies alone.
+    A run is compared with Inception's run of the same seed: its steps to that run's best accuracy, and the ratio of
+    both numbers of steps. Without a run of Inception or of ImageNet's classes, nothing can be compared with the paper,
+    and the table has only accuracies.
     """
     reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
     if not (reference.runs or any(run.config.classes == _IMAGENET_CLASSES for row in rows for run in row.runs)):
@@ -153,7 +153,7 @@ def _divergence(row):
 
 
 def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float]]:
-    """(steps to the best accuracy of the reference's run of that seed, how many times sooner) of runs that reach it."""
+    """(steps, speed-up) of each run that reaches the best accuracy of the reference's run of the same seed."""
     if not comparable(row, reference):
         return []
     best = {run.seed: most for run in reference.runs if (most := run.curve.max_accuracy()) is not None}
@@ -163,7 +163,7 @@ def compared_with_reference(row: Row, reference: Row) -> list[tuple[float, float
 
 
 def steps_and_speed_up(row: Row, reference: Row) -> tuple[str, str]:
-    """Two cells: steps to the reference's best accuracy, with the runs that reach it if not all do, and the ratio."""
+    """Two cells: the steps to the reference's best accuracy, and in how many runs if not in all; and the speed-up."""
     reached = compared_with_reference(row, reference)
     missed = f" in {len(reached)} of {len(row.runs)}" if 0 < len(reached) < len(row.runs) else ""
     none = "-" if comparable(row, reference) else ""
@@ -180,7 +180,7 @@ def comparable(row: Row, reference: Row) -> bool:
 
 
 def _conditions(rows):
-    """What the numbers were measured on, for every distinct set of conditions among the rows."""
+    """The conditions of the measurements, one text for each distinct set of conditions among the rows."""
     found = {
         f"{c.dataset} ({c.train_examples:,} training, {c.validation_examples:,} validation images), "
         f"{c.image_size}x{c.image_size} pixels, width {c.width:g}, batch {c.batch_size}, "
@@ -198,7 +198,7 @@ def _caption(rows, has_reference):
     return (
         f"{note}Ours: {_conditions(rows)}; validation accuracy of one view an image, steps of 32 images, "
         f"read at every evaluation.{several if any(len(row.runs) > 1 for row in rows) else ''} "
-        "Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper; blank: not run.\n"
+        "Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper. A blank cell was not run.\n"
     )
 
 
@@ -207,7 +207,7 @@ def _seeds(row):
 
 
 def draw_figure_2(rows: list[Row], path: str, title: str = "") -> None:
-    """Figure 2: validation accuracy by steps of 32 images, one line a row: the mean over seeds in the band of all."""
+    """Draws Figure 2: validation accuracy by steps of 32 images, for each row the mean over seeds in their range."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
     for row in rows:

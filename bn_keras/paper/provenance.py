@@ -1,4 +1,4 @@
-"""Which code, on which machine, a number was measured with; standard library only."""
+"""Says with which code and on which machine a number was measured; standard library only."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """This checkout's commit, with "-dirty" after it where files differ from it; "unknown" outside of one."""
+    """The commit of this checkout, followed by "-dirty" if files were changed; "unknown" outside of a checkout."""
     describe = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(describe, check=False, capture_output=True, text=True).stdout.strip() or "unknown"
@@ -15,7 +15,7 @@ def commit() -> str:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The processor's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))

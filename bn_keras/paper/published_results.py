@@ -1,4 +1,4 @@
-"""What the paper reports of its networks, Figure 3, by the name of the variant; standard library only.
+"""The paper's results of its networks, Figure 3, by the name of the variant; standard library only.
 
 A network that is not in this table was not published, or has no numbers in the paper: the negative controls.
 """
@@ -10,8 +10,8 @@ class Published(NamedTuple):
     """A row of Figure 3.
 
     Attributes:
-      steps: of 32 images, to 72.2% validation accuracy of a single crop; None where that was not reached.
-      max_accuracy: of a single crop on the validation images, a fraction.
+      steps: steps of 32 images to 72.2% validation accuracy with a single crop; None if that was not reached.
+      max_accuracy: the best validation accuracy with a single crop, a fraction.
     """
 
     steps: float | None
@@ -19,7 +19,7 @@ class Published(NamedTuple):
 
     @property
     def speed_up(self) -> float | None:
-        """Inception's steps over its own; None where it did not reach 72.2%."""
+        """Inception's steps divided by its own; None if it did not reach 72.2%."""
         return self.steps and _INCEPTION_STEPS / self.steps
 
 

@@ -1,8 +1,8 @@
-"""docs/results.md and its page for each data set, from the files of runs alone.
+"""Writes docs/results.md and its page for each data set from the files of runs.
 
-What was not run stays blank, and what does not hold is said.
+A cell that was not run stays blank, and a claim that does not hold is reported as such.
 
-Standard library only, but for the plots and Figure 5, which is read off the network itself.
+Only the plots, and Figure 5, which is read off the network itself, need more than the standard library.
 """
 
 import glob
@@ -23,13 +23,13 @@ from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import write_text
 
 LOG = "log.jsonl"
-"""In the working directory: a line for every run that was started, with its command, commit and machine."""
+"""A file in the working directory with a line for every run that was started: its command, commit and machine."""
 
 FIGURE_4 = "figure4.md"
 
 DOCUMENT = "results.md"
 PAGES = "results"
-"""Folder beside the document: a page, its plots and its claims for every data set."""
+"""The folder beside the document, with a page, its plots and its claims for every data set."""
 
 HOLDS, FAILS = "holds", "does not hold"
 
@@ -46,9 +46,9 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
 
     Args:
       workdir: where `launch/results` keeps the runs on this data set; Figure 4's table is in `ensemble` there.
-      output_dir: of the document; pages go to `results` beside it.
-      name: of the page and of the data set's column.
-      command: that made the runs.
+      output_dir: the folder of the document; pages go to `results` in it.
+      name: the name of the page and of the data set's column.
+      command: the command that made the runs.
 
     Returns:
       The paths of the page and of the document.
@@ -66,8 +66,8 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
     made_on = _made_on(workdir)
     parts = [
         f"# {title}\n",
-        f"Written by `{command}` from the files of the runs; no number in it is typed. Blank: not run. What the claims "
-        f"of the paper come to on every data set: [results.md](../{DOCUMENT}).\n",
+        f"Written by `{command}` from the files of the runs; no number in it is typed. A blank cell was not run. "
+        f"What the claims of the paper come to on every data set: [results.md](../{DOCUMENT}).\n",
         made_on,
         "## Figure 1: Section 4.1\n",
         *_figure_1(section_4_1, plots),
@@ -97,7 +97,7 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
 
 
 def _write_document(output_dir):
-    """The claims of all pages side by side, and Figure 5, which is the same on any data."""
+    """Writes the document: the claims of all pages side by side, and Figure 5, which is the same for any data."""
     pages = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(output_dir), PAGES, "*.json"))):
         name = os.path.basename(path).removesuffix(".json")
@@ -111,8 +111,8 @@ def _write_document(output_dir):
     links = [f"[{page['title']}]({PAGES}/{name}.md)" for name, page in pages.items()]
     parts = [
         "# Results\n",
-        "Written by `launch/results` from the runs on every data set; no number in it is typed. Blank: not run. A "
-        "claim is judged on the mean over the seeds that were run; a page has the figures, tables and conditions.\n",
+        "Written by `launch/results` from the runs on every data set; no number in it is typed. A blank cell was not "
+        "run. A claim is judged on the mean over the seeds that were run; a page has figures, tables and conditions.\n",
         table(
             ["Claim of the paper", "Paper", *links],
             [[claim, paper, *(own.get(name, "") for name in pages)] for (claim, paper), own in cells.items()],
@@ -126,7 +126,7 @@ def _write_document(output_dir):
 
 
 def _title(name, rows, section_4_1):
-    """The data set with its images, and the networks' size and width where Figure 2 was run."""
+    """The page's title: the data set with its images and, if Figure 2 was run, the networks' size and width."""
     configs = [row.runs[0].config for row in rows] or [run.read_config() for run in section_4_1]
     if not configs:
         return name
@@ -139,7 +139,7 @@ def _verdict(holds):
 
 
 def _measured(workdir, section):
-    """The runs of a section by the name of their folder."""
+    """The runs of a section, by the name of their folder."""
     folder = os.path.join(workdir, section)
     runs = {name: RunDirectory(os.path.join(folder, name)) for name in _names(folder)}
     return {name: MeasuredRun(run) for name, run in runs.items() if run.read_config() is not None}
@@ -195,9 +195,9 @@ def _picture(text, plots, file):
 
 
 def _claims_of_4_2_2(rows):
-    """Section 4.2.2's claims, each judged on the means over the seeds that were run.
+    """Section 4.2.2's claims, each judged by the mean over the seeds that were run.
 
-    Faster than Inception is only what reaches the best accuracy of Inception's run with every seed.
+    A network is faster than Inception only if it reaches the best accuracy of Inception's run with every seed.
     """
 
     def best(name):
@@ -272,7 +272,7 @@ def _claims_of_4_2_2(rows):
 
 
 def _changes(workdir, figure_2):
-    """Mean maximum accuracy and steps to Inception's best with one change each, beside none and all seven."""
+    """The mean best accuracy and the steps to Inception's best, with one change, with none and with all seven."""
     by_name = {row.variant.name: row for row in figure_2}
     groups = {}
     for name, run in _measured(workdir, "changes").items():
@@ -297,7 +297,7 @@ def _change_row(title, row, reference):
 
 
 def _outcome(run):
-    """What a run came to, in a cell: its best accuracy, or where it diverged; "" if it was not run."""
+    """A cell with the result of a run: its best accuracy, or where it diverged; "" if it was not run."""
     if run is None:
         return ""
     if diverged := run.curve.diverged():

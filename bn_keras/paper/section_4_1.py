@@ -1,7 +1,7 @@
 """Section 4.1: three fully connected layers of 100 sigmoids on binary MNIST, with and without Batch Normalization.
 
-Both networks start from the same weights and see the same mini-batches, all images in memory. As in `trainer`, all that
-a run does is a function of (seed, step), so an interrupted one continues bit for bit.
+Both networks start from the same weights and see the same mini-batches; all images are in memory. As in `trainer`, all
+that a run does depends only on (seed, step), so an interrupted run continues bit for bit.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ IMAGE_SIZE = 28
 HIDDEN_LAYERS = 3
 UNITS = 100
 
-_CHECKPOINT_EVERY = 1_000  # steps; a second of work
+_CHECKPOINT_EVERY = 1_000  # steps, about a second of work
 
 
 def read_binary_images(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """A whole split as (images float32 `[N, 784]` of 0 and 1, labels int32 `[N]`).
+    """Reads a whole split: (images float32 `[N, 784]` of 0 and 1, labels int32 `[N]`).
 
-    The paper's images are binary; the threshold, half of full scale, is not in the paper: ours.
+    The paper's images are binary; our threshold, half of full scale, is not in the paper.
 
     Raises:
       InputError: the images are not gray.
@@ -48,7 +48,7 @@ def read_binary_images(dataset: Dataset, split: str) -> tuple[np.ndarray, np.nda
 
 
 def build_network(batch_normalization: bool, *, classes: int, weight_deviation: float, seed: int) -> keras.Model:
-    """The network of Section 4.1; its outputs are the logits and the inputs of the last hidden layer's sigmoids.
+    """Builds the network of Section 4.1. Its outputs are the logits and the inputs of the last hidden layer's sigmoids.
 
     A layer is `z = sigmoid(Wu + b)`, or with BN `z = sigmoid(BN(Wu))` (Section 3.2).
     """
@@ -91,7 +91,7 @@ class _Network:
 
 
 def batch_indices(examples: int, batch_size: int, seed: int, start: int, count: int) -> np.ndarray:
-    """The examples that `count` steps from `start` see, int32 `[count, batch_size]`: shuffled epochs without end."""
+    """The indices of the examples of `count` steps from `start`, int32 `[count, batch_size]`, in shuffled epochs."""
     positions = np.arange(start * batch_size, (start + count) * batch_size)
     epochs = positions // examples
     indices = np.empty(len(positions), np.int32)
@@ -102,11 +102,11 @@ def batch_indices(examples: int, batch_size: int, seed: int, start: int, count: 
 
 
 def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistConfig]) -> None:
-    """Trains both networks in `directory`, from where it stands to `config.steps`.
+    """Trains both networks in `directory`, from their newest checkpoint, if there is one, to `config.steps`.
 
-    A row of the curve is one network at one step, over all test images: `top1` of `of`, the mean `loss` of the
-    mini-batches since the row before, and `percentiles`, 15, 50 and 85 of the input of each of the 100 sigmoids of the
-    last hidden layer.
+    A row of the curve is one network at one step, tested on all test images. It holds `top1` of `of`; the mean `loss`
+    of the mini-batches since the row before; and `percentiles`, the 15th, 50th and 85th of the input of each of the 100
+    sigmoids of the last hidden layer.
 
     Raises:
       InputError: the directory holds another run, another process trains in it, or the loss is not finite.
@@ -115,7 +115,7 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistCo
     train_images, train_labels = map(tf.constant, read_binary_images(dataset, "train"))
     test_images, test_labels = map(tf.constant, read_binary_images(dataset, "validation"))
     networks = [_Network(bool(k), len(dataset.class_names), config) for k in range(len(NETWORKS))]
-    row_step = tf.Variable(0, dtype=tf.int64, trainable=False)  # of the last rows, which the sums of loss are since
+    row_step = tf.Variable(0, dtype=tf.int64, trainable=False)  # step of the last rows, from which on losses are summed
     variables = {name: variable for network in networks for name, variable in network.variables().items()}
     variables["row_step"] = row_step
 
@@ -142,7 +142,7 @@ def train(config: MnistConfig, dataset: Dataset, directory: RunDirectory[MnistCo
             variable.assign(arrays[name])
         return step
 
-    restore()  # before anything is written; again when no other process can train there
+    restore()  # once before anything is written, and again when no other process can train there
     directory.open(config, dataset.class_names)
     step = restore()
     curve = directory.curve

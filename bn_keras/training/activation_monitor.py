@@ -1,4 +1,4 @@
-"""Figure 1 inside any run: percentiles of the inputs of chosen nonlinearities, and of their normalization's state."""
+"""Records Figure 1 in any run: percentiles of the inputs of nonlinearities, and of their normalization's state."""
 
 import keras
 import numpy as np
@@ -9,19 +9,19 @@ from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.private_names import operation_before
 
 PERCENTILES = (15, 50, 85)
-"""Figure 1(b, c)."""
+"""The percentiles of Figure 1 (b, c)."""
 
 
 class Monitor:
-    """Looks at chosen nonlinearities of a model on one fixed mini-batch, in inference mode.
+    """Observes chosen nonlinearities of a model on one fixed mini-batch, in inference mode.
 
     Args:
-      model: functional, with `keras.layers.Activation` layers.
-      names: of activation layers, separated by commas, each as `NAME` or `NAME:MAP`; the feature map is 0 by default.
-      images: the mini-batch, as the model takes it.
+      model: a functional model with `keras.layers.Activation` layers.
+      names: the activation layers, separated by commas, each as `NAME` or `NAME:MAP`; the feature map is 0 by default.
+      images: the mini-batch, in the form that the model takes.
 
     Raises:
-      InputError: the model has no such layer, or it no such map.
+      InputError: the model has no such layer, or the layer has no such map.
     """
 
     def __init__(self, model: keras.Model, names: str, images: tf.Tensor):
@@ -31,8 +31,10 @@ class Monitor:
         self._inputs = tf.function(lambda images: keras.tree.flatten(inputs(images, training=False)))
 
     def look(self) -> dict[str, dict[str, list[float]]]:
-        """{name: {what: its three percentiles}}: "input" of the nonlinearity, over the examples and positions of its
-        feature map; and "gamma", "beta", "moving_mean", "moving_variance" of the normalization before it, over maps."""
+        """{name: {quantity: its three percentiles}}.
+
+        The quantities are the nonlinearity's "input", over the examples and positions of its feature map, and the
+        "gamma", "beta", "moving_mean" and "moving_variance" of the normalization before it, over feature maps."""
         looks = {}
         for (name, layer, _), values in zip(self._chosen, self._inputs(self._images), strict=True):
             looks[name] = {"input": _percentiles(values)}

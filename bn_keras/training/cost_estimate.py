@@ -1,4 +1,4 @@
-"""What a run would cost, before it starts: its network, memory, and the time measured on a few of its own steps."""
+"""Estimates what a run costs before it starts: its memory, and its time, measured on a few of its steps."""
 
 import functools
 import math
@@ -12,14 +12,15 @@ from bn_keras.training.step_statistics import StepStatistics
 from bn_keras.training.training_state import TrainingState, make_train_steps
 
 STEPS = 3
-"""Steps that are timed."""
+"""How many steps are timed."""
 
 WARM_UP = 6
-"""Steps before those: the first compiles, and while it does, the input pipeline gets ahead by up to five batches."""
+"""How many steps come before the timed ones: the first one compiles, while the input pipeline gets up to five batches
+ahead."""
 
 
 def describe_cost(batches: RunBatches, strategy: tf.distribute.Strategy) -> str:
-    """Builds the network and takes a few steps in memory; writes nothing."""
+    """Describes a run's network, memory and time, measured on a few steps in memory; writes nothing."""
     config = batches.config
     with process_settings(config, strategy):
         state = TrainingState(config, strategy)
@@ -48,7 +49,7 @@ def describe_cost(batches: RunBatches, strategy: tf.distribute.Strategy) -> str:
 
 
 def _bytes_of_device(model, config, trainable):
-    """Weights, velocities, gradients and averages, and what the gradient needs of every layer's output."""
+    """The bytes that a device needs: weights, velocities, gradients, averages, and the outputs of all layers."""
     copies = 4 if config.ema else 3
     weights = model.count_params() + (copies - 1) * trainable
     size = 4 if config.precision == "float32" else 2

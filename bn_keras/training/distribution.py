@@ -1,4 +1,4 @@
-"""The distribution strategy that a run trains under, and each host's share of the input."""
+"""Makes the distribution strategy that a run trains under, and gives each host its share of the input."""
 
 import os
 import re
@@ -17,20 +17,20 @@ ClusterResolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
 def make_strategy(
     strategy: str, devices: int | None = None, tpu: str | None = None, cluster: ClusterResolver | None = None
 ) -> tf.distribute.Strategy:
-    """Makes a strategy; must come before anything else that touches TensorFlow's devices.
+    """Makes a strategy. It must be called before anything else uses TensorFlow's devices.
 
-    With a cluster, waits in C++ until every other process has come, for as long as that takes.
+    With a cluster it waits, without a limit, until every other process has started.
 
     Args:
-      strategy: "one_device"; "mirrored", over all GPUs or, where there is none, `devices` logical CPUs; "multi_worker",
-        over the processes of `cluster`; "tpu"; or "auto": the TPU where one is given, several workers where a cluster
-        is given, mirrored where there is more than one device, else one device.
+      strategy: "one_device"; "mirrored", over all GPUs or, without GPUs, `devices` logical CPUs; "multi_worker", over
+        the processes of `cluster`; "tpu"; or "auto": the TPU if one is given, several workers if a cluster is given,
+        mirrored if there is more than one device, else one device.
       devices: how many GPUs, or logical CPUs, of this machine to use; None for all GPUs or one CPU.
-      tpu: name or address of a TPU; "local" for that of a TPU VM.
-      cluster: of `find_cluster`; None for this process alone, whatever the environment names.
+      tpu: the name or address of a TPU; "local" for the TPU of this TPU VM.
+      cluster: the result of `find_cluster`; None for this process alone, whatever the environment says.
 
     Raises:
-      InputError: there are not so many GPUs, no cluster, or no TPU.
+      InputError: there are fewer GPUs, no cluster, or no TPU.
     """
     if strategy == "auto":
         strategy = "tpu" if tpu else "multi_worker" if cluster else "auto"
@@ -75,10 +75,10 @@ def uses_gpus(strategy: tf.distribute.Strategy) -> bool:
 def distribute(
     strategy: tf.distribute.Strategy, make_batches: Callable[..., tf.data.Dataset]
 ) -> tf.distribute.DistributedDataset:
-    """A distributed dataset, iterable under the strategy.
+    """A distributed dataset, for iteration under the strategy.
 
     Args:
-      make_batches: `make_batches(hosts=h, host=k)` is the k-th host's share of every mini-batch, in static shapes.
+      make_batches: `make_batches(hosts=h, host=k)` returns the k-th host's share of every mini-batch, in static shapes.
     """
 
     def share(context):
@@ -91,7 +91,7 @@ def distribute(
 
 
 class Agreement:
-    """Numbers of all worker processes added up, so that processes that time themselves still do the same things."""
+    """Averages numbers over all worker processes, so that all decide alike, although their clocks differ."""
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self._strategy = strategy
@@ -99,7 +99,7 @@ class Agreement:
         self._sum = tf.function(self._sum_over_replicas)
 
     def mean(self, *values: float) -> list[float]:
-        """The mean of each value over the workers; a collective, so all of them must call it."""
+        """The mean of each value over the workers. All of them must call it, as it is a collective."""
         if self.workers == 1:
             return list(values)
         return self._sum(tf.constant(values, tf.float64)).numpy().tolist()
@@ -163,16 +163,16 @@ _TF_CONFIG_SCHEMA = {
 
 
 def find_cluster(alone: bool = False) -> ClusterResolver | None:
-    """The processes that train together, as TF_CONFIG or SLURM's variables name them.
+    """The processes that train together, from TF_CONFIG or SLURM's variables.
 
     Args:
-      alone: whether a cluster of this process alone counts as one.
+      alone: whether a cluster that consists only of this process counts.
 
     Returns:
-      The cluster with this process's place in it, or None.
+      The cluster, which knows this process's place in it, or None.
 
     Raises:
-      InputError: the variables do not fit together.
+      InputError: the variables contradict each other.
     """
     if text := os.environ.get("TF_CONFIG"):
         cluster = _tf_config_cluster(text, alone)
@@ -184,7 +184,7 @@ def find_cluster(alone: bool = False) -> ClusterResolver | None:
 
 
 def addresses(cluster: ClusterResolver, others: bool = False) -> list[str]:
-    """HOST:PORT of every process, or of all but this one."""
+    """HOST:PORT of every process, or of all others."""
     jobs = cluster.cluster_spec().as_dict()
     own = jobs[cluster.task_type][cluster.task_id]
     return [address for job in _JOBS for address in jobs.get(job, ()) if not (others and address == own)]
@@ -221,7 +221,7 @@ _SLURM = (
 def _slurm_cluster():
     gpus = {}
     if not shutil.which("nvidia-smi"):
-        # The resolver would ask it, and lists no task of a node that has no GPU for it: so it is told of some.
+        # TensorFlow leaves out the tasks of nodes without GPUs, which it would count: so it is told a number.
         gpus = {"gpus_per_node": 1024, "gpus_per_task": 1, "auto_set_gpu": False}
     try:
         # `srun --resv-ports` reserves ports of its own; 8888 is TensorFlow's default.

@@ -1,4 +1,4 @@
-"""Starting from trained weights: what fits is taken over, a part may be frozen, the body may learn more slowly."""
+"""Transfer learning: starts from pretrained weights, freezes layers, or lets the body learn more slowly."""
 
 import os
 
@@ -20,7 +20,7 @@ def read_weights(source: str) -> Weights:
     """The weights of a run's newest step, of a `.keras` model, or of a file of public weights.
 
     Raises:
-      InputError: there is nothing that can be read.
+      InputError: none of these can be read at `source`.
     """
     if os.path.isdir(source):
         directory = RunDirectory(source)
@@ -28,7 +28,7 @@ def read_weights(source: str) -> Weights:
     elif source.endswith(".keras"):
         try:
             model = keras.models.load_model(source, compile=False)
-        except Exception as error:  # whatever zipfile, h5py and Keras make of what is no model
+        except Exception as error:  # whatever zipfile, h5py and Keras raise for a file that is no model
             raise InputError(f"`initial_weights={source}` cannot be read ({first_line(error)})") from None
     else:
         model = read_public_weights(source)[1]
@@ -36,13 +36,13 @@ def read_weights(source: str) -> Weights:
 
 
 def take_over(model: keras.Model, weights: Weights, source: str) -> str:
-    """Sets every layer of the model all of whose weights are there by name and shape.
+    """Sets the weights of each layer for which all weights are given, by name and shape.
 
     Returns:
-      A sentence that says which layers were left as they were.
+      A sentence that says which layers keep their initial weights.
 
     Raises:
-      InputError: there is none that fits.
+      InputError: the given weights fit no layer.
     """
     left, layers = [], [layer for layer in model.layers if layer.weights]
     for layer in layers:
@@ -58,13 +58,13 @@ def take_over(model: keras.Model, weights: Weights, source: str) -> str:
 
 
 def freeze(model: keras.Model, config: RunConfig) -> None:
-    """Freezes the layers that `config.freeze` says.
+    """Freezes the layers that `config.freeze` names.
 
-    A frozen batch normalization is in inference mode: it normalizes by its averages, which stay. Without
-    `config.frozen_statistics` it normalizes by the mini-batch and moves them; its gamma and beta stay all the same.
+    A frozen batch normalization is in inference mode: it normalizes by its averages, which do not change. Without
+    `config.frozen_statistics` it normalizes by the mini-batch and updates its averages; gamma and beta do not change.
 
     Raises:
-      InputError: the network has no such layer, or none that is left to train.
+      InputError: the network has no such layer, or no layer would be left to train.
     """
     if not config.freeze:
         return
@@ -95,7 +95,7 @@ def head_of(model: keras.Model) -> keras.layers.Layer:
 
 
 def rate_factors(model: keras.Model, config: RunConfig) -> list[float]:
-    """What the learning rate is multiplied by, for each trainable variable of the model."""
+    """The factor on the learning rate of each trainable variable of the model."""
     body = config.body_learning_rate / config.variant.learning_rate if config.body_learning_rate else 1.0
     head = {weight.path for weight in head_of(model).weights}
     return [1.0 if weight.path in head else body for weight in model.trainable_variables]

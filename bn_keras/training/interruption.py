@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as something that a loop looks at, for it to save and stop."""
+"""Lets a loop see SIGINT and SIGTERM, so that it can save and stop."""
 
 import signal
 import threading
@@ -7,12 +7,12 @@ from typing import Self
 
 
 class Interruption:
-    """Notes the first SIGINT or SIGTERM in a `with` block; a second one, and those after the block, go as before.
+    """Notes the first SIGINT or SIGTERM in a `with` block. A second signal, and any after the block, act as before.
 
-    In other threads than the main one nothing is noted: Python lets that one alone handle signals.
+    It only works in the main thread, the only one in which Python handles signals; in others nothing is noted.
 
     Attributes:
-      signal: the one that came, or None.
+      signal: the signal that came, or None.
     """
 
     def __init__(self):
@@ -27,7 +27,7 @@ class Interruption:
             signal.signal(*self._before.popitem())
 
     def take_over(self) -> None:
-        """Has the signals noted from now on, until there is one."""
+        """Starts to note signals, until the first one comes."""
         main = threading.current_thread() is threading.main_thread()
         if main and not self._before and self.signal is None:
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}

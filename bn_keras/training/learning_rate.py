@@ -8,14 +8,14 @@ from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.recipes import SCHEDULE_UNITS
 
 DECAY_FACTOR = 0.96
-"""Of the exponential schedule. Not in the paper: GoogLeNet's 4%, every 8 epochs."""
+"""Factor of the exponential schedule in each unit of time. Not in the paper: GoogLeNet's 4% every 8 epochs."""
 
 TENTHS = (3, 6, 8)
-"""Units of time after which the steps schedule falls to a tenth: 30, 60 and 80 epochs in Goyal et al. (2017)."""
+"""Units of time after which the schedule "steps" falls to a tenth: 30, 60 and 80 epochs in Goyal et al. (2017)."""
 
 
 def learning_rate(config: RunConfig, examples: tf.Tensor) -> tf.Tensor:
-    """The rate of the step that follows `examples` (int64) examples, float32.
+    """The learning rate, float32, of the step that follows after `examples` (int64) examples.
 
     With u = examples / `decay_examples`, the units of time that have passed, by the variant's schedule:
 
@@ -23,8 +23,8 @@ def learning_rate(config: RunConfig, examples: tf.Tensor) -> tf.Tensor:
         steps         initial * 0.1 ^ (how many of TENTHS are at most u)
         cosine        initial * (1 + cos(pi * min(u / SCHEDULE_UNITS, 1))) / 2
 
-    and during warm-up, on a straight line from the rate of a mini-batch of `warmup_batch` images to `initial`. Units
-    are counted in whole numbers, so that the steps at which the rate falls are exact at any count of examples.
+    During warm-up it grows on a straight line, from the rate of a mini-batch of `warmup_batch` images to `initial`.
+    Units are counted in whole numbers, so that the steps at which the rate falls are exact for any number of examples.
     """
     rate = tf.constant(config.initial_learning_rate)
     if config.warmup_examples:

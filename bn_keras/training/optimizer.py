@@ -1,4 +1,4 @@
-"""SGD with momentum (Section 4.2) as one fused operation a weight, with L2, clipping and averaged weights."""
+"""SGD with momentum (Section 4.2), one fused operation for each weight, with L2, clipping and averaged weights."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,21 +8,21 @@ import tensorflow as tf
 
 
 class MomentumSGD:
-    """For every trainable weight w with gradient g and L2 weight lambda:
+    """SGD with momentum. For every trainable weight w, with gradient g and L2 weight lambda:
 
         velocity = momentum * velocity - rate * (g + lambda * w)
         w = w + velocity
 
-    L2 enters as the gradient's `+ lambda * w`, which is what its penalty adds: as 70 terms of the loss it costs three
-    more passes over the weights and 500 operations. To be made under the strategy's scope.
+    `+ lambda * w` is the gradient of the L2 penalty; as 70 terms of the loss it would cost three more passes over the
+    weights and 500 operations. The optimizer has to be made under the strategy's scope.
 
     Args:
-      weights: trainable Keras variables; their regularizers must be None or `keras.regularizers.L2`.
+      weights: the trainable Keras variables; their regularizers must be None or `keras.regularizers.L2`.
       momentum: weight of the old velocity, in [0, 1).
-      clip_norm: gradients (without L2) whose joint norm is larger are scaled down to it; None does not.
-      averaging: weight of the old value in the moving average of the weights; 0 keeps none. In the first t steps it is
-        at most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`: the initial weights are forgotten.
-      rate_factors: what the rate is multiplied by, for each weight; None is 1.
+      clip_norm: gradients (without L2) are scaled down if their joint norm is larger; 0 never scales.
+      averaging: weight of the old value in the moving average of the weights; 0 keeps no average. At step t it is at
+        most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`, so that the initial weights are forgotten.
+      rate_factors: the factor on the learning rate of each weight; None for 1.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class MomentumSGD:
         """Takes one step, in replica context.
 
         Args:
-          gradients: of the weights, in their order, summed over all replicas: the same on each.
-          rate: float32 scalar.
-          step: int64 scalar, steps taken before this one.
-          usable: bool scalar; False leaves everything as it is. None is True, without the branch.
+          gradients: the gradient of each weight, in order, summed over all replicas and so the same on each.
+          rate: the learning rate, float32 scalar.
+          step: how many steps were taken before, int64 scalar.
+          usable: bool scalar; False changes nothing. None means True, without a branch in the graph.
         """
         if self._clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
@@ -88,7 +88,7 @@ class MomentumSGD:
 
     @contextlib.contextmanager
     def averages_applied(self) -> Iterator[None]:
-        """The averages in the weights' place for the time of a `with` block; then the weights have their bits back."""
+        """In a `with` block, the weights have their averages' values; afterwards they have their former bits again."""
         before = [weight.numpy() for weight in self._weights]
         try:
             for weight, average in zip(self._weights, self._averages, strict=True):
@@ -122,7 +122,7 @@ class LossScale:
         return tf.convert_to_tensor(self._scale)
 
     def update(self, usable: tf.Tensor) -> None:
-        """Notes whether a step's gradients were finite; in cross-replica context."""
+        """Updates the scale after a step, in cross-replica context; `finite` says whether its gradients were."""
         good = tf.where(usable, self._good_steps + 1, 0)
         grow = good == self.GROWTH_INTERVAL
         factor = tf.where(usable, tf.where(grow, 2.0, 1.0), 0.5)
@@ -135,7 +135,7 @@ def _zeros_like(weight):
 
 
 def _l2_of(weight):
-    """Lambda of a weight: Keras's L2 is the penalty c * sum(w^2), whose gradient is 2c * w."""
+    """A weight's lambda. Keras's L2 is the penalty c * sum(w^2), whose gradient is 2c * w."""
     if weight.regularizer is None:
         return 0.0
     if type(weight.regularizer) is not keras.regularizers.L2:

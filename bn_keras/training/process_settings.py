@@ -1,4 +1,4 @@
-"""What a run sets of its process, for as long as it needs it: seeds, names, dtype policy, determinism."""
+"""Sets a process up for a run, and back afterwards: seeds, names of layers, dtype policy, determinism."""
 
 import contextlib
 import random
@@ -15,17 +15,17 @@ from bn_keras.training.distribution import uses_gpus
 
 
 def enforces_determinism(config: RunConfig, strategy: tf.distribute.Strategy) -> bool:
-    """Whether TensorFlow is to be told to give the same bits each time: a CPU's operations do without."""
+    """Whether TensorFlow must be told to compute the same bits each time. On CPUs it does so anyway."""
     return config.deterministic and uses_gpus(strategy)
 
 
 @contextlib.contextmanager
 def process_settings(config: RunConfig, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """`building`, seeds and determinism of a run in a `with` block; after it, the process has back what it had.
+    """In a `with` block, the process has the run's dtype policy, names of layers, seeds and determinism.
 
     Args:
-      config: of the run.
-      strategy: that it trains under, whose GPUs are made to give the same bits each time.
+      config: the run's configuration.
+      strategy: the strategy that the run trains under.
     """
     with contextlib.ExitStack() as after:
         after.enter_context(building(config))

@@ -1,6 +1,6 @@
-"""What a run does where nothing is said: the paper's recipe, and three for small sets; standard library only.
+"""The defaults of a run: the paper's, and three recipes for small data sets; standard library only.
 
-A recipe is what it does otherwise than the paper, as fields of `RunConfig`; its `steps` are of 32 images.
+A recipe holds the fields of `RunConfig` in which it differs from the paper. Its `steps` are of 32 images.
 """
 
 import dataclasses
@@ -57,17 +57,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 SMALL_SET = 100_000
-"""Sets of larger images with fewer of them to train on get the recipe of small photo sets."""
+"""A data set of larger images, but with fewer of them than this, gets the recipe of small photo sets."""
 
 SMALL_IMAGE = 64
-"""Sets whose median short side is at most so many pixels get a small recipe."""
+"""A data set whose median short side is at most this many pixels gets a recipe for small images."""
 
 MOST_DECAYS = 112
-"""Of the exponential schedule in a run of a small set, to 1% of its start. BN-x30 has as many in 6 million steps."""
+"""Most decays of the exponential schedule on a small data set, which end at 1% of the initial rate. BN-x30 has as many
+in 6 million steps."""
 
 
 SCHEDULE_UNITS = 9
-"""Units of time of the steps and the cosine schedule: 90 epochs of ten in Goyal et al. (2017)."""
+"""Length of the schedules "steps" and "cosine" in units of time: 90 epochs, ten in a unit, in Goyal et al. (2017)."""
 
 
 def recipe_for(dataset: Dataset) -> str:
@@ -80,17 +81,17 @@ def recipe_for(dataset: Dataset) -> str:
 def make_config(
     dataset: Dataset, variant: str | Variant, *, continued: RunConfig | None = None, **changes: Any
 ) -> RunConfig:
-    """The configuration of a run: what is given, then the recipe that fits the data, then the variant and the paper.
+    """The configuration of a run: `changes` come first, then the data set's recipe, then the variant and the paper.
 
     Args:
-      dataset: what it trains on.
+      dataset: the data set to train on.
       variant: a key of `VARIANTS`, or a row of your own.
-      continued: the configuration of a run that goes on, which keeps its schedule where none is given: the default
-        depends on the length of the run.
+      continued: the configuration of the run that continues, if one does. Its schedule is kept unless another is given,
+        because the default schedule depends on the length of the run.
       changes: fields of `RunConfig` and of `Variant`.
 
     Raises:
-      InputError: there is no such field. Whether the values can work, `RunConfig.check` says.
+      InputError: there is no such field. `RunConfig.check` then checks the values.
     """
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     fields = fields_of(RunConfig)
@@ -127,11 +128,12 @@ def make_config(
 
 
 _OF_WEIGHTS = "input_convention", "padding", "epsilon", "separable_stem", "projection_4c_4d"
-"""Settings of a network that its weights ask for: a run that begins with another's takes them over, and its width."""
+"""Settings that belong to a network's weights: a run that starts from another run's weights takes them over, and the
+width."""
 
 
 def _source_of(initial_weights, variant, continued):
-    """A configuration with the settings that initial weights ask for; None where they are not a run's."""
+    """The configuration of the run that initial weights are from; None if they are not from a run."""
     found = continued if continued and continued.initial_weights == initial_weights else None
     if initial_weights and os.path.isdir(initial_weights):
         found = found or RunDirectory(initial_weights).read_config()
@@ -139,11 +141,11 @@ def _source_of(initial_weights, variant, continued):
 
 
 def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -> float:
-    """The schedule's unit of time, in epochs, with which a run of so many examples learns to its end.
+    """The schedule's unit of time, in epochs, that fits a run of so many examples.
 
-    The variants' schedules are for ImageNet's epochs: 167 photos are seen a thousand times in 5,000 steps. The steps
-    and the cosine schedule are as long as the run. The exponential one keeps the variant's unit, but for runs in which
-    the rate would fall more than `MOST_DECAYS` times.
+    The variants' schedules are made for ImageNet's epochs, but 167 photos are seen a thousand times in 5,000 steps. The
+    schedules "steps" and "cosine" become as long as the run. The exponential one keeps the variant's unit, unless the
+    rate would fall more than `MOST_DECAYS` times.
     """
     if variant.schedule == "exponential":
         return max(variant.decay_epochs, spanning_decay_epochs(variant.schedule, examples, train_examples))
@@ -151,6 +153,6 @@ def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -
 
 
 def spanning_decay_epochs(schedule: str, examples: int, train_examples: int) -> float:
-    """The fewest epochs of the schedule's unit of time that span a run of so many examples."""
+    """The fewest epochs in a unit of time with which a schedule of so many units spans the run."""
     units = MOST_DECAYS + 1 if schedule == "exponential" else SCHEDULE_UNITS
     return math.ceil(examples / units) / train_examples

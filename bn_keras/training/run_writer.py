@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: its curve, TensorBoard's events, checkpoints, progress, the model."""
+"""Writes a run's files while it trains: its curve, TensorBoard's events, checkpoints and model; shows its progress."""
 
 import time
 from typing import Any
@@ -17,14 +17,14 @@ from bn_keras.training.tensorboard import TensorBoardWriter
 class RunRecord:
     """Writes the directory of a run.
 
-    Of several worker processes all keep the rows, so that they agree, and one writes.
+    All worker processes keep the rows, so that they agree on what is due; only one writes.
 
     Args:
-      config: of the run.
-      directory: of the run; `open` was called where this process writes.
-      step: where the run starts or goes on; what the directory holds of later steps is forgotten.
+      config: the run's configuration.
+      directory: the run's directory; if this process writes, its `open` has been called.
+      step: the step at which the run starts or continues; rows of later steps are removed.
       writes: whether this process is the one that writes.
-      skipped: records left out, for the progress.
+      skipped: the records that were left out, for the progress line.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class RunRecord:
             self._curve.rows.append(row)
 
     def steps_of(self, kind: str) -> list[int]:
-        """The steps that have a row of a kind."""
+        """The steps that have a row of this kind."""
         return [row["step"] for row in self._curve.rows if row["kind"] == kind]
 
     def save(self, step: int, arrays: dict, best: int) -> None:
-        """Writes a checkpoint, after what it counts on; a run keeps the last two, and that of the step `best`.
+        """Writes a checkpoint, after the rows before it; the last two are kept, and the best one, of the step `best`.
 
-        One best is dropped only when a checkpoint knows of the next, as a kill between the two goes on from before.
+        A best one is removed only after a checkpoint that knows the next: a run killed in between restarts before it.
         """
         if self._writes:
             self._curve.sync()
@@ -69,7 +69,7 @@ class RunRecord:
             self._board.flush()
 
     def save_best(self, step: int, arrays: dict) -> None:
-        """Writes the checkpoint of the best evaluation, after its row."""
+        """Writes the checkpoint of the best evaluation."""
         if self._writes:
             self._curve.sync()
             checkpoint.save_best(self._directory.path, step, arrays, self._directory.texts)
@@ -83,7 +83,7 @@ class RunRecord:
             self._progress.evaluated(step, accuracy)
 
     def save_model(self, step: int, model: keras.Model, best: int) -> None:
-        """Writes the model that the run ended with, after a last look at what is kept: a kill may have left more."""
+        """Writes the trained model; first removes checkpoints that a kill may have left over."""
         if self._writes:
             checkpoint.keep(self._directory.path, step, best)
             with replacing(self._directory.model_path) as temporary:

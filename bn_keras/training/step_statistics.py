@@ -1,4 +1,4 @@
-"""What users of large runs ask for: images a second, the share of time spent waiting, step times, memory."""
+"""Measures a run: images per second, the share of time spent waiting for input, step times and memory."""
 
 import resource
 import sys
@@ -8,10 +8,10 @@ import tensorflow as tf
 
 
 class StepStatistics:
-    """Times of the steps since the last row of the curve.
+    """The times of the steps since the last row of the curve.
 
     Args:
-      replicas: devices that share the work.
+      replicas: how many devices share the work.
     """
 
     def __init__(self, replicas: int):
@@ -20,7 +20,7 @@ class StepStatistics:
         self._images = 0
 
     def add(self, times: np.ndarray, batch_size: int) -> None:
-        """Adds float64 `[steps, 2]` seconds, waiting for input and in all, of steps of `batch_size` images."""
+        """Adds steps of `batch_size` images: float64 `[steps, 2]`, their seconds of waiting for input, and in all."""
         self._times.append(times)
         self._images += batch_size * len(times)
 
@@ -39,7 +39,7 @@ class StepStatistics:
 
 
 def peak_memory() -> dict[str, int]:
-    """Most bytes held so far: by this process, and by the GPU that held most."""
+    """The most bytes that were in use so far: by this process, and on the GPU that used most."""
     memory = {"peak_host_bytes": _peak_host_bytes()}
     gpus = [f"GPU:{k}" for k in range(len(tf.config.list_logical_devices("GPU")))]
     if gpus:

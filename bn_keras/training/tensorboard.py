@@ -1,8 +1,7 @@
 """TensorBoard's view of a run: scalars of its curve, charts of the paper's figures, hyper-parameters, pictures.
 
-The curve is the truth and the event file a picture of it: opening a run's writer deletes its old event files and draws
-the whole curve again. So a run that was killed and resumed shows one unbroken line, with the times at which its points
-were first made.
+Event files are made from the curve: opening a run's writer deletes its old event files and writes the whole curve
+again. A run that was killed and resumed thus shows one unbroken line, with the times at which its points were made.
 """
 
 import glob
@@ -20,7 +19,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 VALIDATION = "accuracy/validation"
-"""Tag of the metric by which runs are compared, Figure 2's."""
+"""Tag of the metric by which runs are compared, that of Figure 2."""
 
 _SCALARS = {
     "training": {
@@ -41,10 +40,10 @@ _SCALARS = {
     "population": {"top1": "accuracy/validation_population"},
 }
 _COUNTS = {"top1", "top5"}
-"""Fields that are to be divided by the row's examples."""
+"""Fields that are divided by the number of examples in the row."""
 
 _FIRST = "run", "variant", "learning_rate"
-"""The first columns of TensorBoard's table of runs, which it sorts by name: theirs begin with a digit."""
+"""The first columns of TensorBoard's table of runs. It sorts columns by name, so these names begin with a digit."""
 
 
 class TensorBoardWriter:
@@ -52,9 +51,9 @@ class TensorBoardWriter:
 
     Args:
       directory: the run's.
-      hyper_parameters: flat dictionary of numbers and strings, shown under HPARAMS and TEXT. Where it has a "monitor",
-        that names the layers whose percentiles the rows will hold.
-      rows: what the curve holds already.
+      hyper_parameters: a flat dictionary of numbers and strings, shown under HPARAMS and TEXT. Its "monitor", if any,
+        names the layers whose percentiles the rows will hold.
+      rows: the rows that the curve holds already.
     """
 
     def __init__(self, directory: str, hyper_parameters: dict, rows: list[dict]):
@@ -62,7 +61,7 @@ class TensorBoardWriter:
             os.remove(old)
         self._writer = EventFileWriter(directory)
         start = rows[0].get("wall_time") if rows else None
-        # A TensorBoard that is open has read a file that is gone now: at this event it forgets that one's points.
+        # An open TensorBoard has read a file that is deleted now: at this event it drops the points of that file.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START), wall_time=start or 0.0))
         table = {"run": os.path.basename(os.path.abspath(directory)), **hyper_parameters}
         columns = {name: HParam(_column(name), display_name=name) for name in table}
@@ -113,7 +112,7 @@ def _scalars(row):
 
 
 def _layout_pb(monitored):
-    """The page CUSTOM SCALARS: Figure 2, the losses, and Figure 1 of each monitored layer, its median in its band."""
+    """The charts of the page CUSTOM SCALARS: Figure 2, the losses, and Figure 1 for each monitored layer."""
     charts = [
         Chart(title="Figure 2: validation accuracy", multiline=Lines(tag=[f"^{VALIDATION}$"])),
         Chart(

@@ -1,11 +1,11 @@
 """Trains one run: steps, evaluation, checkpoints, exact resume, divergence.
 
-All that a run does is a function of (seed, step, replica). A checkpoint is the values of the variables at a step, and
-resuming is: restore them, forget the curve after that step, start the input at it. The result is bit for bit that of a
-run that was never interrupted.
+All that a run does depends only on (seed, step, replica). A checkpoint holds the values of the variables at a step. To
+resume, a run restores them, drops the curve after that step, and starts the input there. The result is bit for bit that
+of a run that was never interrupted.
 
-With several worker processes every one runs this program on its share of each mini-batch and restores from the run's
-directory, which all of them see; the chief writes it.
+Several worker processes all run this program, each on its share of every mini-batch. All restore from the run's
+directory, which they share; the chief writes it.
 """
 
 import dataclasses
@@ -60,27 +60,27 @@ def train(
     data_service: str | None = None,
     profiled_steps: range = range(0),
 ) -> Outcome:
-    """Trains `config` in `directory`, from where it stands to `config.steps`.
+    """Trains a run in `directory`, from its newest checkpoint, if there is one, to `config.steps`.
 
-    Returns when all steps are done, when the run has diverged, which is then the last row of the curve, or after a
-    SIGINT or SIGTERM. What it sets of the process, as seeds and handlers of signals, is put back.
+    It returns when all steps are done, when the run has diverged (the last row of the curve then says so), or after a
+    SIGINT or SIGTERM. Settings of the process that it changes, such as seeds and signal handlers, are put back.
 
     Args:
-      config: of `make_config`.
-      dataset: of `read_dataset`.
-      directory: of the run; a new one, or that of the same run, which goes on.
-      strategy: of `make_strategy`; by default over all GPUs, or on the CPU.
+      config: the result of `make_config`.
+      dataset: the result of `read_dataset`.
+      directory: a new directory, or that of the same run, which continues.
+      strategy: the result of `make_strategy`; by default all GPUs, or the CPU.
       network: a function from the configuration to a network of your own, from images float32
         `[N, image_size, image_size, channels]` in [-1, 1] to logits; its weights may have L2 regularizers. By default
         the variant's. The same function again continues the run.
-      allow_change: fields of the configuration that may differ from those of the run that goes on.
-      skipped: takes note of the records that cannot be used and are left out; None: they are errors.
+      allow_change: fields of the configuration that may differ from those of the run that continues.
+      skipped: takes note of each record that cannot be used, which is then left out; None: such a record is an error.
       data_service: as in `training_batches`.
-      profiled_steps: those that TensorFlow's profiler records; the first step of a run is 1.
+      profiled_steps: the steps that TensorFlow's profiler records; the first step of a run is 1.
 
     Raises:
       InputError: the directory holds another run, or another process trains in it; the devices cannot share the batch;
-        a record is damaged; another worker is gone; nothing more can be written, and the last checkpoint is whole.
+        a record is damaged; another worker is gone; or files cannot be written (the last checkpoint then stays whole).
     """
     strategy = strategy or make_strategy("auto")
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
@@ -123,7 +123,8 @@ class Trainer:
         self.agreement = Agreement(strategy)
         if config.initial_weights and directory.newest_step() is None:
             note(take_over(self.state.model, read_weights(config.initial_weights), config.initial_weights))
-        # Twice: what does not fit is to fail before anything is written, and another process may train until `open`.
+        # Restored twice: a checkpoint that does not fit fails before anything is written, and until `open` another
+        # process may train on.
         self.step = self._restore(directory)
         self.monitor = self._make_monitor() if config.monitor else None
         if is_chief(strategy):
@@ -143,12 +144,12 @@ class Trainer:
         self.stopping = False
 
     def run(self) -> Outcome:
-        """Takes the steps that are left, and does after each what is due."""
+        """Takes the remaining steps, and after each does what is due."""
         try:
-            self._evaluate_if_due()  # where an interruption had cut an evaluation short
+            self._evaluate_if_due()  # an interruption may have cut an evaluation short
             while self.step < self.config.steps:
                 self._advance()
-                self.interruption.take_over()  # only now is there something to save
+                self.interruption.take_over()  # before the first step there is nothing to save
                 if problem := self._problem():
                     return self._diverge(*problem)
                 if self._due(self.config.log_every):
@@ -172,7 +173,9 @@ class Trainer:
         if saved := directory.newest_state():
             self.state.restore(checkpoint.arrays_of(saved[1]))
         step = int(self.state.step.numpy())
-        if best := directory.curve.best(step):  # a kill after an evaluation leaves its row, but not the state after it
+        if best := directory.curve.best(
+            step
+        ):  # a kill may leave the row of an evaluation, but no checkpoint that knows of it
             self.state.note_accuracy(*best)
         if (mean := self.agreement.mean(step)[0]) != step:
             raise InputError(
@@ -182,7 +185,7 @@ class Trainer:
         return step
 
     def _advance(self):
-        """Takes the steps until something is due, but about one second of them, so that a signal is seen soon."""
+        """Takes steps until something is due, but for about one second at most, so that a signal is seen soon."""
         cadences = [self.config.log_every, self.config.eval_every, self.config.checkpoint_every]
         if self.monitor:
             cadences.append(self.config.monitor_every)
@@ -200,7 +203,7 @@ class Trainer:
         self.record.progressed(self.step)
 
     def _problem(self):
-        """(step, reason) where the run has diverged; weights are looked at whenever something is about to be kept."""
+        """(step, reason) if the run has diverged, or None. Weights are checked before anything is saved."""
         if step := int(self.state.first_bad_step.numpy()):
             return step, "the loss is not finite"
         kept = self._due(self.config.log_every) or self._due(self.config.checkpoint_every) or self.stopping
@@ -215,7 +218,7 @@ class Trainer:
         return Outcome.DIVERGED
 
     def _log(self):
-        """The row of the steps since the last one."""
+        """Adds the row of the steps since the last row."""
         examples = int(self.state.row_examples.numpy())
         before = self.state.examples - self.config.batch_size
         self._add_row(
@@ -229,13 +232,15 @@ class Trainer:
             counted.assign(tf.zeros_like(counted))
 
     def _evaluate_if_due(self):
-        """Adds the rows on the held-out examples that this step should have and has not."""
+        """Adds the rows of evaluations that are due at this step and not there yet."""
         if self._lacks("validation", self.config.eval_every):
             counts = self._count()
             accuracy = counts.top1 / counts.of
             if self.state.note_accuracy(self.step, accuracy):
                 self.record.save_best(self.step, self.state.arrays())
-            self._add_row("validation", **counts._asdict())  # after the best: it says that the evaluation is done
+            self._add_row(
+                "validation", **counts._asdict()
+            )  # after the best checkpoint: the row says that the evaluation is done
             self.record.evaluated(self.step, accuracy)
         if self.config.ema and self._lacks("ema", self.config.eval_every):
             with self.state.optimizer.averages_applied():
@@ -247,20 +252,20 @@ class Trainer:
             self._add_row("monitor", percentiles=PERCENTILES, layers=self.monitor.look())
 
     def _count(self):
-        """The `Counts` of the held-out examples."""
+        """Evaluates the validation examples."""
         with self.batches_of_run.naming_damage("validation"):
             return self.evaluator(self._until_interrupted(self.validation))
 
     def _measured_statistics(self):
-        """Algorithm 2 over the mini-batches that training sees next, read by an iterator of their own."""
+        """Algorithm 2's statistics over the next training mini-batches, which an iterator of their own reads."""
         batches = self.batches_of_run.training(self._examples(), distort_on="host")
         steps = self.config.population_statistics
         return population_statistics(self.state.model, self._until_interrupted(batches), steps=steps, write=False)
 
     def _until_interrupted(self, batches):
-        """The batches of one evaluation or measurement, which takes minutes, while a preemption leaves seconds.
+        """The batches, but stops the run at a signal: an evaluation takes minutes, and a preemption leaves seconds.
 
-        Several workers do not stop inside of one: all have to take part in every batch.
+        Several workers do not stop in an evaluation, as all have to take part in every batch.
         """
         for batch in batches:
             if self.agreement.workers == 1 and self.interruption.signal:
@@ -291,15 +296,15 @@ class Trainer:
 
 
 class _Stopped(Exception):  # noqa: N818 (not an error)
-    """A signal asks the run to save and stop."""
+    """A signal has asked the run to save and stop."""
 
 
 class Profiler:
-    """TensorFlow's profiler over some steps; its trace lies in the run's directory, for TensorBoard's PROFILE page.
+    """Runs TensorFlow's profiler during some steps; TensorBoard's page PROFILE shows its trace.
 
     Args:
-      directory: of the run.
-      steps: that are recorded; of a run that ends earlier, those that it takes.
+      directory: the run's directory, for the trace.
+      steps: the steps to record, as far as the run takes them.
     """
 
     def __init__(self, directory: str, steps: range):
@@ -308,12 +313,12 @@ class Profiler:
         self._running = self._ran = False
 
     def next_change(self, step: int) -> float:
-        """The step after which the profiler starts or stops next; infinity where it does neither."""
+        """The step after which the profiler starts or stops next; infinity if it does neither."""
         ends = (self._steps.start - 1, self._steps.stop - 1) if self._steps else ()
         return min((end for end in ends if end > step), default=math.inf)
 
     def at(self, step: int) -> None:
-        """Starts or stops, between the steps `step` and `step` + 1."""
+        """Starts or stops the profiler, if that is due between the steps `step` and `step` + 1."""
         if step + 1 in self._steps and not self._running:
             tf.profiler.experimental.start(self._directory)
             self._running = self._ran = True
@@ -321,13 +326,13 @@ class Profiler:
             self.stop()
 
     def close(self) -> None:
-        """Writes what was recorded; says so where that is nothing."""
+        """Stops the profiler; says so if nothing was recorded."""
         self.stop()
         if self._steps and not self._ran:
             note(f"the profiler recorded nothing: none of the steps {self._steps[0]} to {self._steps[-1]} was taken")
 
     def stop(self) -> None:
-        """Writes what was recorded, if anything is."""
+        """Stops the profiler, if it runs, and writes its trace."""
         if self._running:
             tf.profiler.experimental.stop()
             self._running = False

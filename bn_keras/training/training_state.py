@@ -1,4 +1,4 @@
-"""The variables of a run, and the step that moves them."""
+"""The variables of a run, and the training step that changes them."""
 
 import time
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from bn_keras.training.process_settings import enforces_determinism, process_set
 
 
 class TrainingState:
-    """Model, optimizer and running sums of one run: every variable that a checkpoint holds.
+    """All variables of a run, which a checkpoint holds: those of the model, of the optimizer, and running sums.
 
-    What the next row of the curve is made of, its examples with the sums of their losses and right answers, lives here
-    too, so that a checkpoint may be made between two rows. `step` counts steps and `examples` their images, which are
-    `batch_size` a step unless the batch was changed on the way.
+    The sums are those of the curve's next row: its examples, their losses and right answers. A checkpoint can thus be
+    made between two rows. `step` counts steps and `examples` their images, `batch_size` in each step unless the batch
+    size was changed on the way.
     """
 
     _OWN = ("step", "examples", "row_examples", "loss_sum", "correct", "best_step", "best_accuracy")
@@ -49,7 +49,7 @@ class TrainingState:
             self.best_accuracy = _counter(tf.float32, 0.0)
 
     def note_accuracy(self, step: int, accuracy: float) -> bool:
-        """Takes note of an evaluation, and says whether it is the best so far."""
+        """Notes an evaluation's accuracy; returns whether it is the best so far."""
         if better := bool(accuracy > self.best_accuracy):
             self.best_step.assign(step)
             self.best_accuracy.assign(accuracy)
@@ -60,10 +60,10 @@ class TrainingState:
         return {name: np.asarray(variable.numpy()) for name, variable in self._variables().items()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Sets every variable.
+        """Sets every variable from a checkpoint.
 
         Raises:
-          InputError: the arrays are those of another network.
+          InputError: the arrays are of another network.
         """
         count: np.ndarray = np.zeros((), np.int64)
         fraction: np.ndarray = np.zeros((), np.float32)
@@ -95,10 +95,10 @@ class TrainingState:
 
 
 def _built(network, config):
-    """The model that a function makes of the configuration, whose variables are there.
+    """The model that the function `network` builds, with its variables made.
 
     Raises:
-      InputError: it is not from images to logits, or has losses that training would leave out.
+      InputError: the model does not map images to logits, or has losses that training would ignore.
     """
     model = network(config)
     if network is network_of:
@@ -115,17 +115,16 @@ def _built(network, config):
 def make_train_steps(
     state: TrainingState, config: RunConfig, strategy: tf.distribute.Strategy
 ) -> Callable[..., tf.Tensor]:
-    """The training loop as one graph.
+    """Makes the training loop, one TensorFlow graph.
 
     Returns:
-      `train_steps(iterator, count)`, which takes `count` (int32 scalar) steps and returns float64 `[count, 2]`: for
-      every step the seconds that it waited for its input, from the end of the step before, and those that it took in
-      all.
+      `train_steps(iterator, count)`, which takes `count` (int32 scalar) steps and returns float64 `[count, 2]`: how
+      many seconds each step waited for its input after the step before, and how many it took in all.
     """
     replica_step = make_replica_step(state, config)
 
     def now():
-        if enforces_determinism(config, strategy):  # where TensorFlow refuses its own clock
+        if enforces_determinism(config, strategy):  # TensorFlow then refuses its own clock
             return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
         return tf.timestamp()
 
@@ -146,7 +145,7 @@ def make_train_steps(
         return loss
 
     def end_of(step):
-        """The time at which a step's last variable is assigned: its loss is there before its backward pass."""
+        """The time at which a step's last variable is assigned; the loss is known before the backward pass."""
         # `step` is an output of a function's call, and what waits for a call waits for all that the function assigns.
         with tf.control_dependencies([step]):
             # An accelerator assigns later than it is told to, in order: read from it, a value is here after that.
@@ -155,7 +154,7 @@ def make_train_steps(
             return now()
 
     def after(time, values):
-        """The values, from that time on; else a clock would be read when a processor is free, deep in the step."""
+        """The values, but only from that time on: the clock must not be read while the step still runs."""
 
         def hold(value):
             with tf.device(value.device), tf.control_dependencies([time]):
@@ -181,12 +180,12 @@ def make_train_steps(
 
 
 def make_replica_step(state: TrainingState, config: RunConfig) -> Callable[..., tuple[tf.Tensor, ...]]:
-    """One replica's part of a step.
+    """Makes one replica's part of a step.
 
     Returns:
-      `replica_step(images, labels, rate, step)`, the first two as `training_batches` yields them; it returns float32
-      scalars, the same on every replica: the mean loss of the whole mini-batch, without L2; how many answers were
-      right; and bool, whether the gradients were finite.
+      `replica_step(images, labels, rate, step)`, of which the first two are as in `training_batches`. It returns three
+      scalars, the same on every replica: the mean loss of the whole mini-batch, without L2, float32; how many answers
+      were right, float32; and whether the gradients were finite, bool.
     """
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
     weights = state.model.trainable_variables
