@@ -6,13 +6,13 @@ The returned value fits the schema; otherwise an `InputError` of one line says w
 `description` is what that message says was wanted.
 """
 
+import io
 import json
 import math
-import os
 import reprlib
-import stat
 
 from bn_keras.errors import InputError
+from bn_keras.storage import file_size, read
 
 MOST_BYTES = 1 << 26
 """Largest file that is read. None of ours comes near: a manifest of 100,000 shards has 10 MB."""
@@ -40,21 +40,6 @@ FILE_NAME = {
 }
 
 
-def file_size(path: str) -> int | None:
-    """Size in bytes of a regular file; None where there is nothing.
-
-    Raises:
-      InputError: it is a folder, a pipe, a socket or a device; opening or reading one of those may never end.
-    """
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is no regular file: move it away")
-    return status.st_size
-
-
 def read_bytes(path: str, fix: str) -> bytes:
     """A file of at most `MOST_BYTES`.
 
@@ -65,8 +50,7 @@ def read_bytes(path: str, fix: str) -> bytes:
     size = file_size(path) or 0
     if size > MOST_BYTES:
         raise InputError(f"{path} has {size:,} bytes, at most {MOST_BYTES:,} are read: {fix}")
-    with open(path, "rb") as file:
-        return file.read()
+    return read(path)
 
 
 def read_json(path: str, schema: dict, fix: str) -> dict:
@@ -111,19 +95,18 @@ def read_json_lines(path: str, schema: dict) -> tuple[list[dict], list[int]]:
     file_size(path)
     fitting, others = [], []
     validator = _validator(schema)
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                value = _loads(line)
-                fits = validator.is_valid(value)
-            except (RecursionError, ValueError):
-                fits = False
-            if fits:
-                fitting.append(value)
-            else:
-                others.append(number)
+    for number, line in enumerate(io.BytesIO(read(path)), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            value = _loads(line)
+            fits = validator.is_valid(value)
+        except (RecursionError, ValueError):
+            fits = False
+        if fits:
+            fitting.append(value)
+        else:
+            others.append(number)
     return fitting, others
 
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.recipes import make_config
@@ -37,7 +38,7 @@ def main() -> None:
         from bn_keras.input.run_batches import RunBatches
         from bn_keras.input.training_order import memory_bound
 
-    fed = RunBatches(config, dataset, skipped)
+    fed = RunBatches(config, on_this_machine(dataset, FLAGS.cache), skipped)
     print(
         f"{dataset.name} for {config.variant.title}, {os.cpu_count()} cores, {PARALLEL_CALLS} parallel calls, "
         f"records in memory: at most {memory_bound(dataset) / 1e6:,.0f} MB",

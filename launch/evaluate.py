@@ -16,9 +16,11 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from bn_keras import storage
 from bn_keras.errors import InputError
 from bn_keras.evaluation.report import ClassScores, Result, class_scores, draw_confusion, report
 from bn_keras.input.dataset import Dataset
+from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.paper.figure_4 import figure_4
 from bn_keras.progress import Progress
 from bn_keras.runs.run_config import RunConfig
@@ -82,6 +84,7 @@ def main() -> None:
         from bn_keras.training.distribution import make_strategy
 
     strategy = make_strategy(FLAGS.strategy, FLAGS.devices)  # only this machine, also in a cluster
+    dataset = on_this_machine(dataset, FLAGS.cache)
     fed = [RunBatches(config, dataset, skipped) for config in configs]
     with fed[0].naming_damage("train"):
         models = [
@@ -94,9 +97,9 @@ def main() -> None:
             for directory, batches in zip(directories, fed, strict=True)
         ]
     alone = len(directories) == 1
-    folder = os.path.normpath(directories[0].path)
+    folder = directories[0].path.rstrip("/")
     output_dir = FLAGS.output_dir or (folder if alone else os.path.dirname(folder) or ".")
-    os.makedirs(output_dir, exist_ok=True)
+    storage.make_folder(output_dir)
     names = tuple(directory.path for directory in directories)
     members = [(name,) for name in names] + ([] if alone else [names])
     results = []
@@ -139,7 +142,7 @@ def write_results(results: list[Result], scores: list[ClassScores], dataset: Dat
     for name, text in files.items():
         path = os.path.join(output_dir, name)
         write_text(path, text)
-        print(f"{text}\n{name}: {os.path.abspath(path)}")
+        print(f"{text}\n{name}: {storage.absolute(path)}")
 
 
 def check_fit(directories: list[RunDirectory[RunConfig]], configs: list[RunConfig], dataset: Dataset) -> None:

@@ -19,6 +19,7 @@ from typing import NoReturn
 from absl import flags
 
 from bn_keras.errors import InputError, first_line
+from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.runs.run_directory import RunDirectory
 from data_prep.program import require
 from launch import program, records
@@ -60,7 +61,7 @@ def main() -> None:
         from bn_keras.evaluation.trained_network import image_view, load_network
         from bn_keras.input.run_batches import RunBatches
 
-    population_of = RunBatches(config, dataset, skipped) if dataset else None
+    population_of = RunBatches(config, on_this_machine(dataset, FLAGS.cache), skipped) if dataset else None
     model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
     with written_aside(os.path.normpath(FLAGS.output)) as output:
         try:

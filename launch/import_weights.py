@@ -12,12 +12,12 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import flags
 
+from bn_keras import storage
 from bn_keras.errors import InputError
 from bn_keras.networks.variants import PAPER_BATCH_SIZE
 from bn_keras.runs.run_config import RunConfig
@@ -45,7 +45,7 @@ flags.DEFINE_string(
 
 def main() -> None:
     directory = RunDirectory(FLAGS.workdir)
-    if directory.read_config() is not None and os.path.exists(directory.model_path):
+    if directory.read_config() is not None and storage.exists(directory.model_path):
         raise InputError(f"{FLAGS.workdir} holds a run: give another --workdir")
     dataset = records.read_records()[0] if FLAGS.data_dir else None
     given: dict[str, Sequence[str]] = {}

@@ -17,7 +17,9 @@ from typing import NoReturn
 
 from absl import flags
 
+from bn_keras import storage
 from bn_keras.input.dataset_formats import read_dataset
+from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.paper.figure_1 import write_figure_1
 from bn_keras.paper.mnist_config import MnistConfig
 from bn_keras.runs.run_directory import RunDirectory
@@ -46,11 +48,10 @@ def main() -> None:
         **config_flags.given(MnistConfig),
     )
     directory = RunDirectory(FLAGS.workdir, MnistConfig)
-    train(config, dataset, directory)
+    train(config, on_this_machine(dataset), directory)
     figure, table = write_figure_1(directory, FLAGS.workdir)
-    with open(table, encoding="utf-8") as file:
-        print(file.read())
-    print(f"Figure 1: {os.path.abspath(figure)}")
+    print(storage.read(table).decode())
+    print(f"Figure 1: {storage.absolute(figure)}")
 
 
 def run() -> NoReturn:

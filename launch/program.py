@@ -11,6 +11,7 @@ from typing import NoReturn
 from absl import flags
 
 from bn_keras.errors import InputError
+from bn_keras.storage import exists, is_remote
 from data_prep import program, signals
 from data_prep.errors import InputError as DataInputError
 
@@ -36,7 +37,7 @@ def run(
 
     @functools.wraps(main)
     def speaking_of_flags(*arguments):
-        _refuse_urls(*arguments)
+        _check_urls()
         try:
             return main(*arguments)
         except InputError as error:
@@ -52,17 +53,19 @@ def run(
     )
 
 
-_TAKE_URLS = {"tpu"}
-"""The flags that may be a URL, a TPU's address. Any other flag would make a local folder named `gs:`."""
+_IN_BUCKETS = {"data_dir", "initial_weights", "output_dir", "workdir"}
+"""The flags that may be the URL of a file or folder."""
 
 
-def _refuse_urls(arguments=()):
-    """Refuses URLs of buckets: only data_prep can write to them."""
-    given = {f"--{name}=": flags.FLAGS[name].value for name in set(flags.FLAGS) - _TAKE_URLS}
-    for name, value in {**given, "": arguments}.items():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, str) and "://" in part:
-                raise InputError(f"{name}{part}: a local file or folder is needed; fix: copy it, or mount the bucket")
+def _check_urls():
+    """Refuses URLs where a file of this machine is needed, and those of stores that do not answer."""
+    for name in set(flags.FLAGS) - {"tpu"}:
+        value = flags.FLAGS[name].value
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str) and is_remote(path):
+                if name not in _IN_BUCKETS:
+                    raise InputError(f"--{name}={path}: no bucket can be given there; fix: give a path of this machine")
+                exists(path)
 
 
 _FLAGS_OF_ARGUMENTS = {"directory": "workdir", "skipped": "on_bad=skip"}

@@ -21,6 +21,12 @@ flags.DEFINE_integer("classes", None, "Number of classes; needed only for TF-Sli
 flags.DEFINE_enum(
     "on_bad", "fail", ["fail", "skip"], "What to do with a record that cannot be used. skip: leave it out."
 )
+flags.DEFINE_string(
+    "cache",
+    None,
+    "Copy the records to this local folder first, or into memory: --cache=memory. Default: none; of a bucket, bn_keras "
+    "in the system's folder for temporary files.",
+)
 
 
 def read_records(keep: bool = True) -> tuple[Dataset, SkippedRecords | None]:

@@ -9,11 +9,11 @@ from pathlib import Path
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 
-import os
 from typing import NoReturn
 
 from absl import flags
 
+from bn_keras import storage
 from bn_keras.paper.figures_2_and_3 import write_report
 from bn_keras.runs.run_directory import find_runs
 from launch import program
@@ -26,10 +26,9 @@ flags.DEFINE_string("output_dir", None, "Folder of the report. Default: --workdi
 
 def main() -> None:
     figure, table = write_report(find_runs(FLAGS.workdir), FLAGS.output_dir or FLAGS.workdir)
-    with open(table, encoding="utf-8") as file:
-        print(file.read())
-    print(f"Figure 2: {os.path.abspath(figure)}")
-    print(f"Figure 3: {os.path.abspath(table)}")
+    print(storage.read(table).decode())
+    print(f"Figure 2: {storage.absolute(figure)}")
+    print(f"Figure 3: {storage.absolute(table)}")
     print(f"All curves: tensorboard --logdir={FLAGS.workdir}")
 
 

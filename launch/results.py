@@ -24,12 +24,14 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from bn_keras import storage
 from bn_keras.errors import InputError
 from bn_keras.input.dataset_formats import read_dataset
 from bn_keras.paper.experiments import Experiment, plan
 from bn_keras.paper.provenance import commit, cpu_name
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
+from bn_keras.runs.run_files import write_text
 from bn_keras.training.recipes import make_config
 from data_prep.program import as_started, run_another
 from launch import program
@@ -156,10 +158,11 @@ def run_all(runs: list[Experiment], workdir: str) -> int:
 
 def note(run: Experiment, command: list[str], workdir: str) -> None:
     """Adds a line to the working directory's log: which run is about to start, with which code and where."""
-    os.makedirs(workdir, exist_ok=True)
+    storage.make_folder(workdir)
     entry = {"section": run.section, "name": run.name, "command": command, **where(), "wall_time": time.time()}
-    with open(os.path.join(workdir, LOG), "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    path = os.path.join(workdir, LOG)
+    before = storage.read(path).decode() if storage.exists(path) else ""
+    write_text(path, f"{before}{json.dumps(entry)}\n")
 
 
 def where() -> dict[str, Any]:

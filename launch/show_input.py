@@ -11,11 +11,12 @@ if not __package__:  # run by its path: the folder above has the packages, this 
     sys.path[0] = str(Path(__file__).parents[1])
 
 import dataclasses
-import os
 from typing import NoReturn
 
 from absl import flags
 
+from bn_keras import storage
+from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_files import replacing
@@ -46,6 +47,7 @@ def main() -> None:
         from bn_keras.input.records import PADDING_LABEL
         from bn_keras.input.run_batches import RunBatches
 
+    dataset = on_this_machine(dataset, FLAGS.cache)
     fed = RunBatches(dataclasses.replace(config, batch_size=FLAGS.images), dataset, skipped)
     if FLAGS.split == "validation":
         batches = fed.evaluation(batch_size=min(FLAGS.images, dataset.examples("validation")))
@@ -62,7 +64,7 @@ def main() -> None:
     sheet = contact_sheet.contact_sheet(images[shown], captions, title=title)
     with replacing(FLAGS.output) as temporary:
         sheet.save(temporary)
-    print(f"{len(captions)} images: {os.path.abspath(FLAGS.output)}")
+    print(f"{len(captions)} images: {storage.absolute(FLAGS.output)}")
     records.say_skipped(skipped)
 
 

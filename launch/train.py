@@ -18,6 +18,7 @@ from typing import NoReturn
 from absl import flags
 
 from bn_keras.errors import InputError
+from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training.recipes import make_config
@@ -32,7 +33,6 @@ flags.adopt_module_key_flags(records)
 config_flags.define(RunConfig)
 flags.adopt_module_key_flags(machines)
 flags.DEFINE_string("workdir", None, "Folder of this run: its checkpoints, curve and model. Default: runs/VARIANT.")
-flags.DEFINE_string("cache", None, "Copy the records to this local folder first, or into memory: --cache=memory.")
 flags.DEFINE_list("allow_change", [], "Settings in run.json that may differ when a run is continued.")
 flags.DEFINE_string("profile", None, "Steps that TensorFlow's profiler records, as FIRST:LAST.")
 flags.DEFINE_boolean("dry_run", False, "Print the plan and its cost, measured on a few steps; write nothing.")
@@ -54,18 +54,16 @@ def main() -> int:
 
     peers.check_services(FLAGS.data_service)
     with machines.loading_tensorflow(FLAGS.dry_run):
-        from bn_keras.input.shard_cache import cache_shards
         from bn_keras.input.training_order import memory_bound
         from bn_keras.training.trainer import Outcome, train
 
     strategy, config = machines.strategy_for(config, FLAGS.dry_run)
     directory.check(config, dataset.class_names, FLAGS.allow_change)
     print(plan.describe(config, dataset, strategy), flush=True)
+    dataset = on_this_machine(dataset, FLAGS.cache)
     if FLAGS.dry_run:
         print(plan.cost(config, dataset, skipped, strategy))
         return 0
-    if FLAGS.cache:
-        dataset = cache_shards(dataset, FLAGS.cache)
     print(f"at most {memory_bound(dataset) / 1e6:,.0f} MB of records in memory", flush=True)
     peers.watch_services(FLAGS.data_service)
     outcome = train(

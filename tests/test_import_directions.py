@@ -5,7 +5,7 @@ import ast
 import pytest
 from conftest import ROOT
 
-_INPUT = {"errors", "json_files", "settings", "runs", "networks", "input"}
+_INPUT = {"errors", "storage", "json_files", "settings", "runs", "networks", "input"}
 _EVALUATION = _INPUT | {"private_names", "inference", "layers", "evaluation"}
 MAY_IMPORT = {
     "bn_keras": {
@@ -14,12 +14,13 @@ MAY_IMPORT = {
         "plots": set(),
         "progress": set(),
         "private_names": set(),
-        "json_files": {"errors"},
+        "storage": {"errors"},
+        "json_files": {"errors", "storage"},
         "settings": {"errors", "json_files"},
         "layers": {"errors", "private_names", "layers"},
         "inference": {"errors", "private_names", "layers", "inference"},
         "networks": {"errors", "layers", "networks", "settings"},
-        "runs": {"errors", "json_files", "networks", "runs", "settings"},
+        "runs": {"errors", "storage", "json_files", "networks", "runs", "settings"},
         "input": _INPUT,
         "evaluation": _EVALUATION | {"markdown", "plots"},
         "training": _EVALUATION | {"lazy_names", "progress", "training"},
@@ -42,6 +43,7 @@ floor, and import each other and everything below."""
 
 STANDARD_LIBRARY_ONLY = (
     "errors",
+    "storage",
     "progress",
     "markdown",
     "plots",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
+from bn_keras import storage
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation import multicrop
 from bn_keras.inference.folding import fold_batch_normalization
@@ -84,7 +85,8 @@ def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network:
     directory.forget_state()
     if state is None or (network is None and (directory.model_step() or 0) >= state[0]):
         try:
-            return keras.models.load_model(directory.model_path, compile=False)
+            with storage.local(directory.model_path) as path:
+                return keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever zipfile, h5py and Keras raise for damaged bytes
             reason = first_line(error)
             raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None

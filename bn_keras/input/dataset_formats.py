@@ -15,7 +15,8 @@ import struct
 from bn_keras.errors import InputError
 from bn_keras.input.dataset import MANIFEST, RECORD_FRAME, Dataset, Shard, check_shards, read_manifest
 from bn_keras.input.image_header import read_header
-from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, file_size, read_bytes, read_json
+from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, read_bytes, read_json
+from bn_keras.storage import exists, file_size, is_folder, is_remote
 
 TFDS_INFO, TFDS_FEATURES = "dataset_info.json", "features.json"
 SAMPLED_RECORDS = 64
@@ -82,19 +83,22 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
     """Reads the data set of a folder, and checks that every shard is there and has its recorded size.
 
     Args:
-      data_dir: a folder of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards.
+      data_dir: a folder of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards; in a bucket, one of `data_prep`,
+        whose records can be read after `cache_shards`.
       label_base, classes: as in `read_tf_slim`; other folders say these themselves.
 
     Raises:
       InputError: the folder, its metadata or a shard is missing or damaged, or has another `label_base` or other
         `classes`. If folders below it hold data sets, the message names them.
     """
-    if not os.path.isdir(data_dir):
+    if not is_folder(data_dir):
         raise InputError(f"no folder {data_dir}: make it with `python -m data_prep --output_dir={data_dir} ...`")
-    if os.path.exists(os.path.join(data_dir, MANIFEST)):
+    if exists(os.path.join(data_dir, MANIFEST)):
         return _agreeing(read_manifest(data_dir), data_dir, label_base, classes)
-    if os.path.isdir(os.path.join(data_dir, ".data_prep")):
+    if is_folder(os.path.join(data_dir, ".data_prep")):
         raise InputError(f"{data_dir} has no {MANIFEST} yet: finish preparing it by the same command of data_prep")
+    if is_remote(data_dir):
+        raise InputError(f"{data_dir} has no {MANIFEST}: only data_prep's folders are read in a bucket; copy others")
     if os.path.exists(os.path.join(data_dir, TFDS_INFO)):
         return _agreeing(read_tfds(data_dir), data_dir, label_base, classes)
     if _named_as_tf_slims(data_dir):

@@ -4,9 +4,19 @@ import concurrent.futures
 import dataclasses
 import os
 import shutil
+import tempfile
 
+from bn_keras import storage
 from bn_keras.errors import InputError
 from bn_keras.input.dataset import Dataset
+
+
+def on_this_machine(dataset: Dataset, cache: str | None = None) -> Dataset:
+    """`cache_shards` where a cache is given, or where the records lie in a bucket: then it is by default `bn_keras` in
+    the system's folder for temporary files. Else the data set as it is."""
+    if not cache and not any(storage.is_remote(shard.path) for shard in dataset.splits["train"]):
+        return dataset
+    return cache_shards(dataset, cache or os.path.join(tempfile.gettempdir(), "bn_keras"))
 
 
 def cache_shards(dataset: Dataset, cache: str) -> Dataset:
@@ -40,7 +50,7 @@ def cache_shards(dataset: Dataset, cache: str) -> Dataset:
 
     def copy_one(shard):
         temporary = f"{missing[shard].path}.{os.getpid()}"
-        shutil.copyfile(shard.path, temporary)
+        storage.fetch(shard.path, temporary)
         os.replace(temporary, missing[shard].path)
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -4,6 +4,7 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 
+from bn_keras import storage
 from bn_keras.errors import InputError
 from bn_keras.markdown import mean_and_range, table
 from bn_keras.plots import pyplot
@@ -103,7 +104,7 @@ def read_networks(directory: RunDirectory) -> dict[str, Network]:
 
 def write_figure_1(directory: RunDirectory, output_dir: str) -> list[str]:
     """Writes Figure 1 as a PNG, and its numbers as Markdown; returns both paths."""
-    os.makedirs(output_dir, exist_ok=True)
+    storage.make_folder(output_dir)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_1, TABLE_1)]
     draw([directory], paths[0])
     write_text(paths[1], figure_1_table([directory]))

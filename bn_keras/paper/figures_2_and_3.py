@@ -5,6 +5,7 @@ import math
 import os
 import statistics
 
+from bn_keras import storage
 from bn_keras.markdown import mean_and_range, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
@@ -84,7 +85,7 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
       The paths written.
     """
     rows = rows_of(runs)
-    os.makedirs(output_dir, exist_ok=True)
+    storage.make_folder(output_dir)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_2, FIGURE_3)]
     draw_figure_2(rows, paths[0])
     write_text(paths[1], figure_3(rows))

@@ -5,12 +5,12 @@ A cell that was not run stays blank, and a claim that does not hold is reported 
 Only the plots, and Figure 5, which is read off the network itself, need more than the standard library.
 """
 
-import glob
 import json
 import os
 import statistics
 from collections.abc import Callable
 
+from bn_keras import storage
 from bn_keras.json_files import TEXT, read_json
 from bn_keras.markdown import mean_and_range, table
 from bn_keras.networks.variants import VARIANTS
@@ -54,7 +54,7 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
       The paths of the page and of the document.
     """
     plots = os.path.join(output_dir, PAGES, name)
-    os.makedirs(plots, exist_ok=True)
+    storage.make_folder(plots)
     figure_2 = _rows(workdir, "figure2")
     rows = [next((row for row in figure_2 if row.variant.name == each), Row(each, [])) for each in FIGURE_2_VARIANTS]
     section_4_1 = _figure_1_runs(workdir)
@@ -99,11 +99,11 @@ def write_results(workdir: str, output_dir: str, name: str, command: str) -> lis
 def _write_document(output_dir):
     """Writes the document: the claims of all pages side by side, and Figure 5, which is the same for any data."""
     pages = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(output_dir), PAGES, "*.json"))):
-        name = os.path.basename(path).removesuffix(".json")
-        pages[name] = read_json(
-            path, _CLAIMS_SCHEMA, f"remove it, or write it again with `launch/results --name={name}`"
-        )
+    for file in sorted(storage.files(os.path.join(output_dir, PAGES))):
+        name, kind = os.path.splitext(file)
+        if kind == ".json":
+            fix = f"remove it, or write it again with `launch/results --name={name}`"
+            pages[name] = read_json(os.path.join(output_dir, PAGES, file), _CLAIMS_SCHEMA, fix)
     cells = {}
     for name, page in pages.items():
         for claim, paper, here, holds in page["claims"]:
@@ -146,7 +146,7 @@ def _measured(workdir, section):
 
 
 def _names(folder):
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return sorted({found.removeprefix(f"{folder}/").split("/")[0] for found in storage.find(folder)} - {""})
 
 
 def _rows(workdir, section):
@@ -155,10 +155,9 @@ def _rows(workdir, section):
 
 def _made_on(workdir):
     path = os.path.join(workdir, LOG)
-    if not os.path.exists(path):
+    if not storage.exists(path):
         return ""
-    with open(path, encoding="utf-8") as file:
-        log = [json.loads(line) for line in file]
+    log = [json.loads(line) for line in storage.read(path).splitlines()]
     machines = sorted({f"{run['cpu']}, {run['cores']} cores, TensorFlow {run['tensorflow']}" for run in log})
     commits = sorted({run["commit"] for run in log})
     return f"Runs made on {'; '.join(machines)}; at commit {', '.join(commits)}.\n"
@@ -348,10 +347,7 @@ def _early(workdir):
 
 def _figure_4(workdir):
     path = os.path.join(workdir, "ensemble", FIGURE_4)
-    if not os.path.exists(path):
-        return "Not run: `make ensemble`.\n"
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    return storage.read(path).decode() if storage.exists(path) else "Not run: `make ensemble`.\n"
 
 
 def _figure_5():

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bn_keras import storage
 from bn_keras.runs.run_files import is_whole, newest, replacing, seal, states
 
 
@@ -61,7 +62,7 @@ def keep(directory: str, step: int, best: int | None) -> None:
     whole = next((k for k, path in enumerate(before) if is_whole(path)), len(before))
     beaten: dict[int | None, str] = {of: path for of, path in found if _kind(path) == "best"}
     for old in [*before[whole + 1 :], *(beaten.values() if beaten.pop(best, None) else ())]:
-        os.remove(old)
+        storage.remove(old)
 
 
 def _kind(path):

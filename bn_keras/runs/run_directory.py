@@ -10,12 +10,14 @@
 
 A run that is started in its existing directory continues, if its configuration is the same. Each checkpoint holds a
 copy of the first two files, and that copy counts; the files are for people, and for a run without a checkpoint.
+
+A directory may lie in a bucket. A bucket has no locks. If two processes of one configuration train there at once, they
+write equal checkpoints.
 """
 
 import errno
 import fcntl
 import functools
-import glob
 import io
 import os
 import re
@@ -23,6 +25,7 @@ import zipfile
 from collections.abc import Collection, Sequence
 from typing import Any, Generic, TypeVar, overload
 
+from bn_keras import storage
 from bn_keras.errors import InputError
 from bn_keras.runs.run_config import MNIST_CONFIG_FILE, RunConfig
 from bn_keras.runs.run_files import DamagedError, newest, note, read_sealed, replacing, signature, states
@@ -156,7 +159,7 @@ class RunDirectory(Generic[Config]):
         config = self._read_config(state)
         if config is None:
             raise InputError(f"no run in {self.path}: train one with `launch/train --workdir={self.path}`")
-        if state is None and not os.path.exists(self.model_path):
+        if state is None and not storage.exists(self.model_path):
             raise InputError(
                 f"no whole checkpoint and no {self.model_path}: it is written when training ends; "
                 "continue it with `launch/train`"
@@ -172,11 +175,7 @@ class RunDirectory(Generic[Config]):
         path = os.path.join(self.path, CLASSES_FILE)
         state = self._newest()
         try:
-            if state and CLASSES_FILE in state[1]:
-                content = state[1][CLASSES_FILE]
-            else:
-                with open(path, "rb") as file:
-                    content = file.read()
+            content = state[1][CLASSES_FILE] if state and CLASSES_FILE in state[1] else storage.read(path)
             names = _split_names(content.decode("utf-8"))
         except FileNotFoundError:
             raise InputError(f"no {path}: put a copy of it back, the name of every class, one a line") from None
@@ -231,7 +230,7 @@ class RunDirectory(Generic[Config]):
         names = [os.path.basename(path) for _, path in states(self.path)] + [MODEL_FILE]
         if foreign:
             names += [RunConfig.FILE, MNIST_CONFIG_FILE, CURVE_FILE, CLASSES_FILE]
-        return next((name for name in names if os.path.lexists(os.path.join(self.path, name))), None)
+        return next((name for name in names if storage.exists(os.path.join(self.path, name))), None)
 
     def _changes(self, found, config):
         """{name: (before, after)} of the fields that differ, but for those that a run is free to change."""
@@ -260,8 +259,9 @@ class RunDirectory(Generic[Config]):
             directory; or it cannot be locked.
         """
         self.check(config, class_names, self._allowed)
-        os.makedirs(self.path, exist_ok=True)
-        self._lock_directory()
+        storage.make_folder(self.path)
+        if not storage.is_remote(self.path):  # buckets have no locks
+            self._lock_directory()
         self.check(config, class_names, self._allowed)  # another process may have trained here in the meantime
         self.__dict__.pop("curve", None)
         arithmetic = self._arithmetic_of_its_steps()
@@ -329,8 +329,8 @@ def find_runs(root: str) -> list[RunDirectory[RunConfig]]:
     """
     found = {
         os.path.dirname(path)
-        for name in (RunConfig.FILE, "checkpoint-*.npz")
-        for path in glob.glob(os.path.join(glob.escape(root), "**", name), recursive=True)
+        for path in storage.find(root)
+        if re.fullmatch(rf"{re.escape(RunConfig.FILE)}|checkpoint-.*\.npz", os.path.basename(path))
     }
     runs = [run for run in map(RunDirectory, sorted(found)) if run.read_config() is not None]
     if not runs:

@@ -13,9 +13,12 @@ import logging
 import os
 import re
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+
+from bn_keras import storage
 
 Value = TypeVar("Value")
 
@@ -39,8 +42,15 @@ def note(line: str) -> None:
 def replacing(path: str) -> Iterator[str]:
     """Gives a temporary name to write to; the file is synced and renamed to `path` if the `with` block ends well.
 
-    The name is the same for all files of one kind in a folder, so that what a kill leaves behind is overwritten.
+    The name is the same for all files of one kind in a folder, so that what a kill leaves behind is overwritten. A file
+    of a bucket is written on this machine, and put there as a whole.
     """
+    if storage.is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = os.path.join(folder, os.path.basename(path))
+            yield temporary
+            storage.put(temporary, path)
+        return
     temporary = os.path.join(os.path.dirname(path), ".unfinished" + os.path.splitext(path)[1])
     try:
         yield temporary
@@ -79,8 +89,7 @@ def read_sealed(path: str) -> tuple[int | None, bytes]:
       DamagedError: the zip is damaged.
       OSError: it is missing or cannot be read.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    content = storage.read(path)
     if len(content) >= _BARE_END.size:
         mark, _, length = _BARE_END.unpack(content[-_BARE_END.size :])
         if mark == b"PK\5\6" and length == 0:
@@ -105,23 +114,17 @@ def _checked_by_members(content):
 
 def states(directory: str) -> list[tuple[int, str]]:
     """(step, path) of all checkpoints, newest first, and then of the best ones; files with other names are left out."""
-    found = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
-        for entry in entries:
-            name = _STATE.fullmatch(entry.name)
-            if name and name[2] == f"{int(name[2]):08d}" and entry.is_file():
-                found.append((name[1] == "checkpoint", int(name[2]), entry.path))
-    return [(step, path) for _, step, path in sorted(found, reverse=True)]
+    return [(step, path) for step, path, _ in signature(directory)]
 
 
-def signature(directory: str) -> list[tuple]:
-    """A value that changes whenever a checkpoint of the directory does, made without reading any."""
+def signature(directory: str) -> list[tuple[int, str, object]]:
+    """`states`, each with a value that changes whenever the file does; made without reading any."""
     found = []
-    for _, path in states(directory):
-        with contextlib.suppress(FileNotFoundError):  # a run that is training has just removed it
-            status = os.stat(path)
-            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return found
+    for file, version in storage.files(directory).items():
+        name = _STATE.fullmatch(file)
+        if name and name[2] == f"{int(name[2]):08d}":
+            found.append((name[1] == "checkpoint", int(name[2]), os.path.join(directory, file), version))
+    return [(step, path, version) for _, step, path, version in sorted(found, reverse=True)]
 
 
 def newest(directory: str, read: Callable[[bytes], Value]) -> tuple[int, Value] | None:

@@ -14,6 +14,7 @@ fields of `MEASURED`. All other fields depend only on the run's configuration, h
 import json
 import os
 
+from bn_keras import storage
 from bn_keras.json_files import COUNT, NUMBER, TEXT, read_json_lines
 from bn_keras.networks.variants import PAPER_BATCH_SIZE
 from bn_keras.runs.run_files import note, replacing
@@ -77,20 +78,24 @@ class TrainingCurve:
     def __init__(self, path: str):
         self.path = path
         self.rows = []
-        if os.path.lexists(path):
+        if storage.exists(path):
             self.rows, damaged = read_json_lines(path, _ROW)
             if damaged:
                 others = f", nor are {len(damaged) - 1} others" if len(damaged) > 1 else ""
                 note(f"{path}: line {damaged[0]} is no row of a curve{others}: left out")
 
     def append(self, row: dict) -> None:
+        """Adds a row. In a bucket, where files cannot grow, it appears with the next `sync`."""
         self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if not storage.is_remote(self.path):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
-        """Forces the rows to the disk, which has to happen before a checkpoint of the same step is written."""
-        if self.rows:
+        """Forces the rows to the disk, or into the bucket, before a checkpoint of the same step is written."""
+        if storage.is_remote(self.path):
+            self._write()
+        elif self.rows:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
@@ -101,6 +106,9 @@ class TrainingCurve:
     def truncate(self, step: int) -> None:
         """Removes the rows after `step`, from which a run resumes, also on disk."""
         self.forget(step)
+        self._write()
+
+    def _write(self):
         with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
 

@@ -1,10 +1,9 @@
 """Transfer learning: starts from pretrained weights, freezes layers, or lets the body learn more slowly."""
 
-import os
-
 import keras
 import numpy as np
 
+from bn_keras import storage
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation.trained_network import read_network
 from bn_keras.inference.population_statistics import batch_normalizations
@@ -22,12 +21,13 @@ def read_weights(source: str) -> Weights:
     Raises:
       InputError: none of these can be read at `source`.
     """
-    if os.path.isdir(source):
+    if storage.is_folder(source):
         directory = RunDirectory(source)
         model = read_network(directory, directory.read_trained())
     elif source.endswith(".keras"):
         try:
-            model = keras.models.load_model(source, compile=False)
+            with storage.local(source) as path:
+                model = keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever zipfile, h5py and Keras raise for a file that is no model
             raise InputError(f"`initial_weights={source}` cannot be read ({first_line(error)})") from None
     else:

@@ -5,7 +5,6 @@ A recipe holds the fields of `RunConfig` in which it differs from the paper. Its
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 from bn_keras.errors import InputError
@@ -14,6 +13,7 @@ from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.settings import fields_of
+from bn_keras.storage import is_folder
 
 PAPER = "the paper's"
 
@@ -135,7 +135,7 @@ width."""
 def _source_of(initial_weights, variant, continued):
     """The configuration of the run that initial weights are from; None if they are not from a run."""
     found = continued if continued and continued.initial_weights == initial_weights else None
-    if initial_weights and os.path.isdir(initial_weights):
+    if initial_weights and is_folder(initial_weights):
         found = found or RunDirectory(initial_weights).read_config()
     return found if initial_weights and found and found.variant.network == variant.network else None
 

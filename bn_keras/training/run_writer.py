@@ -93,5 +93,6 @@ class RunRecord:
     def close(self, message: str) -> None:
         """Says how the run ended."""
         if self._writes:
+            self._curve.sync()
             self._board.close()
             self._progress.close(message)

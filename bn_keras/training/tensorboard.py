@@ -4,7 +4,6 @@ Event files are made from the curve: opening a run's writer deletes its old even
 again. A run that was killed and resumed thus shows one unbroken line, with the times at which its points were made.
 """
 
-import glob
 import os
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -17,6 +16,8 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
+
+from bn_keras import storage
 
 VALIDATION = "accuracy/validation"
 """Tag of the metric by which runs are compared, that of Figure 2."""
@@ -57,13 +58,15 @@ class TensorBoardWriter:
     """
 
     def __init__(self, directory: str, hyper_parameters: dict, rows: list[dict]):
-        for old in glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*")):
-            os.remove(old)
-        self._writer = EventFileWriter(directory)
+        for name in storage.files(directory):
+            if name.startswith("events.out.tfevents."):
+                storage.remove(os.path.join(directory, name))
+        self._outbox = storage.Outbox(directory)
+        self._writer = EventFileWriter(self._outbox.path)
         start = rows[0].get("wall_time") if rows else None
         # An open TensorBoard has read a file that is deleted now: at this event it drops the points of that file.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START), wall_time=start or 0.0))
-        table = {"run": os.path.basename(os.path.abspath(directory)), **hyper_parameters}
+        table = {"run": os.path.basename(storage.absolute(directory)), **hyper_parameters}
         columns = {name: HParam(_column(name), display_name=name) for name in table}
         markdown = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in table.items())])
         for summary in (
@@ -84,9 +87,11 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         self._writer.flush()
+        self._outbox.send()
 
     def close(self) -> None:
         self._writer.close()
+        self._outbox.send()
 
     def _add(self, summary, step, wall_time):
         event = Event(step=step, wall_time=wall_time or 0.0)

@@ -17,7 +17,7 @@ from collections.abc import Collection
 
 import tensorflow as tf
 
-from bn_keras import population_statistics
+from bn_keras import population_statistics, storage
 from bn_keras.errors import InputError, first_line
 from bn_keras.evaluation.accuracy import Evaluator
 from bn_keras.evaluation.trained_network import Network, network_of
@@ -308,7 +308,7 @@ class Profiler:
     """
 
     def __init__(self, directory: str, steps: range):
-        self._directory = directory
+        self._outbox = storage.Outbox(directory)
         self._steps = steps
         self._running = self._ran = False
 
@@ -320,7 +320,7 @@ class Profiler:
     def at(self, step: int) -> None:
         """Starts or stops the profiler, if that is due between the steps `step` and `step` + 1."""
         if step + 1 in self._steps and not self._running:
-            tf.profiler.experimental.start(self._directory)
+            tf.profiler.experimental.start(self._outbox.path)
             self._running = self._ran = True
         elif step + 1 not in self._steps:
             self.stop()
@@ -335,4 +335,5 @@ class Profiler:
         """Stops the profiler, if it runs, and writes its trace."""
         if self._running:
             tf.profiler.experimental.stop()
+            self._outbox.send()
             self._running = False

@@ -37,26 +37,34 @@ def test_a_line_stays_one_line():
 @pytest.mark.parametrize(
     "command",
     [
-        "train --variant=bn_x5 --workdir={url}",
-        "train --variant=bn_x5 --data_dir={url}",
         "train --variant=bn_x5 --cache={url}",
-        "evaluate --workdir=runs/a,{url}",
-        "predict {url} --workdir=runs/a",
         "export --workdir=runs/a --output={url}",
-        "report --workdir={url}",
-        "results --workdir={url}",
-        "mnist --workdir={url}",
-        "show_input --output={url}",
-        "benchmark_input --data_dir={url}",
-        "import_weights --checkpoint=a.pth --workdir={url}",
+        "import_weights --checkpoint={url} --workdir=runs/a",
     ],
 )
-def test_a_program_refuses_a_bucket_in_one_line_and_writes_nothing(tmp_path, command):
+def test_a_file_that_cannot_lie_in_a_bucket_is_refused_in_one_line_before_anything_is_written(tmp_path, command):
     name, *arguments = command.format(url="gs://bucket/x").split()
     done = run_program("-m", f"launch.{name}", *arguments, cwd=tmp_path)
     assert done.returncode == 1 and not os.listdir(tmp_path)
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"{name}: ") and "gs://bucket/x: a local file or folder is needed" in line
+    assert line.startswith(f"{name}: --") and "=gs://bucket/x: no bucket can be given there" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --variant=bn_x5 --workdir={url}",
+        "train --variant=bn_x5 --data_dir={url}",
+        "evaluate --workdir=runs/a,{url}",
+        "results --output_dir={url}",
+    ],
+)
+def test_a_bucket_that_cannot_be_had_is_refused_in_one_line_before_anything_is_written(tmp_path, command):
+    name, *arguments = command.format(url="nosuch://bucket/x").split()
+    done = run_program("-m", f"launch.{name}", *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and not os.listdir(tmp_path)
+    (line,) = done.stderr.splitlines()  # of fsspec, or that it is not installed
+    assert line.startswith((f"{name}: nosuch://bucket/x: ", f"{name}: fsspec is not installed; fix: pip install "))
 
 
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202egpj\u2028"

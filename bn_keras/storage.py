@@ -1,0 +1,175 @@
+"""Files by path: local ones through the operating system, `gs://`, `s3://` and other URLs through fsspec.
+
+An object store shows an object once all of it is there, under its name or not at all. So a file of a bucket is made on
+this machine and put there as a whole, and needs no second name as a local file does.
+"""
+
+import contextlib
+import glob
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from bn_keras.errors import InputError
+
+Value = TypeVar("Value")
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
+def absolute(path: str) -> str:
+    """The path from the root; a URL as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def _ask(url: str, question: Callable[[Any, str], Value]) -> Value:
+    """What the fsspec file system of a URL says, asked about the URL's path in it.
+
+    Raises:
+      InputError: fsspec does not know the URL, or what it needs for it is not installed.
+      OSError: the store does not do it.
+    """
+    import fsspec  # here, so that a program that lacks it can say so
+
+    try:  # without keeping listings, as other processes write there too
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return question(filesystem, path)
+    except OSError:
+        raise
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from None
+    except Exception as error:  # whatever a store's client makes of the network and of missing credentials
+        raise OSError(f"{url}: {error}") from error
+
+
+def exists(path: str) -> bool:
+    """Whether anything has the name, be it a link to nothing."""
+    return _ask(path, lambda store, name: store.exists(name)) if is_remote(path) else os.path.lexists(path)
+
+
+def is_folder(path: str) -> bool:
+    return _ask(path, lambda store, name: store.isdir(name)) if is_remote(path) else os.path.isdir(path)
+
+
+def file_size(path: str) -> int | None:
+    """Size in bytes of a regular file; None where there is nothing.
+
+    Raises:
+      InputError: it is a folder, a pipe, a socket or a device; opening or reading one of those may never end.
+    """
+    try:
+        if is_remote(path):
+            info = _ask(path, lambda store, name: store.info(name))
+            regular, size = info["type"] == "file", info["size"]
+        else:
+            status = os.stat(path)
+            regular, size = stat.S_ISREG(status.st_mode), status.st_size
+    except FileNotFoundError:
+        return None
+    if not regular:
+        raise InputError(f"{path} is no regular file: move it away")
+    return size
+
+
+def read(path: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+      OSError: it is missing or cannot be read.
+    """
+    if is_remote(path):
+        return _ask(path, lambda store, name: store.cat_file(name))
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def files(folder: str) -> dict[str, object]:
+    """The name of every file of a folder, with what changes when its content does; empty where there is no folder."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if is_remote(folder):
+            for info in _ask(folder, lambda store, name: store.ls(name, detail=True)):
+                if info["type"] == "file":
+                    found[os.path.basename(info["name"])] = repr(info)
+        else:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_file():
+                        with contextlib.suppress(FileNotFoundError):  # it has just been dropped
+                            status = entry.stat()
+                            found[entry.name] = status.st_ino, status.st_size, status.st_mtime_ns
+    return found
+
+
+def find(root: str) -> list[str]:
+    """The path of every file below a folder, but for hidden ones."""
+    if is_remote(root):
+        return _ask(
+            root, lambda store, name: [os.path.join(root, found.removeprefix(f"{name}/")) for found in store.find(name)]
+        )
+    return glob.glob(os.path.join(glob.escape(root), "**"), recursive=True)
+
+
+def make_folder(path: str) -> None:
+    """Makes a local folder, which a bucket does not need."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def remove(path: str) -> None:
+    if is_remote(path):
+        _ask(path, lambda store, name: store.rm_file(name))
+    else:
+        os.remove(path)
+
+
+def put(local: str, url: str) -> None:
+    """Puts a local file into a bucket."""
+    _ask(url, lambda store, name: store.put_file(local, name))
+
+
+def fetch(path: str, local: str) -> None:
+    """Copies a file to this machine."""
+    if is_remote(path):
+        _ask(path, lambda store, name: store.get_file(name, local))
+    else:
+        shutil.copyfile(path, local)
+
+
+@contextlib.contextmanager
+def local(path: str) -> Iterator[str]:
+    """The name of a local file with the content of another, in a `with` block."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        fetch(path, copy)
+        yield copy
+
+
+class Outbox:
+    """A local folder for programs that write into no other.
+
+    Args:
+      folder: where the files are to be. If it is local, it is `path`.
+
+    Attributes:
+      path: of the local folder.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._temporary = tempfile.TemporaryDirectory() if is_remote(folder) else None
+        self.path = self._temporary.name if self._temporary else folder
+
+    def send(self) -> None:
+        """Puts every file where it is to be."""
+        for path in find(self.path) if self._temporary else ():
+            if os.path.isfile(path):
+                put(path, os.path.join(self._folder, os.path.relpath(path, self.path)))
