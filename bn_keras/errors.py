@@ -11,6 +11,12 @@ class InputError(ValueError):
     """
 
 
+class LostWorkerError(InputError):
+    """Another worker process is gone. Started again, all of them together go on from the last checkpoint."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
 def first_line(error: Exception) -> str:
     """What an error says, without the operations and the stack that TensorFlow writes around it."""
     return re.sub(r"\{\{\w+ [^}]*\}\} ?| \[Op:\w+\].*", "", str(error).partition("\n")[0])

@@ -90,7 +90,7 @@ def read(path: str) -> bytes:
 
 def files(folder: str) -> dict[str, object]:
     """The name of every file of a folder, with what changes when its content does; empty where there is no folder."""
-    found = {}
+    found: dict[str, object] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(folder):
             for info in _ask(folder, lambda store, name: store.ls(name, detail=True)):

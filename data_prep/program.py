@@ -52,8 +52,9 @@ def run(
     """Parses the flags, calls `main` and exits with what it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
-    parsed exits with 2; bad input, a package that is not installed, and failures of files and disks exit with 1, a
-    signal as in `data_prep.signals`; each with one line on stderr. What is printed from here on goes through `escaped`.
+    parsed exits with 2; bad input, a package that is not installed, and failures of files and disks exit with 1 or the
+    exception's `exit_status`, a signal as in `data_prep.signals`; each with one line on stderr. What is printed from
+    here on goes through `escaped`.
 
     Args:
       main: the program; returns an exit status, or None for 0.
@@ -75,7 +76,7 @@ def run(
         one_line = " ".join(map(str.strip, str(error).split("\n")))  # absl's own lines
         _fail(name, f"{one_line} (--help lists the flags)", BAD_FLAGS)
     except bad_input as error:
-        _fail(name, error, BAD_INPUT)
+        _fail(name, error, getattr(error, "exit_status", BAD_INPUT))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", *_PACKAGES):

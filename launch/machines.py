@@ -24,6 +24,13 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "peer_timeout", 600.0, "How many seconds to wait for the other processes of a cluster.", lower_bound=1.0
 )
+flags.DEFINE_float(
+    "restart_wait",
+    0.0,
+    "How many seconds to wait for a process of a cluster that was lost: training starts again, and continues from the "
+    "last checkpoint once it is back. 0: it ends.",
+    lower_bound=0.0,
+)
 flags.DEFINE_string("tpu", None, "Name or address of a TPU; local on a TPU VM.")
 flags.DEFINE_string(
     "data_service", None, "Machines that run launch/data_service and prepare batches, as ADDRESS:PORT,ADDRESS:PORT,..."
@@ -39,7 +46,7 @@ def _in_cluster():
 def loading_tensorflow(alone: bool) -> Iterator[None]:
     """`program.loading_tensorflow`. In a cluster, unless `alone`, it continues in a child process, which is watched."""
     if _in_cluster() and not alone:
-        peers.watched()
+        peers.watched(FLAGS.restart_wait)
     with program.loading_tensorflow():
         yield
 

@@ -19,29 +19,44 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from bn_keras.errors import InputError
+from bn_keras.errors import InputError, LostWorkerError
 from bn_keras.json_files import ADDRESS
 from data_prep import signals
 
 _FIRST, _LAST = 5.0, 60.0  # seconds between lines, doubled after each
 _NAMED = 8  # peers that a line names
 _SOON = 1.0  # seconds in which a child can end by itself
+_REST = 2.0  # seconds between a child and the next, in which the others notice that one is lost
 _PR_SET_PDEATHSIG = 1
 
 _to_parent = None
 
 
-def watched() -> None:
+def watched(restart_wait: float = 0.0) -> None:
     """Continues in a child process. The process that was started passes signals on to it, and ends as it ends.
 
     It must be called before there are other threads, as the child would not have them.
+
+    Args:
+      restart_wait: seconds to wait for a process that is lost. For so long a new child replaces one that was killed, or
+        that ended as `LostWorkerError` says. The seconds count anew each time that all processes have come together.
     """
     global _to_parent
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child:
+    deadline = None
+    while True:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            break
         os.close(writer)
-        _watch(child, os.fdopen(reader))
+        status, joined = _watch(child, os.fdopen(reader), deadline)
+        if deadline is None or joined:
+            deadline = time.monotonic() + restart_wait
+        lost = status < 0 or status == LostWorkerError.exit_status
+        if not lost or time.monotonic() + _REST >= deadline:
+            signals.leave(status if status >= 0 else 128 - status)
+        print(f"train: starts again, for {restart_wait:g} s at most (--restart_wait)", file=sys.stderr)
+        time.sleep(_REST)
     os.close(reader)
     with contextlib.suppress(AttributeError, OSError):  # Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -102,23 +117,31 @@ def watch_services(flag: str | None, first: float = _FIRST) -> None:
         threading.Thread(target=watch, args=[flag.split(",")], daemon=True).start()
 
 
-def _watch(child, messages):
-    received = []
+def _watch(child, messages, deadline):
+    """Watches over a child until it ends; returns its status, and whether all processes had come together.
+
+    Args:
+      child: its number.
+      messages: what `waiting_for` writes there.
+      deadline: of the wait for others, where that is not `waiting_for`'s.
+    """
+    received, addresses, joined = [], [], False
 
     def forward(number, frame):
         received.append((number, time.monotonic()))
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
 
-    for number in signals.STATUS:
-        signal.signal(number, forward)
-    addresses = []
+    before = {number: signal.signal(number, forward) for number in signals.STATUS}
     while True:
         if select.select([messages], [], [], 0.2 if addresses else None)[0]:
             if not (line := messages.readline()):
-                _leave_as(child)
+                break
             addresses, seconds = json.loads(line)
-            started = time.monotonic()
+            joined = not addresses
+            started, flag = time.monotonic(), "--peer_timeout"
+            if deadline is not None:
+                seconds, flag = max(deadline - started, _SOON), "--restart_wait"
             pause = _FIRST
             due = started + min(pause, seconds)
         elif received and time.monotonic() > received[0][1] + _SOON:
@@ -131,7 +154,7 @@ def _watch(child, messages):
             if time.monotonic() >= started + seconds:
                 os.kill(child, signal.SIGKILL)
                 print(
-                    f"train: gave up after {seconds:g} s (--peer_timeout) without {peers}: start every process of the "
+                    f"train: gave up after {seconds:.3g} s ({flag}) without {peers}: start every process of the "
                     "cluster, the same command continues",
                     file=sys.stderr,
                 )
@@ -139,15 +162,15 @@ def _watch(child, messages):
             print(f"waiting for {peers}", file=sys.stderr)
             pause = min(2 * pause, _LAST)
             due = min(due + pause, started + seconds)
-
-
-def _leave_as(child):
-    """Ends this process in the way in which its child has ended."""
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
         name = signal.Signals(-status).name
         print(f"train: ended by {name}; the same command on every process continues", file=sys.stderr)
-    signals.leave(status if status >= 0 else 128 - status)
+    if received:
+        signals.leave(status if status >= 0 else 128 - status)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return status, joined
 
 
 def _absent(addresses):

@@ -41,7 +41,7 @@ def run(
         try:
             return main(*arguments)
         except InputError as error:
-            raise InputError(as_flags(str(error))) from error
+            raise type(error)(as_flags(str(error))) from error
 
     program.run(
         speaking_of_flags,

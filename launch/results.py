@@ -3,6 +3,7 @@
 launch/results                                    all experiments on the embedded digits; takes hours on two cores
 launch/results --data_dir=data/cifar10            the same on your own records; runs go to results/cifar10
 launch/results --only=figure1,figure2 --dry_run   only prints some of the runs, with their steps and hours
+launch/results --list                             only prints the commands of unfinished runs, for a queue
 launch/results --only=report                      only writes the documents, from existing runs
 
 The same command again continues; finished runs are not repeated.
@@ -18,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from typing import Any, NoReturn
@@ -63,6 +65,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("eval_every", None, "Steps of 32 images between evaluations. Default: the recipe's.", 1)
 flags.DEFINE_list("train_flags", [], "Flags for every run of launch/train, such as augmentation=imagenet,width=0.5.")
 flags.DEFINE_integer("mnist_steps", 50_000, "Steps of Figure 1's runs, of 60 images each.", lower_bound=1)
+flags.DEFINE_boolean(
+    "list", False, "Print the command of each unfinished run, one a line, for a queue or a SLURM array; run nothing."
+)
 flags.DEFINE_boolean("dry_run", False, "Print the plan with its cost, measured on a few steps; write nothing.")
 
 
@@ -94,6 +99,11 @@ def main() -> int:
     if FLAGS.dry_run:
         print_plan(chosen, workdir)
         return 0
+    if FLAGS.list:
+        for run in chosen:
+            if steps := run.to_do(workdir):
+                print(command_of(run, workdir, steps.stop))
+        return 0
     if status := run_all(chosen, workdir):
         return status
     with program.loading_tensorflow():
@@ -109,31 +119,34 @@ def print_plan(runs: list[Experiment], workdir: str) -> None:
     rates, total = {}, 0.0
     print(f"{'state':5} {'steps':>9} {'s/step':>8} {'hours':>7}  run")
     for run in runs:
-        done, steps = run.done(workdir), run.next_steps(workdir)
-        seconds = run.step_seconds(workdir) or measured_seconds(run, rates)
-        hours = (steps - done) * seconds / 3600 if steps and seconds else 0.0
+        steps = run.to_do(workdir)
+        seconds = run.step_seconds(workdir) or measured_seconds(run, workdir, rates)
+        hours = len(steps) * seconds / 3600 if seconds else 0.0
         total += hours
         cost = f"{seconds:8.3g} {hours:7.2f}" if seconds else " " * 16
-        command = " ".join([as_started(f"launch/{run.program}"), *run.arguments(workdir, steps or done)])
-        print(f"{'to do' if steps else 'done':5} {steps or done:9,} {cost}  {command}", flush=True)
+        state = f"{'to do' if steps else 'done':5} {steps.stop:9,} {cost}"
+        print(f"{state}  {command_of(run, workdir, steps.stop)}", flush=True)
     print(f"{total:.1f} hours in all on this machine; each run of Figure 2 is then extended until its curve is flat")
 
 
-def measured_seconds(run: Experiment, rates: dict[str, float | None]) -> float | None:
+def command_of(run: Experiment, workdir: str, steps: int) -> str:
+    """A run as a line for a shell."""
+    return shlex.join([as_started(f"launch/{run.program}"), *run.arguments(workdir, steps)])
+
+
+def measured_seconds(run: Experiment, workdir: str, rates: dict[str, float | None]) -> float | None:
     """Seconds of a step, as a --dry_run of the launcher measures them; None if it cannot.
 
     Args:
       run: a run of the plan; `launch/mnist`, whose 50,000 steps take minutes, measures nothing.
+      workdir: the folder of all runs.
       rates: the known images per second of each variant; a measurement is added.
     """
     if run.program != "train":
         return None
     variant = run.flags["variant"]
     if variant not in rates:
-        shared = [f"--{flag}" for flag in FLAGS.train_flags] + (
-            [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
-        )
-        command = [sys.executable, "-m", "launch.train", f"--variant={variant}", "--dry_run", *shared]
+        command = [sys.executable, "-m", "launch.train", "--dry_run", *run.arguments(workdir, run.steps)]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
         found = re.search(r"([\d.e+]+) images a second", output)
         rates[variant] = float(found.group(1)) if found else None
@@ -142,13 +155,13 @@ def measured_seconds(run: Experiment, rates: dict[str, float | None]) -> float |
 
 def run_all(runs: list[Experiment], workdir: str) -> int:
     """Runs what is to do, one after another; the exit status of the first that fails, or 0."""
-    to_do = [run for run in runs if run.next_steps(workdir)]
-    left, behind, started = sum(run.work(workdir) for run in to_do), 0.0, time.monotonic()
+    to_do = [run for run in runs if run.to_do(workdir)]
+    left, behind, started = sum(run.work(run.to_do(workdir)) for run in to_do), 0.0, time.monotonic()
     for number, run in enumerate(to_do, 1):
-        while steps := run.next_steps(workdir):
+        while steps := run.to_do(workdir):
             eta = f", {clock((time.monotonic() - started) / behind * left)} left in all" if behind else ""
             print(f"\n[{number}/{len(to_do)}] {run.section} {run.name}{eta}", file=sys.stderr, flush=True)
-            work, command = run.work(workdir), [f"launch.{run.program}", *run.arguments(workdir, steps)]
+            work, command = run.work(steps), [f"launch.{run.program}", *run.arguments(workdir, steps.stop)]
             note(run, command, workdir)
             if status := run_another(*command):
                 return status  # the program has said why

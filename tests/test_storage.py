@@ -77,7 +77,7 @@ def test_a_run_in_a_bucket_is_the_local_one_bit_for_bit(data_dir, local_run, mem
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    """The environment of programs that find an empty bucket `s3://bucket` on moto's server, and the URL of that server."""
+    """The URL of an empty bucket on moto's server, which programs find by their environment."""
     for package in ("moto", "flask", "s3fs"):
         pytest.importorskip(package)
     with socket.socket() as probe:

@@ -83,8 +83,8 @@ def read_dataset(data_dir: str, label_base: int | None = None, classes: int | No
     """Reads the data set of a folder, and checks that every shard is there and has its recorded size.
 
     Args:
-      data_dir: a folder of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards; in a bucket, one of `data_prep`,
-        whose records can be read after `cache_shards`.
+      data_dir: a folder of `data_prep`, of TensorFlow Datasets, or of TF-Slim's shards. A bucket can hold one of
+        `data_prep`, whose records can be read after `cache_shards`.
       label_base, classes: as in `read_tf_slim`; other folders say these themselves.
 
     Raises:

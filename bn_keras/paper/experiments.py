@@ -87,29 +87,26 @@ class Experiment:
         configuration = MnistConfig if self.program == "mnist" else RunConfig
         return RunDirectory(os.path.join(workdir, self.section, self.name), configuration)
 
-    def done(self, workdir: str) -> int:
-        """How many steps are done. Checkpoints come first: a kill may leave a row without its checkpoint."""
+    def to_do(self, workdir: str) -> range:
+        """The steps with which the run starts or continues; an empty range if it is done or has diverged."""
         directory = self.directory(workdir)
-        step = directory.newest_step()
-        # Someone may have removed the checkpoints of a finished run; its curve then says what was done.
-        return max((row["step"] for row in directory.curve.rows), default=0) if step is None else step
-
-    def next_steps(self, workdir: str) -> int | None:
-        """The --steps with which the run starts or continues; None if it is done or has diverged."""
-        curve, done = self.directory(workdir).curve, self.done(workdir)
+        # Checkpoints come first: a kill may leave a row without its checkpoint. Someone may have removed those of a
+        # finished run; its curve then says what was done.
+        curve, done = directory.curve, directory.newest_step()
+        if done is None:
+            done = max((row["step"] for row in curve.rows), default=0)
         if curve.diverged():
-            return None
+            return range(done, done)
         if done < self.steps:
-            return self.steps
+            return range(done, self.steps)
         if not self.until_flat or flat(curve, self.steps) or done >= _MOST_EXTENSIONS * self.steps:
-            return None
-        return (done // self.steps + 1) * self.steps
+            return range(done, done)
+        return range(done, (done // self.steps + 1) * self.steps)
 
-    def work(self, workdir: str) -> float:
-        """The work that is next, in training images of the small Inception; evaluations are not counted."""
-        steps = (self.next_steps(workdir) or self.done(workdir)) - self.done(workdir)
+    def work(self, steps: range) -> float:
+        """The work of some steps, in training images of the small Inception; evaluations are not counted."""
         # A step of Section 4.1's small networks costs about as much as 0.2 of those images.
-        return steps * (0.2 if self.program == "mnist" else self.flags["batch_size"])
+        return len(steps) * (0.2 if self.program == "mnist" else self.flags["batch_size"])
 
     def arguments(self, workdir: str, steps: int) -> list[str]:
         """The flags on the program's command line."""

@@ -201,6 +201,7 @@ class RunDirectory(Generic[Config]):
             fields = ", ".join(self._fields)
             raise InputError(f"`allow_change={unknown[0]}` is no field of a run: they are {fields}")
         self._allowed = allow_change
+        self.__dict__.pop("curve", None)  # another process may have trained here since it was read
         state = self._newest(keep=True)
         found = self._read_config(state)
         if (state is None or found is None) and (lost := self._would_be_lost(found is None)):
@@ -263,7 +264,6 @@ class RunDirectory(Generic[Config]):
         if not storage.is_remote(self.path):  # buckets have no locks
             self._lock_directory()
         self.check(config, class_names, self._allowed)  # another process may have trained here in the meantime
-        self.__dict__.pop("curve", None)
         arithmetic = self._arithmetic_of_its_steps()
         if arithmetic != config.ARITHMETIC:
             before = "without a number" if arithmetic is None else arithmetic

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from bn_keras.errors import InputError, first_line
+from bn_keras.errors import InputError, LostWorkerError, first_line
 from bn_keras.json_files import ADDRESS, parse_json
 
 ClusterResolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
@@ -31,6 +31,7 @@ def make_strategy(
 
     Raises:
       InputError: there are fewer GPUs, no cluster, or no TPU.
+      LostWorkerError: a process of the cluster started and ended.
     """
     if strategy == "auto":
         strategy = "tpu" if tpu else "multi_worker" if cluster else "auto"
@@ -128,7 +129,7 @@ def _join(cluster):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster)
         Agreement(strategy).mean(0.0)  # a process may have connected and gone
     except tf.errors.OpError as error:
-        raise InputError(
+        raise LostWorkerError(
             f"the cluster did not come together ({first_line(error)}): start every process of it again"
         ) from error
     return strategy

@@ -18,7 +18,7 @@ from collections.abc import Collection
 import tensorflow as tf
 
 from bn_keras import population_statistics, storage
-from bn_keras.errors import InputError, first_line
+from bn_keras.errors import InputError, LostWorkerError, first_line
 from bn_keras.evaluation.accuracy import Evaluator
 from bn_keras.evaluation.trained_network import Network, network_of
 from bn_keras.input.bad_records import SkippedRecords
@@ -80,7 +80,8 @@ def train(
 
     Raises:
       InputError: the directory holds another run, or another process trains in it; the devices cannot share the batch;
-        a record is damaged; another worker is gone; or files cannot be written (the last checkpoint then stays whole).
+        a record is damaged; or files cannot be written (the last checkpoint then stays whole).
+      LostWorkerError: another worker is gone.
     """
     strategy = strategy or make_strategy("auto")
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
@@ -99,7 +100,7 @@ def train(
             f"cannot write to {directory.path} ({error.strerror or error}): {whole}, the same command continues there"
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        raise InputError(
+        raise LostWorkerError(
             f"lost another worker ({first_line(error)}): start all of them again, the same command continues"
         ) from error
 

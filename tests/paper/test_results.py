@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from conftest import run_program, start_program
+from conftest import ROOT, run_program, start_program
 
 from bn_keras.markdown import mean_and_range
 from bn_keras.networks.variants import VARIANTS
@@ -136,9 +137,9 @@ def test_a_run_goes_on_until_three_evaluations_gain_no_more_than_a_standard_erro
     )
     assert [flat(curve, 200) for curve in (climbing, ended, short)] == [False, True, False]
     run = dataclasses.replace(plan([0], 200, 50, 0, gray=False)[0], name="0", section="")
-    assert run.next_steps(str(tmp_path)) == 400  # climbs still: as many steps again
-    assert dataclasses.replace(run, name="1").next_steps(str(tmp_path)) is None
-    assert dataclasses.replace(run, name="2").next_steps(str(tmp_path)) == 200
+    assert run.to_do(str(tmp_path)) == range(200, 400)  # climbs still: as many steps again
+    assert dataclasses.replace(run, name="1").to_do(str(tmp_path)) == range(200, 200)
+    assert dataclasses.replace(run, name="2").to_do(str(tmp_path)) == range(150, 200)
     # 0.80 of 1,000 images is known to 0.0126 only: a gain of 0.012 is noise, one of 0.013 is not.
     noise, gain = (write_run(tmp_path / f"by {g}", "inception", (0.8, 0.8, 0.8, 0.8 + g)).curve for g in (0.012, 0.013))
     assert flat(noise, 200) and not flat(gain, 200)
@@ -228,3 +229,15 @@ def test_the_program_runs_what_is_to_do_once_and_writes_the_document(data_dir, t
     text = (tmp_path / "docs" / "results" / f"{data_dir.name}.md").read_text()
     assert "| Training is faster with BN |" in text and "cores, TensorFlow 2." in text
     assert len((tmp_path / "runs" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_listed_command_run_alone_is_found_by_the_report_and_not_listed_again(data_dir, tmp_path):
+    command = ["-m", "launch.results", f"--workdir={tmp_path / 'a b'}", f"--output_dir={tmp_path / 'docs'}"]
+    command += [f"--data_dir={data_dir}"]
+    listing = [*command, "--only=figure1", "--mnist_steps=300", "--seeds=0", "--list"]
+    (line,) = run_program(*listing).stdout.splitlines()
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert run_program(*listing).stdout == ""
+    assert run_program(*command, "--only=report").returncode == 0
+    assert "| Training is faster with BN |" in (tmp_path / "docs" / "results" / f"{data_dir.name}.md").read_text()

@@ -65,32 +65,29 @@ def test_25_random_kills_of_two_devices_end_bit_for_bit_as_uninterrupted(data_di
     assert_same_run(one, other)
 
 
-def start_workers(command):
-    """Two worker processes on this machine."""
-    sockets = [socket.socket() for _ in range(2)]
+def worker_environments(count=2):
+    """The environments of so many worker processes on this machine."""
+    sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("localhost", 0))
     cluster = {"worker": [f"localhost:{each.getsockname()[1]}" for each in sockets]}
     for each in sockets:
         each.close()
-    return [
-        start_program(
-            *command,
-            small=True,
-            env={
-                **os.environ,
-                "TF_CPP_MIN_LOG_LEVEL": "2",
-                "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-            },
-        )
-        for index in range(2)
-    ]
+    configs = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(count)]
+    return [{**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TF_CONFIG": json.dumps(config)} for config in configs]
 
 
-def finish_workers(command):
-    processes = start_workers(command)
-    results = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
+def start_workers(command, count=2):
+    return [start_program(*command, small=True, env=environment) for environment in worker_environments(count)]
+
+
+def finish_workers(command, count=2):
+    join_workers(start_workers(command, count))
+
+
+def join_workers(processes):
+    results = [process.communicate(timeout=900) for process in processes]
+    assert not any(process.returncode for process in processes), results
 
 
 # Sigmoids, because with ReLU this small network is chaotic: module 5 has 14 values a channel, and rounding alone moves
@@ -117,6 +114,45 @@ def test_two_workers_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_
     assert 0 < checkpoint.load_newest(str(workdir))[0] < 20
     finish_workers(command)
     assert_same_run(two_workers, workdir)
+
+
+def lose_one(command, environments, workdir, step, number):
+    """Runs workers of which one is killed at a step, with all that it started, and then started anew."""
+    processes = [start_program(*command, "--restart_wait=600", small=True, env=each) for each in environments]
+    wait_for(step, workdir, *processes)
+    processes[number].kill()
+    processes[number].communicate()
+    processes[number] = start_program(*command, "--restart_wait=600", small=True, env=environments[number])
+    join_workers(processes)
+
+
+def test_a_worker_that_dies_is_waited_for_and_all_end_bit_for_bit_as_undisturbed(data_dir, tmp_path, two_workers):
+    workdir = tmp_path / "run"
+    lose_one(train_command(data_dir, workdir, *SYNCHRONIZED), worker_environments(), workdir, 8, 1)
+    assert_same_run(two_workers, workdir)
+
+
+def test_without_restart_wait_a_lost_worker_ends_the_others_with_the_status_that_says_try_again(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    command = train_command(data_dir, workdir, *SYNCHRONIZED, "--steps=100000")
+    processes = start_workers(command)
+    wait_for(4, workdir, *processes)
+    processes[1].kill()
+    errors = processes[0].communicate(timeout=300)[1]
+    assert processes[0].returncode == 75 and "train: lost another worker (" in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_four_workers_of_which_one_dies_at_random_end_bit_for_bit_as_undisturbed_ten_times(data_dir, tmp_path):
+    flags = ("--batch_size=16", "--normalization_batch=replica", "--steps=10", "--checkpoint_every=1", "--log_every=1")
+    finish_workers(train_command(data_dir, tmp_path / "undisturbed", *flags), 4)
+    draw = np.random.default_rng(0)
+    for number in range(10):
+        workdir = tmp_path / str(number)
+        step, lost = int(draw.integers(1, 9)), int(draw.integers(4))
+        lose_one(train_command(data_dir, workdir, *flags), worker_environments(4), workdir, step, lost)
+        assert_same_run(tmp_path / "undisturbed", workdir)
+        print(f"worker {lost} was killed after step {step}: the same bits")
 
 
 def test_two_workers_with_synchronized_statistics_learn_what_one_device_learns(data_dir, tmp_path, two_workers):
