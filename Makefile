@@ -18,15 +18,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 .PHONY: demo ensemble setup test test-slow format results benchmark site docs lesson lesson-check screenshots
 
 demo: $(VENV)/installed
-	@$(VENV)/bin/python -c 'import sys, bn_keras; bad = [v for v in sys.argv[1:] if v not in bn_keras.VARIANTS]; \
-		sys.exit(f"VARIANTS={bad[0]}: the variants are " + " ".join(bn_keras.VARIANTS) if bad else 0)' $(VARIANTS)
-	@$(VENV)/bin/python -m data_prep --embedded=mnist --output_dir=$(DATA)
-	@n=0; for variant in $(VARIANTS); do \
-		n=$$((n + 1)); echo; echo "[$$n/$(words $(VARIANTS))] $$variant"; \
-		launch/train --variant=$$variant --data_dir=$(DATA) --workdir=$(RUNS)/$$variant --on_divergence=record \
-			--monitor=inception_5b_1x1 || exit; \
-	done
-	@echo; launch/report --workdir=$(RUNS)
+	@launch/compare --variants=$$(echo $(VARIANTS) | tr ' ' ,) --workdir=$(RUNS) $(if $(JOBS),--jobs=$(JOBS)) \
+		$(if $(filter $(EMBEDDED),$(DATA)),,--data_dir=$(RECORDS)) --train_flags=monitor=inception_5b_1x1
 
 # Records of DATA, a folder or one in data: make results DATA=cifar10. The default's are made from the embedded digits.
 RECORDS = $(firstword $(patsubst %/dataset.json,%,$(wildcard $(DATA)/dataset.json data/$(DATA)/dataset.json)) $(DATA))

@@ -16,6 +16,7 @@ OTHER = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 PREP = ["absl-py>=2.1", "google-crc32c>=1.7", "jsonschema>=4.23", "pillow>=11.3"]
 PROGRAMS = [
     "benchmark_input",
+    "compare",
     "data_service",
     "evaluate",
     "export",

@@ -151,10 +151,7 @@ def run_another(*arguments: str, stdout: int | None = None) -> int:
             process.send_signal(number)
 
     process, before = None, {number: signal.signal(number, note) for number in signals.STATUS}
-    # Found also where this program is not installed and was run by its path.
-    places = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
-    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=stdout, env=environment)
+    process = start_another(*arguments, stdout=stdout)
     if received:
         process.send_signal(received[0])
     status = process.wait()
@@ -163,6 +160,14 @@ def run_another(*arguments: str, stdout: int | None = None) -> int:
     if received:
         signals.leave(signals.STATUS[received[0]])  # the other program has said it
     return status
+
+
+def start_another(*arguments: str, stdout: int | None = None, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """Starts another program of ours, `python -m ARGUMENTS`; the streams are those of `Popen`."""
+    # Found also where this program is not installed and was run by its path.
+    places = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+    return subprocess.Popen([sys.executable, "-m", *arguments], env=environment, stdout=stdout, stderr=stderr)
 
 
 def escaped(text: str, line: bool = False) -> str:

@@ -60,7 +60,9 @@ def strategy_for(config: RunConfig, alone: bool) -> tuple[Any, RunConfig]:
         each machine of the cluster.
     """
     from bn_keras.training.distribution import addresses, find_cluster, make_strategy, uses_gpus
+    from bn_keras.training.process_settings import limit_threads
 
+    limit_threads(config.threads)
     cluster = find_cluster(alone=FLAGS.strategy == "multi_worker") if _in_cluster() else None
     if cluster and alone:
         strategy = make_strategy("auto", FLAGS.devices)

@@ -22,6 +22,7 @@ import re
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from absl import flags
@@ -34,9 +35,8 @@ from bn_keras.paper.provenance import commit, cpu_name
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.progress import clock
 from bn_keras.runs.run_files import write_text
-from bn_keras.training.recipes import make_config
-from data_prep.program import as_started, run_another
-from launch import program
+from data_prep.program import as_started
+from launch import jobs, program
 from launch.embedded import embedded_data
 
 SECTIONS = ("figure1", "figure2", "changes", "divergence", "early", "batch_size", "report")
@@ -48,6 +48,7 @@ TENSORFLOW = ("tensorflow", "tensorflow_cpu", "tensorflow_tpu")  # TensorFlow's 
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(jobs)
 flags.DEFINE_string("workdir", None, "Folder of all runs. Default: NAME in results.")
 flags.DEFINE_string(
     "name", None, "Name of the page and of its column. Default: the last part of --data_dir, or digits without it."
@@ -63,7 +64,6 @@ flags.DEFINE_integer(
     1,
 )
 flags.DEFINE_integer("eval_every", None, "Steps of 32 images between evaluations. Default: the recipe's.", 1)
-flags.DEFINE_list("train_flags", [], "Flags for every run of launch/train, such as augmentation=imagenet,width=0.5.")
 flags.DEFINE_integer("mnist_steps", 50_000, "Steps of Figure 1's runs, of 60 images each.", lower_bound=1)
 flags.DEFINE_boolean(
     "list", False, "Print the command of each unfinished run, one a line, for a queue or a SLURM array; run nothing."
@@ -82,10 +82,11 @@ def main() -> int:
     training = dict(flag.split("=") for flag in FLAGS.train_flags)
     name = FLAGS.name or (os.path.basename(os.path.normpath(FLAGS.data_dir)) if FLAGS.data_dir else EMBEDDED)
     workdir = FLAGS.workdir or os.path.join("results", name)
-    chosen = []
+    chosen, at_once = [], 1
     if sections := set(FLAGS.only) - {"report"}:
         dataset = read_dataset(FLAGS.data_dir or embedded_data(keep=not FLAGS.dry_run))
-        config = make_config(dataset, "bn_x5")
+        config = jobs.config_of(dataset, "bn_x5", FLAGS.train_flags)
+        at_once = jobs.jobs_of(config)
         runs = plan(
             seeds,
             FLAGS.steps or config.steps,
@@ -97,14 +98,14 @@ def main() -> int:
         )
         chosen = [run for run in runs if run.section in sections]
     if FLAGS.dry_run:
-        print_plan(chosen, workdir)
+        print_plan(chosen, workdir, at_once)
         return 0
     if FLAGS.list:
         for run in chosen:
             if steps := run.to_do(workdir):
                 print(command_of(run, workdir, steps.stop))
         return 0
-    if status := run_all(chosen, workdir):
+    if status := run_all(chosen, workdir, at_once):
         return status
     with program.loading_tensorflow():
         import keras  # noqa: F401 (for Figure 5)
@@ -114,8 +115,8 @@ def main() -> int:
     return 0
 
 
-def print_plan(runs: list[Experiment], workdir: str) -> None:
-    """The runs as a table, and their hours in all."""
+def print_plan(runs: list[Experiment], workdir: str, at_once: int) -> None:
+    """The runs as a table, and their hours in all, with `at_once` of them side by side."""
     rates, total = {}, 0.0
     print(f"{'state':5} {'steps':>9} {'s/step':>8} {'hours':>7}  run")
     for run in runs:
@@ -126,7 +127,10 @@ def print_plan(runs: list[Experiment], workdir: str) -> None:
         cost = f"{seconds:8.3g} {hours:7.2f}" if seconds else " " * 16
         state = f"{'to do' if steps else 'done':5} {steps.stop:9,} {cost}"
         print(f"{state}  {command_of(run, workdir, steps.stop)}", flush=True)
-    print(f"{total:.1f} hours in all on this machine; each run of Figure 2 is then extended until its curve is flat")
+    print(
+        f"{total / at_once:.1f} hours in all on this machine, {at_once} at once; each run of Figure 2 is then extended "
+        "until its curve is flat"
+    )
 
 
 def command_of(run: Experiment, workdir: str, steps: int) -> str:
@@ -153,20 +157,23 @@ def measured_seconds(run: Experiment, workdir: str, rates: dict[str, float | Non
     return rates[variant] and run.flags["batch_size"] / rates[variant]
 
 
-def run_all(runs: list[Experiment], workdir: str) -> int:
-    """Runs what is to do, one after another; the exit status of the first that fails, or 0."""
+def run_all(runs: list[Experiment], workdir: str, at_once: int) -> int:
+    """Runs what is to do, `at_once` side by side; the exit status of the first that fails, or 0."""
     to_do = [run for run in runs if run.to_do(workdir)]
     left, behind, started = sum(run.work(run.to_do(workdir)) for run in to_do), 0.0, time.monotonic()
-    for number, run in enumerate(to_do, 1):
+
+    def programs(number: int, run: Experiment) -> Iterator[list[str]]:
+        nonlocal left, behind
         while steps := run.to_do(workdir):
             eta = f", {clock((time.monotonic() - started) / behind * left)} left in all" if behind else ""
             print(f"\n[{number}/{len(to_do)}] {run.section} {run.name}{eta}", file=sys.stderr, flush=True)
             work, command = run.work(steps), [f"launch.{run.program}", *run.arguments(workdir, steps.stop)]
             note(run, command, workdir)
-            if status := run_another(*command):
-                return status  # the program has said why
+            yield command
             behind, left = behind + work, max(0.0, left - work)
-    return 0
+
+    all_jobs = [(f"{run.section}/{run.name}", programs(number, run)) for number, run in enumerate(to_do, 1)]
+    return jobs.run_side_by_side(all_jobs, at_once)
 
 
 def note(run: Experiment, command: list[str], workdir: str) -> None:

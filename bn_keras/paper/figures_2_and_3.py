@@ -68,7 +68,8 @@ def rows_of(runs: list[RunDirectory]) -> list[Row]:
     """The rows of a report, in the order of the variants table."""
     groups = {}
     for run in map(MeasuredRun, runs):
-        conditions = {name: value for name, value in run.config.flat().items() if name != "seed"}
+        # Threads, which earlier runs did not note, decide the last bits alone.
+        conditions = {name: value for name, value in run.config.flat().items() if name not in ("seed", "threads")}
         groups.setdefault(json.dumps(conditions, sort_keys=True), []).append(run)
     rows = [Row(group[0].config.variant.name, group) for group in groups.values()]
     return sorted(rows, key=lambda row: (row.rank, row.path))

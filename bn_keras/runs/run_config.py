@@ -74,6 +74,12 @@ class RunConfig(Configuration):
         has_variables=lambda precision: precision == "mixed_float16",  # of its loss scale
     )
     jit_compile: bool = setting("Compile the training step with XLA.", False)
+    threads: int | None = setting(
+        "CPU threads of one operation, on which the last bits of its sums depend. 0: one for each core.",
+        None,
+        low=0,
+        high=1024,
+    )
     ema: float = setting(
         "Weight of the old value in an average of the weights over training, which is evaluated too; 0: no average.",
         0.0,

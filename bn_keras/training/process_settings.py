@@ -1,4 +1,4 @@
-"""Sets a process up for a run, and back afterwards: seeds, names of layers, dtype policy, determinism."""
+"""Sets a process up for a run: threads for good; seeds, names of layers, dtype policy and determinism until it ends."""
 
 import contextlib
 import random
@@ -11,7 +11,28 @@ import tensorflow as tf
 from bn_keras.evaluation.trained_network import building
 from bn_keras.private_names import same_bits_each_time, seeds_put_back
 from bn_keras.runs.run_config import RunConfig
+from bn_keras.runs.run_files import note
 from bn_keras.training.distribution import uses_gpus
+
+
+def limit_threads(threads: int | None) -> None:
+    """Has one operation on the CPU take so many threads, 0 being one a core; says so where that comes too late.
+
+    None leaves them as they are.
+
+    An operation cuts up its sums by its threads, so they decide its last bits: with one of them a run has the same bits
+    on any number of cores of one kind. Operations that do not depend on each other still run side by side.
+    """
+    begun = tf.config.threading.get_intra_op_parallelism_threads()
+    if threads in (None, begun):
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError:
+        note(
+            f"`threads={threads}` has no effect in this process, where TensorFlow has begun with {begun}: on CPUs the "
+            "last bits will be those of another run"
+        )
 
 
 def enforces_determinism(config: RunConfig, strategy: tf.distribute.Strategy) -> bool:

@@ -62,6 +62,12 @@ SMALL_SET = 100_000
 SMALL_IMAGE = 64
 """A data set whose median short side is at most this many pixels gets a recipe for small images."""
 
+LARGEST_OF_ONE_THREAD = 16.0
+"""Networks of up to this `image_size * width` compute an operation by one thread. At 64 * 0.25 a step takes 84 ms of
+CPU time by two threads and 64 by one, at 128 * 0.5 it takes 400 and 354. With one, a run's bits are the same on any
+number of cores.
+"""
+
 MOST_DECAYS = 112
 """Most decays of the exponential schedule on a small data set, which end at 1% of the initial rate. BN-x30 has as many
 in 6 million steps."""
@@ -86,8 +92,8 @@ def make_config(
     Args:
       dataset: the data set to train on.
       variant: a key of `VARIANTS`, or a row of your own.
-      continued: the configuration of the run that continues, if one does. Its schedule is kept unless another is given,
-        because the default schedule depends on the length of the run.
+      continued: the configuration of the run that continues, if one does. Its threads and its schedule are kept unless
+        others are given; the default schedule depends on the length of the run.
       changes: fields of `RunConfig` and of `Variant`.
 
     Raises:
@@ -98,11 +104,12 @@ def make_config(
     if unknown := [name for name in changes if name not in fields or not fields[name].setting.given]:
         raise InputError(f"`{unknown[0]}={changes[unknown[0]]}` is no setting of a run")
     of_row = {name: value for name, value in changes.items() if fields[name].of_row}
-    recipe, of_weights = recipe_for(dataset), {}
+    recipe = recipe_for(dataset)
+    inherited = {"threads": continued.threads} if continued else {}
     if source := _source_of(changes.get("initial_weights"), variant, continued):
         of_row = {name: getattr(source.variant, name) for name in _OF_WEIGHTS} | of_row
-        of_weights["width"] = source.width
-    chosen = RECIPES[recipe] | of_weights | {name: value for name, value in changes.items() if not fields[name].of_row}
+        inherited["width"] = source.width
+    chosen = RECIPES[recipe] | inherited | {name: value for name, value in changes.items() if not fields[name].of_row}
     batch_size = chosen.get("batch_size", PAPER_BATCH_SIZE)
     if "steps" not in changes:
         chosen["steps"] = chosen.get("steps", variant.steps) * PAPER_BATCH_SIZE // max(1, batch_size) or 1
@@ -115,7 +122,7 @@ def make_config(
             else fitting_decay_epochs(row, chosen["steps"] * batch_size, train_examples)
         )
         row = dataclasses.replace(row, decay_epochs=decay_epochs)
-    return RunConfig(
+    config = RunConfig(
         variant=row,
         dataset=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
@@ -125,6 +132,9 @@ def make_config(
         channels=dataset.channels,
         **chosen,
     )
+    if "threads" not in chosen and config.image_size * config.width <= LARGEST_OF_ONE_THREAD:
+        config = dataclasses.replace(config, threads=1)
+    return config
 
 
 _OF_WEIGHTS = "input_convention", "padding", "epsilon", "separable_stem", "projection_4c_4d"

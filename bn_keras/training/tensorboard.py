@@ -66,7 +66,8 @@ class TensorBoardWriter:
         start = rows[0].get("wall_time") if rows else None
         # An open TensorBoard has read a file that is deleted now: at this event it drops the points of that file.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START), wall_time=start or 0.0))
-        table = {"run": os.path.basename(storage.absolute(directory)), **hyper_parameters}
+        known = {name: value for name, value in hyper_parameters.items() if value is not None}
+        table = {"run": os.path.basename(storage.absolute(directory)), **known}
         columns = {name: HParam(_column(name), display_name=name) for name in table}
         markdown = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in table.items())])
         for summary in (

@@ -33,7 +33,7 @@ from bn_keras.training.distribution import Agreement, distribute, is_chief, make
 from bn_keras.training.fine_tuning import read_weights, take_over
 from bn_keras.training.interruption import Interruption
 from bn_keras.training.learning_rate import learning_rate
-from bn_keras.training.process_settings import process_settings
+from bn_keras.training.process_settings import limit_threads, process_settings
 from bn_keras.training.run_writer import RunRecord
 from bn_keras.training.step_statistics import StepStatistics
 from bn_keras.training.training_state import TrainingState, make_train_steps
@@ -63,7 +63,8 @@ def train(
     """Trains a run in `directory`, from its newest checkpoint, if there is one, to `config.steps`.
 
     It returns when all steps are done, when the run has diverged (the last row of the curve then says so), or after a
-    SIGINT or SIGTERM. Settings of the process that it changes, such as seeds and signal handlers, are put back.
+    SIGINT or SIGTERM. Settings of the process that it changes, such as seeds and signal handlers, are put back. The
+    threads of an operation are not: TensorFlow lets them be set only once, and a line says so when it is too late.
 
     Args:
       config: the result of `make_config`.
@@ -83,6 +84,7 @@ def train(
         a record is damaged; or files cannot be written (the last checkpoint then stays whole).
       LostWorkerError: another worker is gone.
     """
+    limit_threads(config.threads)
     strategy = strategy or make_strategy("auto")
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
     config = config.on_devices(strategy.num_replicas_in_sync, uses_gpus(strategy))

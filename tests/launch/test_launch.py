@@ -121,7 +121,7 @@ def test_make_demo_names_a_mistyped_variant_before_it_trains():
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert "VARIANTS=bn_x6: the variants are " + " ".join(VARIANTS) in done.stderr
+    assert "--variants=bn_x6: the variants are " + ", ".join(VARIANTS) in done.stderr
 
 
 def test_of_two_first_programs_in_a_fresh_folder_one_prepares_the_data_and_one_waits(tmp_path):

@@ -172,7 +172,7 @@ def test_every_run_of_the_plan_is_a_command_that_the_launchers_accept(section, t
 
 
 def test_dry_run_prints_the_steps_and_hours_of_what_is_to_do(data_dir, tmp_path):
-    steps = ("--steps=200", "--seeds=7", "--only=figure2", f"--data_dir={data_dir}", "--eval_every=50")
+    steps = ("--steps=200", "--seeds=7", "--jobs=2", "--only=figure2", f"--data_dir={data_dir}", "--eval_every=50")
     done = write_run(tmp_path / "figure2" / "bn_x5-7", "bn_x5", (0.9,) * 4, seed=7)
     with open(done.curve.path, "a") as file:
         rows = [{"kind": "training", "step": 10 * k, "loss": 1.0, "wall_time": 36.0 * k} for k in range(1, 21)]
@@ -185,7 +185,7 @@ def test_dry_run_prints_the_steps_and_hours_of_what_is_to_do(data_dir, tmp_path)
     lines = {line.split("--variant=")[1].split()[0]: line.split()[:5] for line in found.stdout.splitlines()[1:-1]}
     assert lines["bn_x5"][:4] == ["done", "200", "3.6", "0.00"]
     assert lines["inception"] == ["to", "do", "200", "36", "1.50"]  # 150 steps of 36 s
-    assert found.stdout.splitlines()[-1].startswith("9.0 hours in all")
+    assert found.stdout.splitlines()[-1].startswith("4.5 hours in all on this machine, 2 at once")
 
 
 def test_every_training_gets_the_flags_that_are_given_for_all():

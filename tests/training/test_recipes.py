@@ -168,3 +168,13 @@ def test_the_plan_says_the_first_and_the_last_rate_and_its_advice_about_a_rate_t
     advice = re.search(r"falls below 1% of its start: (--decay_epochs=\S+)", said).group(1)
     first, last, said = planned_rates(colors, tmp_path / "run", "--steps=3000", advice)
     assert last / first >= 0.01 and "falls below" not in said
+
+
+def test_a_small_network_takes_one_thread_for_an_operation_and_a_run_keeps_what_it_began_with(colors):
+    dataset = read_dataset(str(colors))
+    config = make_config(dataset, "bn_x5")
+    assert config.image_size * config.width == 16 and config.threads == 1
+    assert make_config(dataset, "bn_x5", width=0.5).threads is None
+    for begun in (2, None):  # None: of an earlier version
+        continued = dataclasses.replace(config, threads=begun)
+        assert make_config(dataset, "bn_x5", continued=continued).threads == begun
