@@ -4,9 +4,9 @@ The manifest is what a reader needs to know. It is written last: its presence sa
 """
 
 import collections
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any
 
 from data_prep import json_files, plan, storage
 from data_prep.errors import InputError
@@ -41,12 +41,13 @@ def finish(
     """
     bad = planned.rejected + sorted([path, why] for entry in entries for path, why, _ in entry.bad)
     repaired = sorted(row for entry in entries for row in entry.repaired)
-    both = _in_both(output_dir, planned, entries, named)
+    both = sorted(_in_both(output_dir, planned, entries, named))
     for name, rows in (("bad.tsv", bad), ("repaired.tsv", repaired), ("duplicates.tsv", both)):
         path = storage.join(output_dir, name)
         if rows:
-            lines = (f"{escaped(path, line=True)}\t{escaped(why, line=True)}\n" for path, why in rows)
-            storage.write(path, "".join(lines).encode())
+            with storage.written_aside(path) as file:
+                for where, what in rows:
+                    file.write_all([f"{escaped(where, line=True)}\t{escaped(what, line=True)}\n".encode()])
         else:
             storage.remove(path)
     _check_classes_left(output_dir, planned, entries)
@@ -76,32 +77,30 @@ def finish(
 
 def _in_both(
     output_dir: str, planned: plan.Plan, entries: list[JournalEntry], named: dict[str, str]
-) -> list[tuple[str, str]]:
+) -> Iterator[tuple[str, str]]:
     """The training images, also those left out, whose bytes are those of a validation image, and that one."""
-    held: dict[str, tuple] = {}
-    found: list[tuple[Any, str]] = []
-    for line, entry in zip(planned.shards, entries, strict=True):
+    shards = list(zip(planned.shards, entries, strict=True))
+    held: dict[str, tuple[int, int]] = {}
+    for number, (line, entry) in enumerate(shards):
         if line.split == "validation":
-            held |= {content: (line, k) for k, content in enumerate(contents_of(entry.contents))}
-    for line, entry in zip(planned.shards, entries, strict=True):
-        if line.split == "train":
-            found += [((line, k), content) for k, content in enumerate(contents_of(entry.contents)) if content in held]
-            found += [(path, content) for path, content, _ in entry.dropped]
-    names = {}
+            held |= {content: (number, k) for k, content in enumerate(contents_of(entry.contents))}
 
-    def name(place) -> str:
-        if isinstance(place, str):
-            return place
-        line, number = place
-        if line.file not in names:
-            entry = entries[planned.shards.index(line)]
-            absent = {path for path, *_ in [*entry.bad, *entry.dropped]}
-            members = plan.members(storage.join(output_dir, WORK_FOLDER), line)
-            paths = (f"{named[line.split]}/{member.path}" for member in members)
-            names[line.file] = [path for path in paths if path not in absent]
-        return names[line.file][number]
+    def stored(number: int) -> list[str]:
+        """The paths of a shard's examples."""
+        line, entry = shards[number]
+        absent = {path for path, *_ in [*entry.bad, *entry.dropped]}
+        members = plan.members(storage.join(output_dir, WORK_FOLDER), line)
+        paths = (f"{named[line.split]}/{member.path}" for member in members)
+        return [path for path in paths if path not in absent]
 
-    return sorted((name(place), name(held[content])) for place, content in found)
+    stored_in_validation = functools.cache(stored)
+    for number, (line, entry) in enumerate(shards):
+        both = [(path, content) for path, content, _ in entry.dropped]
+        if line.split == "train" and not held.keys().isdisjoint(contents := list(contents_of(entry.contents))):
+            both += [pair for pair in zip(stored(number), contents, strict=True) if pair[1] in held]
+        for path, content in both:
+            shard, place = held[content]
+            yield path, stored_in_validation(shard)[place]
 
 
 def _by_reason(rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -134,7 +135,8 @@ def shuffled(seed: int, split: str, found: list[Image]) -> list[Image]:
         identity = f"{prefix}{image.synset}/{image.name}"
         return hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
-    return sorted(found, key=lambda image: (key(image), image.path))
+    # Two sorts, the second of which keeps the order of what is equal: a key of both takes 80 MB more for ImageNet.
+    return sorted(sorted(found, key=operator.attrgetter("path")), key=key)
 
 
 def make(contents: Contents, options: Options, request: dict, write: Callable[[list[bytes]], None]) -> Plan:

@@ -11,8 +11,9 @@ import json
 import os
 import posixpath
 import re
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,14 +145,11 @@ def _reader(file: str) -> Read:
     return read_through
 
 
-def _index(file: str, read: Read, named: str, inside: str = "") -> Iterator[tar.Member]:
-    """The members of a zip or tar archive, or of a folder of it, that `_reader` reads."""
+def _index(file: str, read: Read, named: str, wanted: Callable[[str], bool]) -> Iterator[tar.Member]:
+    """The members of these names of a zip or tar archive that `_reader` reads."""
     if _kind(file) == "zip":
-        yield from zip.index(read, storage.size(file), named, inside)
-        return
-    for member in _tar_index(file, read, named):
-        if not inside or member.name.startswith(f"{inside}/"):
-            yield member
+        return zip.index(read, storage.size(file), named, wanted)
+    return (member for member in _tar_index(file, read, named) if wanted(member.name))
 
 
 def _tar_index(file: str, read: Read, named: str) -> Iterator[tar.Member]:
@@ -218,7 +216,7 @@ def read(path: str) -> bytes:
     if storage.exists(path):
         return storage.read(path)
     archive, name = _inside(path) or (path, "")
-    return next(content for member, content in _contents(archive, posixpath.dirname(name)) if member == name)
+    return next(content for _, content in _contents(archive, name.__eq__))
 
 
 def files(path: str, ending: str) -> Iterator[tuple[str, bytes]]:
@@ -229,14 +227,15 @@ def files(path: str, ending: str) -> Iterator[tuple[str, bytes]]:
                 yield (full := storage.join(path, file.path)), storage.read(full)
         return
     archive, inside = _inside(path) or (path, "")
-    for name, content in _contents(archive, inside, ending):
+    folder = f"{inside}/" if inside else ""
+    for name, content in _contents(archive, lambda name: name.startswith(folder) and name.endswith(ending)):
         yield f"{archive}/{name}", content
 
 
-def _contents(archive: str, inside: str, ending: str | tuple[str, ...] = _SMALL) -> Iterator[tuple[str, bytes]]:
+def _contents(archive: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     read = _reader(archive)
-    for member in _index(archive, read, archive, inside):
-        if member.name.endswith(ending) and not member.rejected and member.size <= _MAX_TEXT:
+    for member in _index(archive, read, archive, wanted):
+        if not member.rejected and member.size <= _MAX_TEXT:
             image = Image("", member.name, member.size, member.offset, packed=member.packed)
             yield member.name, read_image(archive, image) if member.packed else read(member.offset, member.size)
 
@@ -315,13 +314,16 @@ def images(place: Place, unpacked: Unpacked, found: Found, label_column: str = "
     listed, left_out = image_folder.pictures(place.source(unpacked.folder), members, found, place.path)
     if labels:
         return labels.given_to(listed, place, found)
-    listed = [_unsuffixed(image) for image in listed]
+    for number, image in enumerate(listed):  # in place, as a copy of ImageNet's takes 160 MB
+        listed[number] = _unsuffixed(image)
     around = _around({image.synset for image in listed} - {""})
     inside = f"{around}/" if around else ""
     classes = {image.synset: image.synset.removeprefix(inside).partition("/")[0] for image in listed} | {around: ""}
     below = {folder: kinds for folder, kinds in left_out.items() if folder.startswith(inside)}
     found.left_out[place.path] = image_folder.by_class(below, lambda f: f.removeprefix(inside).partition("/")[0])
-    return [image._replace(synset=classes[image.synset]) for image in listed]
+    for number, image in enumerate(listed):
+        listed[number] = image._replace(synset=classes[image.synset])
+    return listed
 
 
 def _around(folders: set[str]) -> str:
@@ -346,14 +348,15 @@ def _members(place: Place, archive: str, unpacked: Unpacked, labels: "_Labels", 
     single = re.fullmatch(r"(.*)\.tar", archive) if len(place.archives) > 1 else None
     of_class = single[1] if single and _WNID.fullmatch(single[1]) else ""
     read, is_zip = _reader(file), _kind(file) == "zip"
-    for member in _index(file, read, named, place.inside):
+    inside = f"{place.inside}/" if place.inside else ""
+    for member in _index(file, read, named, lambda name: name.startswith(inside)):
         folder, _, base = member.name.rpartition("/")
-        folder = folder[len(place.inside) :].strip("/")
+        folder = sys.intern(folder[len(place.inside) :].strip("/"))  # of a thousand images one string
         if member.rejected:
             found.rejected.append((f"{named}/{member.name}", member.rejected))
         elif is_zip or not base.endswith(".tar"):
             where = member.offset, member.packed[1] if member.packed else version, name, member.packed
-            path = f"{prefix}{member.name}"
+            path = prefix + member.name
             labels.note(path, member, read)
             yield Image(of_class or folder, path, member.size, *where)
         else:

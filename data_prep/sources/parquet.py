@@ -24,6 +24,27 @@ _NAMED = re.compile(
 _BATCH_ROWS = 64
 
 
+class Copies:
+    """Images that are written one after the other to a file, in which each is found by its offset.
+
+    Args:
+      output: the file.
+      name: its name in the folder that is the images' source.
+    """
+
+    def __init__(self, output: storage.WrittenAside, name: str):
+        self._output, self._name, self._offset = output, name, 0
+
+    def add(self, synset: str, path: str, content) -> Image:
+        """Writes the bytes of an image, whose version is their checksum."""
+        import google_crc32c
+
+        self._output.write_all([content])
+        where = self._offset, f"{google_crc32c.value(bytes(content)):08x}", self._name
+        self._offset += len(content)
+        return Image(synset, path, len(content), *where)
+
+
 def images(file: str, is_one_of_several: bool, target: str, found: Found, label_column: str = "") -> list[Image]:
     """The images of a file, which are copied to the file `target`.
 
@@ -36,19 +57,17 @@ def images(file: str, is_one_of_several: bool, target: str, found: Found, label_
     Raises:
       InputError: no Parquet file, damaged, or without a column of images or one of labels.
     """
-    import google_crc32c
-
     require("pyarrow")
     import pyarrow
     from pyarrow import parquet
 
-    listed, base = [], posixpath.basename(file)
+    listed, base, number = [], posixpath.basename(file), -1
     prefix = f"{base}/" if is_one_of_several else ""
     try:
         with storage.open_read(file) as opened, storage.written_aside(target) as output:
-            table = parquet.ParquetFile(opened)
+            table = parquet.ParquetFile(opened, page_checksum_verification=True)  # of pages that have one
             image, label = _columns(file, table.schema_arrow, label_column)
-            classes, offset = _classes(table.schema_arrow, label), 0
+            classes, copies = _classes(table.schema_arrow, label), Copies(output, posixpath.basename(target))
             found.classes = classes | found.classes
             for number, (content, path, value) in enumerate(_rows(table, image, label)):
                 stem, wnid, ending = _name(path, base, number)
@@ -65,12 +84,11 @@ def images(file: str, is_one_of_several: bool, target: str, found: Found, label_
                     found.classes[value] = synset, text
                 else:
                     synset = str(value)
-                output.write_all([content])
-                version = f"{google_crc32c.value(bytes(content)):08x}"
-                where = offset, version, posixpath.basename(target)
-                listed.append(Image(synset, f"{prefix}{stem}{ending}", len(content), *where))
-                offset += len(content)
-    except (pyarrow.ArrowException, OSError) as error:
+                listed.append(copies.add(synset, f"{prefix}{stem}{ending}", content))
+            groups = sum(table.metadata.row_group(k).num_rows for k in range(table.num_row_groups))
+            if {table.metadata.num_rows, groups} != {number + 1}:
+                raise pyarrow.ArrowInvalid(f"{number + 1:,} rows of {table.metadata.num_rows:,}")
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise InputError(f"{file}: damaged Parquet file ({error}); fix: download it again") from None
@@ -84,7 +102,7 @@ def _columns(file: str, schema, label_column: str) -> tuple[str, str]:
 
     def holds_images(kind) -> bool:
         if pyarrow.types.is_struct(kind):
-            return any(field.name == "bytes" for field in kind)
+            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
     image = next((field.name for field in schema if holds_images(field.type)), "")

@@ -31,24 +31,23 @@ _UNIX = 3  # made by, which says how to read the attributes
 Read = Callable[[int, int], bytes]
 
 
-def index(read: Read, end: int, archive: str, folder: str = "") -> Iterator[Member]:
+def index(read: Read, end: int, archive: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Member]:
     """The members of the zip archive in the first `end` bytes of a file; clutter (`storage.is_clutter`) is left out.
 
     Args:
       read: (offset, size) -> bytes of the file; fewer only at its end.
       end: the file's size.
       archive: what messages call it.
-      folder: only members below it, "" for all; the headers of others are not looked at.
+      wanted: whether a name is of interest; the headers of other members are not looked at.
     Raises:
       InputError: not a zip archive, in parts, cut, or damaged.
     """
 
     broken = functools.partial(_broken, archive)
-    inside = f"{folder}/".encode() if folder else b""
     start, seen = _directory(read, end, broken)[2], set()
     for made_by, flags, method, crc, packed, full, attributes, offset, raw, extra in _entries(read, end, broken):
         name = _text(raw, flags).removeprefix("./")
-        if not raw.startswith(inside) or storage.is_clutter(name):
+        if not wanted(name):
             continue
         if name.endswith("/"):
             yield Member(name, 0, 0)
@@ -63,6 +62,8 @@ def index(read: Read, end: int, archive: str, folder: str = "") -> Iterator[Memb
         data = offset + _LOCAL.size + len(raw) + int.from_bytes(local[28:30], "little")
         if data + packed > start or (method == _STORED and packed != full):
             raise broken(f"member {name!r} declares {packed:,} bytes, {max(start - data, 0):,} are left")
+        if storage.is_clutter(name):  # not before both headers say so: one flipped bit makes an n a dot
+            continue
         rejected = unusable_name(name, seen)
         if flags & _ENCRYPTED:
             rejected = "is encrypted"

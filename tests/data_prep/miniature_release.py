@@ -5,11 +5,14 @@ Images are of random blocks with a colour that tells the class, so that a decode
 
 import csv
 import io
+import json
 import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import scipy.io
 from PIL import Image
 
@@ -52,6 +55,29 @@ def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return file.getvalue()
+
+
+def zip_of(path: Path, files: dict[str, bytes], compression=zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict], names=None, **options) -> Path:
+    """As `datasets` writes it, with its description of the columns in the schema's metadata."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
+    from pyarrow import parquet
+
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    label = pyarrow.int64() if isinstance(rows[0]["label"], int) else pyarrow.string()
+    schema = pyarrow.schema([("image", image), ("label", label)])
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+        schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path, row_group_size=10, **options)
+    return path
 
 
 def annotation(wnid: str, name: str, width: int, height: int, boxes) -> bytes:

@@ -36,18 +36,34 @@ def folder(tmp_path):
     return tmp_path
 
 
-def data_of(folder, archive=False):
-    """The folder's data set; as a tar, made of the folder as it is, if `archive`."""
-    if not archive:
+FORMS = "folder", "tar", "zip", "parquet"
+
+
+def data_of(folder, form="folder"):
+    """The folder's data set, or that of two archives that are made of the folder as it is."""
+    for split in ("train", "validation") if form != "folder" else ():
+        files = {str(path.relative_to(folder)): path for path in sorted((folder / split).rglob("*.jpg"))}
+        archive = folder / f"{split}.{form}"
+        if form == "tar":
+            with tarfile.open(archive, "w") as tar:
+                tar.add(folder / split, split)
+        elif form == "zip":
+            miniature_release.zip_of(archive, {name: path.read_bytes() for name, path in files.items()})
+        else:
+            rows = [
+                {"image": {"bytes": path.read_bytes(), "path": name.replace("/", "-")}, "label": path.parent.name}
+                for name, path in files.items()
+            ]
+            miniature_release.write_parquet(archive, rows)
+    return given(folder, form)
+
+
+def given(folder, form):
+    """The data set of the folder or the archives as they are."""
+    if form == "folder":
         return image_folder.dataset(str(folder / "train"), str(folder / "validation"), name="animals")
-    for split in ("train", "validation"):
-        with tarfile.open(folder / f"{split}.tar", "w") as tar:
-            tar.add(folder / split, split)
-    return ilsvrc2012.dataset(archives(folder), name="animals")
-
-
-def archives(folder):
-    return ilsvrc2012.Release(str(folder / "train.tar"), str(folder / "validation.tar"))
+    release = ilsvrc2012.Release(*(str(folder / f"{split}.{form}") for split in ("train", "validation")))
+    return ilsvrc2012.dataset(release, name="animals", unpacked=str(folder / "unpacked"))
 
 
 def run(data, output, lines=None, **arguments):
@@ -71,50 +87,50 @@ def shard_of(output, member):
             return shard.file
 
 
-def spoil_last(folder, output, archive):
+def spoil_last(folder, output, form):
     """Spoils an image of the last training shard, so that all other training shards are done when it is found."""
-    run(data_of(folder, archive), output)
+    run(data_of(folder, form), output)
     planned = plan.load(str(output / ".data_prep"))
     path = plan.members(str(output / ".data_prep"), planned.shards[5])[0][0]
     shutil.rmtree(output)
-    bad = folder / (path if archive else f"train/{path}")
+    bad = folder / (f"train/{path}" if form == "folder" else path.replace("-", "/"))
     bad.write_bytes(b"404 not found")
     with pytest.raises(InputError, match="fix: replace or remove it, or leave out all such with --on_bad=skip"):
-        run(data_of(folder, archive), output)
+        run(data_of(folder, form), output)
     assert len(inodes(output)) == 5
     return bad
 
 
-@pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fix", ["replace", "remove"])
-def test_a_bad_image_is_replaced_or_removed_and_the_same_command_goes_on(folder, archive, fix):
+def test_a_bad_image_is_replaced_or_removed_and_the_same_command_goes_on(folder, form, fix):
     output, lines = folder / "out", []
-    bad = spoil_last(folder, output, archive)
+    bad = spoil_last(folder, output, form)
     before = inodes(output)
     if fix == "remove":
         bad.unlink()
     else:
         bad.write_bytes(picture())
-    run(data_of(folder, archive), output, lines)
+    run(data_of(folder, form), output, lines)
     assert before.items() <= inodes(output).items()
-    assert archive or "5 of 7 shards are already there" in lines
-    run(data_of(folder) if not archive else ilsvrc2012.dataset(archives(folder), name="animals"), folder / "scratch")
+    assert form == "tar" or "5 of 7 shards are already there" in lines  # a tar says nothing about each of its members
+    run(given(folder, form), folder / "scratch")
     assert contents(output) == contents(folder / "scratch")
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_an_image_of_the_same_size_is_another_image(folder, archive):
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_of_the_same_size_is_another_image(folder, form):
     output, target = folder / "out", folder / "train/ant/3.jpg"
-    bad = spoil_last(folder, output, archive)
+    bad = spoil_last(folder, output, form)
     bad.write_bytes(picture())
     while len(content := picture()) != target.stat().st_size:
         pass
     time = target.stat().st_mtime  # in a tar, whose times are of seconds, nothing but the bytes tells them apart
     target.write_bytes(content)
-    if archive:
+    if form == "tar":
         os.utime(target, (time, time))
-    run(data_of(folder, archive), output)
-    shard = (output / shard_of(output, "ant/3.jpg")).read_bytes()
+    run(data_of(folder, form), output)
+    shard = (output / shard_of(output, "ant-3.jpg" if form == "parquet" else "ant/3.jpg")).read_bytes()
     assert content in shard
 
 

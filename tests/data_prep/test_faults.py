@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 
 import google_crc32c
 import miniature_release
@@ -26,7 +27,7 @@ from PIL import Image
 from data_prep import convert, plan, storage, verify
 from data_prep.errors import BadImageError, InputError
 from data_prep.formats import image, tfrecord
-from data_prep.sources import dataset, ilsvrc2012, image_folder, tar
+from data_prep.sources import archives, dataset, ilsvrc2012, image_folder, tar
 
 SLOW = pytest.mark.slow
 
@@ -131,6 +132,57 @@ def test_mutated_archives_give_only_what_is_in_them_or_are_refused(count):
     assert refused > 0.3 * count
 
 
+MEMBERS = {f"{name}/{i:08}_{i}.jpg": bytes((i,)) * (100 + 300 * i) for i, name in enumerate(("ant", "bee") * 4)}
+
+
+def write_zip(path, compression):
+    return miniature_release.zip_of(path, {f"pets/{name}": content for name, content in MEMBERS.items()}, compression)
+
+
+def write_parquet(path, compression):
+    rows = [{"image": {"bytes": content, "path": name}, "label": name[:3]} for name, content in MEMBERS.items()]
+    return miniature_release.write_parquet(path, rows, compression=compression, write_page_checksum=True)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("write", "compression"),
+    [
+        (write_zip, zipfile.ZIP_STORED),
+        (write_zip, zipfile.ZIP_DEFLATED),
+        (write_parquet, "none"),
+        (write_parquet, "snappy"),
+    ],
+    ids=["zip", "deflated zip", "parquet", "snappy parquet"],
+)
+def test_mutated_zip_and_parquet_give_only_images_that_are_in_them_or_are_refused(tmp_path, write, compression, count):
+    """Zip has a checksum of each member, Parquet, where its writer is asked for them, of each page."""
+    path = write(tmp_path / f"pets.{write.__name__[6:]}", compression)
+    whole, truth = path.read_bytes(), {(name[:3], name[4:], content) for name, content in MEMBERS.items()}
+    draw, unpacked, refused = random.Random(0), str(tmp_path / "unpacked"), 0
+    for number in range(count):
+        path.write_bytes(mutated(draw, whole, [whole]) if number else whole)
+        storage.close_files()
+        start, given, found = time.monotonic(), set(), dataset.Found()
+        try:
+            place = archives.locate(str(path))
+            for listed in archives.images(place, archives.Unpacked(unpacked), found):
+                try:
+                    content = dataset.read_image(place.source(unpacked), listed)
+                    given.add((listed.synset, listed.name, content))
+                except BadImageError:
+                    found.rejected.append((listed.path, "is damaged"))
+        except InputError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+            continue
+        finally:
+            assert time.monotonic() - start < 5
+        assert given <= truth and (len(given) + len(found.rejected) == len(truth) or not number), number
+        assert number or given == truth
+    assert refused > 0.3 * count
+
+
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=SLOW)])
 def test_mutated_devkits_and_annotations_are_refused_or_read_as_they_were(tmp_path, count):
     release = miniature_release.write(tmp_path)
@@ -178,15 +230,45 @@ def test_verify_finds_every_mutation_of_a_shard(tmp_path, count):
             assert findings and str(shard) in findings[0]
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=SLOW)])
-def test_killed_at_random_places_the_output_is_the_same_to_the_byte(tmp_path, kills):
+def write_kaggles_zip(release, folder):
+    miniature_release.extract_as_kaggle(release, folder / "tree")
+    files = (path for path in sorted((folder / "tree").rglob("*")) if path.is_file())
+    members = {str(path.relative_to(folder / "tree")): path.read_bytes() for path in files}
+    path = folder / "imagenet-object-localization-challenge.zip"
+    return miniature_release.zip_of(path, members, zipfile.ZIP_DEFLATED)
+
+
+def write_hugging_faces_parquet(release, folder):
+    for split, images in (("train", release.train), ("validation", release.validation)):
+        rows = [
+            {"image": {"bytes": content, "path": name}, "label": index} for name, (index, content) in images.items()
+        ]
+        miniature_release.write_parquet(
+            folder / f"data/{split}-00000-of-00001.parquet", rows, miniature_release.WORDS, write_page_checksum=True
+        )
+    return folder
+
+
+FORMS = {
+    "tar": lambda release, folder: release.folder,
+    "zip": write_kaggles_zip,
+    "parquet": write_hugging_faces_parquet,
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "kills"), [("tar", 5), ("zip", 3), ("parquet", 3), *(pytest.param(f, 100, marks=SLOW) for f in FORMS)]
+)
+def test_killed_at_random_places_the_output_is_the_same_to_the_byte(tmp_path, form, kills):
     """Each conversion is killed again and again until one run gets through; every file of the output is compared."""
     (tmp_path / "release").mkdir()
-    miniature_release.write(tmp_path / "release", images_a_class=40)
+    (tmp_path / "form").mkdir()
+    release = miniature_release.write(tmp_path / "release", images_a_class=40)
+    place = FORMS[form](release, tmp_path / "form")
 
     def command(name):
         flags = "--on_bad=skip", "--train_shards=30", "--workers=2", "--max_side=40"
-        where = f"--imagenet={tmp_path}/release", f"--output_dir={tmp_path / name}"
+        where = f"--imagenet={place}", f"--output_dir={tmp_path / name}"
         return [sys.executable, "-m", "data_prep", *where, *flags]
 
     def contents(name):

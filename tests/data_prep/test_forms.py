@@ -12,7 +12,7 @@ import zipfile
 import miniature_release
 import numpy as np
 import pytest
-from miniature_release import WNIDS, WORDS, tar_of
+from miniature_release import WNIDS, WORDS, tar_of, write_parquet, zip_of
 from test_ilsvrc2012 import records
 
 from data_prep import convert, plan
@@ -38,13 +38,6 @@ def write(folder, files):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     return folder
-
-
-def zip_of(path, files, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def below(folder):
@@ -157,21 +150,6 @@ def hugging_face_rows(images):
         {"image": {"bytes": content, "path": hugging_face_name(name, index)}, "label": index}
         for name, (index, content) in images.items()
     ]
-
-
-def write_parquet(path, rows, names=None, **options):
-    """As `datasets` writes it, with its description of the columns in the schema's metadata."""
-    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
-    from pyarrow import parquet
-
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    label = pyarrow.int64() if isinstance(rows[0]["label"], int) else pyarrow.string()
-    schema = pyarrow.schema([("image", image), ("label", label)])
-    if names:
-        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
-        schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path, row_group_size=10, **options)
 
 
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])
