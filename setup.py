@@ -79,6 +79,7 @@ setup(
         "beam": ["apache-beam>=2.77"],
         "remote": ["fsspec>=2024.2"],
         "parquet": ["pyarrow>=18"],
+        "tfds": ["importlib_resources>=6.4", "tensorflow-datasets>=4.9.10"],  # which imports it without asking for it
         "heic": ["pillow-heif>=0.22"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads public weights

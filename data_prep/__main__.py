@@ -3,6 +3,7 @@
   python -m data_prep --embedded=mnist --output_dir=D                    5,000 real digits, no download
   python -m data_prep --images=FOLDER --output_dir=D                     one folder a class, a fifth for validation
   python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  likewise, split already
+  python -m data_prep --tfds=cifar10 --output_dir=D                      what TensorFlow Datasets has, downloaded by it
   python -m data_prep --imagenet=FOLDER --output_dir=D                   ILSVRC2012, as archives or extracted
   python -m data_prep verify D                                           checks what is in D
 
@@ -40,8 +41,11 @@ def _cores() -> int:
 flags.DEFINE_string(
     "images", "", "Images to split: a folder or archive with one folder a class; or one that holds train and val."
 )
-flags.DEFINE_float("validation_share", None, "Share of each class of --images for validation; by default 0.2.", 0, 1)
+flags.DEFINE_float(
+    "validation_share", None, "Share of each class for validation, of images that are not split; by default 0.2.", 0, 1
+)
 flags.DEFINE_enum("embedded", None, embedded.NAMES, "Convert this small data set, which needs no download.")
+flags.DEFINE_string("tfds", "", "Name of a data set of TensorFlow Datasets, which downloads it, such as cifar10.")
 flags.DEFINE_string(
     "imagenet", "", "Folder or archive with ILSVRC2012: the release's, torchvision's, Kaggle's, Hugging Face's."
 )
@@ -91,19 +95,19 @@ flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
 def _dataset() -> Dataset:
     """The data set that the flags name."""
     from data_prep import shard
-    from data_prep.sources import ilsvrc2012
+    from data_prep.sources import ilsvrc2012, tfds
 
-    ways = ("images", "embedded", "imagenet", "train")
+    ways = ("images", "embedded", "tfds", "imagenet", "train")
     named = [f"--{way}" for way in ways if FLAGS[way].value] or ["--validation"] * bool(FLAGS.validation)
     if not named or (named == ["--train"] and not FLAGS.validation) or named == ["--validation"]:
         raise InputError(
             "what to convert? Give --images=FOLDER, or --train=FOLDER and --validation=FOLDER, or --imagenet=FOLDER, "
-            "or --embedded=mnist"
+            "or --tfds=NAME, or --embedded=mnist"
         )
     if len(named) > 1 and named != ["--imagenet", "--train"]:
         raise InputError(f"{' and '.join(named)}: give one or the other")
-    if FLAGS.validation_share is not None and not FLAGS.images:
-        raise InputError("--validation_share needs --images, a set of images that is not split yet")
+    if FLAGS.validation_share is not None and not (FLAGS.images or FLAGS.tfds):
+        raise InputError("--validation_share needs --images or --tfds, a set of images that is not split yet")
     unpacked = os.path.join(FLAGS.output_dir, shard.WORK_FOLDER, "unpacked")
     if FLAGS.dry_run:
         temporary = tempfile.TemporaryDirectory()
@@ -111,6 +115,8 @@ def _dataset() -> Dataset:
         unpacked = temporary.name
     if FLAGS.embedded:
         return embedded.dataset(FLAGS.embedded, FLAGS.seed, unpacked)
+    if FLAGS.tfds:
+        return tfds.dataset(FLAGS.tfds, FLAGS.name, FLAGS.validation_share, FLAGS.seed, unpacked)
     given = {"strict": FLAGS.strict_imagenet, "label_column": FLAGS.label_column, "seed": FLAGS.seed}
     if FLAGS.images:
         given["share"] = FLAGS.validation_share

@@ -32,7 +32,7 @@ _EXTRAS = {
     "pyarrow": "parquet",
     "safetensors": "torch",
     "scipy": "imagenet",
-    "tensorflow_datasets": "readers",
+    "tensorflow_datasets": "tfds",
     "tensorflow": "cpu",
     "tf2onnx": "onnx",
     "torch": "torch",

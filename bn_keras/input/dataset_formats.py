@@ -266,11 +266,12 @@ def _tfds_classes(data_dir, label, feature, fix):
 
 
 def _feature_named(path, features, kind):
-    """The name of the only feature of a kind."""
+    """The name of the feature of a kind: the one of the usual name, or else the only one: CIFAR-100 has two labels."""
     found = [name for name, value in features.items() if value["pythonClassName"].endswith(f".{kind}")]
-    if len(found) != 1:
-        raise InputError(f"{path} has {len(found)} features of kind {kind}, one is needed")
-    return found[0]
+    usual = {"Image": "image", "ClassLabel": "label"}[kind]
+    if usual not in found and len(found) != 1:
+        raise InputError(f"{path} has {len(found)} features of kind {kind}, none called {usual}: one is needed")
+    return usual if usual in found else found[0]
 
 
 def _dataset(name, class_names, label_base, splits, image_feature, label_feature, *, fix):
