@@ -1,7 +1,7 @@
 """Imports the modules of a package only when their names are first used, so that importing the package is fast."""
 
-import ast
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +18,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
       package: its `__name__`.
       file: its `__file__`.
     """
-    stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
-    imported = [statement for statement in stub.body if isinstance(statement, ast.ImportFrom)]
-    modules = {name.name: f"{package}.{each.module}" for each in imported for name in each.names}
+    stub = Path(file).with_suffix(".pyi").read_text(encoding="utf-8")
+    imported = re.findall(r"^from (\.[\w.]+) import (\w+) as \2$", stub, re.MULTILINE)
+    modules = {name: f"{package}{module}" for module, name in imported}
 
     def get(name: str) -> Any:
         if name not in modules:

@@ -10,6 +10,11 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """A share, from 0 to 1, in percent."""
+    return f"{share:.{digits}%}"
+
+
 def mean_and_range(values: Iterable[float], form: Callable[[float], str]) -> str:
     """The mean of the values and, of several, the lowest and highest, each made text by `form`; "" without values."""
     values = list(values)

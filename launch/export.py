@@ -71,9 +71,7 @@ def main() -> None:
                 case "saved_model":
                     export_saved_model(model, image_view(config), class_names, output)
                 case "onnx":
-                    model(
-                        np.zeros((1, *model.input_shape[1:]), "float32")
-                    )  # Keras refuses a model that was never called
+                    model(np.zeros((1, *model.input_shape[1:]), "float32"))  # Keras refuses one never called
                     model.export(output, format="onnx", verbose=False)
         except tf.errors.OpError as error:  # of a full disk, in TensorFlow's words
             raise InputError(f"cannot write {FLAGS.output} ({first_line(error)})") from error

@@ -7,6 +7,7 @@ import pickle
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import types
 
@@ -89,6 +90,19 @@ def test_the_map_names_files_that_exist_and_every_wing():
     assert {name for name in named if not (ROOT / name).exists()} == set()
     wings = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "bn_keras").glob("*/__init__.py")}
     assert wings <= named
+
+
+def test_the_commands_of_the_guides_table_find_what_they_run():
+    """Tests are only collected, and the steps of make only printed: they would run this suite in itself."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    commands = re.findall(r"`((?:python|make) .*?)`", text.partition("## Set up")[2].partition("## Add")[0])
+    assert len(commands) == 5
+    for program, *arguments in map(shlex.split, commands):
+        command = (
+            [sys.executable, *arguments, "--collect-only", "-q"] if program == "python" else ["make", "-n", *arguments]
+        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr)
 
 
 def test_a_variant_is_added_as_the_guide_says():

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bn_keras.markdown import table
+from bn_keras.markdown import percent, table
 from bn_keras.plots import pyplot
 from bn_keras.runs.run_files import replacing
 
@@ -106,14 +106,14 @@ def report(results: Sequence[Result], scores: Sequence[ClassScores], class_names
     rows = []
     for result in results:
         top1, top5 = (share_cells(right, result.of) for right in (result.top1, result.top5))
-        rows.append([name_of(result), str(result.crops), *top1, *top5, f"{result.calibration_error:.2%}"])
+        rows.append([name_of(result), str(result.crops), *top1, *top5, percent(result.calibration_error, digits=2)])
     header = ["Model", "Crops", "Accuracy", "95% interval", "Top-5 accuracy", "95% interval", "Calibration error"]
     order: Sequence[int] = range(len(scores))
     if few := len(scores) > MOST_CLASSES_LISTED:
         order = sorted(order, key=lambda k: scores[k].f1)[:MOST_CLASSES_LISTED]
-    by_class = [[class_names[k], f"{scores[k].examples:,}", *map("{:.1%}".format, scores[k][1:])] for k in order]
+    by_class = [[class_names[k], f"{scores[k].examples:,}", *map(percent, scores[k][1:])] for k in order]
     means = [statistics.mean(values) for values in list(zip(*scores, strict=True))[1:]]
-    by_class.append(["mean of all classes", f"{results[-1].of:,}", *map("{:.1%}".format, means)])
+    by_class.append(["mean of all classes", f"{results[-1].of:,}", *map(percent, means)])
     shown = f"the {MOST_CLASSES_LISTED} classes of {len(scores):,} with the lowest F1" if few else "every class"
     norms = " and ".join(sorted({result.statistics for result in results}))
     return (
@@ -127,7 +127,7 @@ def report(results: Sequence[Result], scores: Sequence[ClassScores], class_names
 def share_cells(count: int, of: int) -> tuple[str, str]:
     """A share in percent, and its Wilson interval of 95%."""
     low, high = wilson_interval(count, of)
-    return f"{count / of:.2%}", f"{low:.2%} to {high:.2%}"
+    return percent(count / of, digits=2), f"{percent(low, digits=2)} to {percent(high, digits=2)}"
 
 
 def name_of(result: Result) -> str:

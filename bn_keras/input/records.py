@@ -18,11 +18,7 @@ PARALLEL_CALLS = os.cpu_count() or 1
 PADDING_LABEL = -1
 """Label of the rows that fill up the last evaluation batches; they are not counted."""
 
-_NAME_FEATURES = (
-    "image/filename",
-    "file_name",
-    "filename",
-)  # names in records of TF-Slim and data_prep; in records of TFDS
+_NAME_FEATURES = ("image/filename", "file_name", "filename")  # the first is TF-Slim's and ours, the others TFDS's
 
 
 def shard_table(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -105,9 +105,7 @@ def build(
         padding = "same"
         if caffe and kind == "average":  # its averages count the zeros of the padding
             x, padding = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x), "valid"
-        elif (
-            caffe and stride > 1 and x.shape[1] % 2
-        ):  # its windows stay within the image; at an even size they are those of SAME
+        elif caffe and stride > 1 and x.shape[1] % 2:  # windows stay within the image; of an even size, as SAME's
             padding = "valid"
         return layer(3, stride, padding=padding, name=name)(x)
 

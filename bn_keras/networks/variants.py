@@ -42,9 +42,8 @@ class Variant:
         "exponential",
     )
     decay_epochs: float = setting("Epochs that make one unit of the schedule's time.", above=0.0)
-    momentum: float = setting(
-        "Momentum of SGD: weight of the old velocity.", 0.9, low=0.0, below=1.0
-    )  # not in the paper: GoogLeNet
+    # Not in the paper: GoogLeNet's.
+    momentum: float = setting("Momentum of SGD: weight of the old velocity.", 0.9, low=0.0, below=1.0)
     warmup_batch: int = setting(
         "Warm-up starts at the learning rate of a mini-batch of this size.", PAPER_BATCH_SIZE, given=False, low=1
     )

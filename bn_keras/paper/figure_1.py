@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bn_keras import storage
 from bn_keras.errors import InputError
-from bn_keras.markdown import mean_and_range, table
+from bn_keras.markdown import mean_and_range, percent, table
 from bn_keras.plots import pyplot
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, write_text
@@ -144,16 +144,16 @@ def figure_1_table(directories: Sequence[RunDirectory]) -> str:
     """Figure 1's numbers and their conditions, as Markdown: mean and range over the runs."""
     runs = [read_networks(directory) for directory in directories]
     configs = [config for directory in directories if (config := directory.read_config())]
-    common = mean_and_range(map(_common, runs), "{:.1%}".format)
+    common = mean_and_range(map(_common, runs), percent)
     lines = []
     for name, title in NETWORKS.items():
         networks = [run[name] for run in runs]
         best = [max(network.accuracies) for network in networks]
         columns = [
             mean_and_range([run[name].steps_to(_common(run)) for run in runs], "{:,.0f}".format),
-            mean_and_range(best, "{:.1%}".format),
+            mean_and_range(best, percent),
             mean_and_range([n.steps_to(most) for n, most in zip(networks, best, strict=True)], "{:,.0f}".format),
-            mean_and_range([network.accuracies[-1] for network in networks], "{:.1%}".format),
+            mean_and_range([network.accuracies[-1] for network in networks], percent),
         ]
         columns += [
             mean_and_range([network.median_over_units(measure) for network in networks], "{:.2f}".format)

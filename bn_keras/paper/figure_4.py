@@ -4,6 +4,7 @@ Standard library only.
 """
 
 from bn_keras.evaluation.report import Result, name_of, share_cells
+from bn_keras.markdown import percent, table
 
 PAPER = {
     # (crops, whether an ensemble): (top-1 error, top-5 error), in percent
@@ -16,21 +17,19 @@ PAPER = {
 
 def figure_4(results: list[Result], dataset: str) -> str:
     """Figure 4's table as Markdown beside the paper's numbers, and whether each ensemble beat its best member."""
-    lines = [
-        "| Model | Crops | Models | Top-1 error | 95% interval | Top-5 error | 95% interval | Calibration error "
-        "| Paper: top-1 | top-5 |",
-        "|---|---:|---:|---:|---|---:|---|---:|---:|---:|",
-    ]
+    header = ["Model", "Crops", "Models", "Top-1 error", "95% interval", "Top-5 error", "95% interval"]
+    header += ["Calibration error", "Paper: top-1", "top-5"]
+    rows = []
     for result in results:
         models = len(result.networks)
         paper = PAPER.get((result.crops, models > 1), ("-", "-"))
         top1, top5 = (share_cells(result.of - right, result.of) for right in (result.top1, result.top5))
-        cells = [name_of(result), str(result.crops), str(models), *top1, *top5, f"{result.calibration_error:.2%}"]
-        lines.append(f"| {' | '.join((*cells, *paper))} |")
+        calibration_error = percent(result.calibration_error, digits=2)
+        rows.append([name_of(result), str(result.crops), str(models), *top1, *top5, calibration_error, *paper])
     statistics = " and ".join(sorted({result.statistics for result in results}))
     verdicts = "".join(f"\n{_verdict(result, results)}\n" for result in results if len(result.networks) > 1)
     return (
-        "\n".join(lines) + f"\n{verdicts}\n"
+        table(header, rows) + f"{verdicts}\n"
         f"Ours: {dataset}, {results[0].of:,} validation images; batch normalization by {statistics} statistics; Wilson "
         "intervals; expected calibration error over 15 bins. Paper: ILSVRC2012's validation set, Figure 4, in percent; "
         "`-`: not in the paper.\n"

@@ -2,6 +2,7 @@
 
 import math
 
+from bn_keras.markdown import table
 from bn_keras.networks.build import build_network
 from bn_keras.networks.inception import FIGURE_5
 
@@ -13,11 +14,9 @@ def figure_5() -> str:
     """Markdown: output size, feature maps, parameters and multiply-adds, read off the layers of BN-x5 at 224x224."""
     model = build_network("bn_x5")
     layers = {layer.name: layer for layer in model.layers}
-    lines = [
-        "| Row | Output | 1x1 | 3x3 reduce | 3x3 | Double 3x3 reduce | Double 3x3 | Pool + projection | Parameters "
-        "| Multiply-adds |",
-        "|---|---|" + 8 * "---:|",
-    ]
+    header = ["Row", "Output", "1x1", "3x3 reduce", "3x3", "Double 3x3 reduce", "Double 3x3", "Pool + projection"]
+    header += ["Parameters", "Multiply-adds"]
+    rows = []
     for row in _ROWS:
         own = [layer for name, layer in layers.items() if name == row or name.startswith(f"{row}_")]
         branches = [layers.get(f"{row}_{branch}_conv") for branch in _BRANCHES]
@@ -27,10 +26,10 @@ def figure_5() -> str:
             maps[-1] = f"{kind} {maps[-1] or 'pass through'}"
         size = "x".join(map(str, layers[row].output.shape[1:]))
         parameters, products = (sum(map(count, own)) for count in (lambda layer: layer.count_params(), _multiply_adds))
-        lines.append(f"| {row} | {size} | {' | '.join(maps)} | {parameters:,} | {products / 1e6:,.1f}e6 |")
+        rows.append([row, size, *maps, f"{parameters:,}", f"{products / 1e6:,.1f}e6"])
     products = sum(map(_multiply_adds, model.layers))
-    lines.append(f"| in all | {7 * '| '}{model.count_params():,} | {products / 1e6:,.1f}e6 |")
-    return "\n".join(lines)
+    rows.append(["in all", *7 * [""], f"{model.count_params():,}", f"{products / 1e6:,.1f}e6"])
+    return table(header, rows)
 
 
 def _multiply_adds(layer) -> int:

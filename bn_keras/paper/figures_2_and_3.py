@@ -6,7 +6,7 @@ import os
 import statistics
 
 from bn_keras import storage
-from bn_keras.markdown import mean_and_range, table
+from bn_keras.markdown import mean_and_range, percent, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.plots import pyplot
@@ -103,7 +103,7 @@ def figure_3(rows: list[Row]) -> str:
     reference = next((row for row in rows if row.variant.name == REFERENCE), Row(REFERENCE, []))
     if not (reference.runs or any(run.config.classes == _IMAGENET_CLASSES for row in rows for run in row.runs)):
         return _own_accuracies(rows)
-    best = mean_and_range(reference.max_accuracies(), _percent) or "Inception's best"
+    best = mean_and_range(reference.max_accuracies(), percent) or "Inception's best"
     header = [
         "Model",
         f"Steps to {best}",
@@ -119,10 +119,10 @@ def figure_3(rows: list[Row]) -> str:
         cells = [
             _label(row, rows) + _divergence(row),
             *steps_and_speed_up(row, reference),
-            mean_and_range(row.max_accuracies(), _percent),
+            mean_and_range(row.max_accuracies(), percent),
             f"{paper.steps / 1e6:.1f}e6" if paper and paper.steps else "-",
             f"{paper.speed_up:.1f}x" if paper and paper.steps else "",
-            f"{paper.max_accuracy:.1%}" if paper else "-",
+            percent(paper.max_accuracy) if paper else "-",
         ]
         lines.append(cells)
     return table(header, lines) + "\n" + _caption(rows, bool(reference.max_accuracies()))
@@ -133,17 +133,13 @@ def _own_accuracies(rows):
     for row in rows:
         best = [found for run in row.runs if (found := run.curve.best(math.inf))]
         cells = (
-            mean_and_range([accuracy for _, accuracy in best], _percent),
+            mean_and_range([accuracy for _, accuracy in best], percent),
             mean_and_range([step for step, _ in best], "{:,.0f}".format),
-            mean_and_range([run.curve.validation()[-1][1] for run in row.runs if run.curve.validation()], _percent),
+            mean_and_range([run.curve.validation()[-1][1] for run in row.runs if run.curve.validation()], percent),
         )
         lines.append([_label(row, rows) + _divergence(row), *cells])
     header = ["Model", "Max accuracy", "At step", "Last accuracy"]
     return f"{table(header, lines)}\n{_conditions(rows)}; validation accuracy of one view an image.\n"
-
-
-def _percent(value):
-    return f"{value:.1%}"
 
 
 def _divergence(row):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from bn_keras import storage
 from bn_keras.json_files import TEXT, read_json
-from bn_keras.markdown import mean_and_range, table
+from bn_keras.markdown import mean_and_range, percent, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper import figure_1, figures_2_and_3
 from bn_keras.paper.experiments import BATCH_SIZES, CHANGES, FIGURE_2_VARIANTS, RATE_FACTORS, STATISTICS
@@ -216,9 +216,6 @@ def _claims_of_4_2_2(rows):
     def judged(claim, paper, value, form: Callable, test: Callable):
         return (claim, paper, "" if value is None else form(value), None if value is None else test(value))
 
-    def percent(value):
-        return f"{value:.1%}"
-
     def more(name, other):
         one, two = best(name), best(other)
         return None if one is None or two is None else one - two
@@ -290,8 +287,8 @@ def _change_row(title, row, reference):
     return [
         title,
         *figures_2_and_3.steps_and_speed_up(row, reference),
-        mean_and_range(row.max_accuracies(), "{:.1%}".format),
-        mean_and_range([run.curve.validation()[-1][1] for run in row.runs if run.curve.validation()], "{:.1%}".format),
+        mean_and_range(row.max_accuracies(), percent),
+        mean_and_range([run.curve.validation()[-1][1] for run in row.runs if run.curve.validation()], percent),
     ]
 
 
@@ -302,7 +299,7 @@ def _outcome(run):
     if diverged := run.curve.diverged():
         return f"diverged at step {diverged['step']:,}"
     most = run.curve.max_accuracy()
-    return "" if most is None else f"{most:.1%}"
+    return "" if most is None else percent(most)
 
 
 def _divergence(workdir):
@@ -320,7 +317,7 @@ def _batch_sizes(workdir):
         if (most := run.curve.max_accuracy()) is not None:
             groups.setdefault(name.rpartition("-")[0], []).append(most)
     rows = [
-        [str(batch), *(mean_and_range(groups.get(f"{kind}-{batch}", []), "{:.1%}".format) for kind in STATISTICS)]
+        [str(batch), *(mean_and_range(groups.get(f"{kind}-{batch}", []), percent) for kind in STATISTICS)]
         for batch in BATCH_SIZES
     ]
     return table(["Batch", *(title for title, _ in STATISTICS.values())], rows) + (
@@ -337,7 +334,7 @@ def _early(workdir):
             if row["kind"] in ("validation", "population"):
                 at.setdefault(row["step"], {})[row["kind"]] = row["top1"] / row["of"]
         rows += [
-            [f"{step:,}", *(f"{found[kind]:.1%}" if kind in found else "" for kind in ("validation", "population"))]
+            [f"{step:,}", *(percent(found[kind]) if kind in found else "" for kind in ("validation", "population"))]
             for step, found in sorted(at.items())
         ]
     return table(["Step of BN-x5", "Moving averages", "Population statistics"], rows) + (
@@ -354,7 +351,7 @@ def _figure_5():
     from bn_keras.paper.figure_5 import figure_5  # loads Keras
 
     return figure_5() + (
-        "\n\nBN-x5 for 1,000 classes, as `build_network` makes it; multiply-adds of one image in its convolutions "
+        "\nBN-x5 for 1,000 classes, as `build_network` makes it; multiply-adds of one image in its convolutions "
         "and its classifier. Section 4.2 says 13.6 million parameters, which no reading of the paper's figure adds up "
         "to: [paper.md](paper.md).\n"
     )

@@ -75,9 +75,7 @@ def _write(path, step, arrays, texts):
             np.savez(file, **arrays)
         with zipfile.ZipFile(temporary, "a") as archive:
             for name, text in (texts or {}).items():
-                archive.writestr(
-                    zipfile.ZipInfo(name), text
-                )  # the entry has no date, so that equal states are equal bytes
+                archive.writestr(zipfile.ZipInfo(name), text)  # without a date: equal states are equal bytes
         seal(temporary, step)
 
 

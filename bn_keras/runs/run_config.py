@@ -124,6 +124,12 @@ class RunConfig(Configuration):
         "Nonlinearities whose inputs are recorded as in Figure 1: NAME or NAME:MAP, separated by commas.", ""
     )
     monitor_every: int = _free("Steps between records of --monitor.", 1_000, low=1)
+    pictures: int = _free(
+        "Also show this many training images and worst mistakes in TensorBoard, at each evaluation; 0: none.",
+        0,
+        low=0,
+        high=1024,
+    )
     distort_on: Literal["host", "device"] = setting(
         "Where the colors of training images are changed. host: in the input pipeline; device: in the training step.",
         "host",

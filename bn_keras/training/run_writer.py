@@ -1,9 +1,13 @@
 """Writes a run's files while it trains: its curve, TensorBoard's events, checkpoints and model; shows its progress."""
 
+import glob
+import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+from PIL import Image
 
 from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.progress import Progress
@@ -38,9 +42,15 @@ class RunRecord:
         self._directory = directory
         self._curve = directory.curve
         self._writes = writes
+        self._picture_folder = os.path.join(directory.path, "pictures")
         if writes:
             self._curve.truncate(step)
             self._board = TensorBoardWriter(directory.path, config.flat(), self._curve.rows)
+            for path, name, of_step in self._pictures():
+                if of_step > step:
+                    os.remove(path)
+                else:
+                    self._board.add_picture(name, of_step, path)
             self._progress = Progress(config.builder or config.variant.name, config.steps, skipped)
         else:
             self._curve.forget(step)
@@ -53,6 +63,22 @@ class RunRecord:
             self._board.add(row)
         else:
             self._curve.rows.append(row)
+
+    def add_pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
+        """Saves pictures as `pictures/NAME-STEP.png`, and adds them to TensorBoard."""
+        if self._writes:
+            os.makedirs(self._picture_folder, exist_ok=True)
+            for name, picture in pictures.items():
+                path = os.path.join(self._picture_folder, f"{name}-{step:08d}.png")
+                with replacing(path) as temporary:
+                    picture.save(temporary)
+                self._board.add_picture(name, step, path)
+
+    def _pictures(self):
+        """(path, name, step) of every saved picture, by step."""
+        paths = glob.glob(os.path.join(glob.escape(self._picture_folder), "*-" + 8 * "[0-9]" + ".png"))
+        found = [(path, *os.path.basename(path).removesuffix(".png").rsplit("-", 1)) for path in paths]
+        return sorted(((path, name, int(step)) for path, name, step in found), key=lambda picture: picture[2])
 
     def steps_of(self, kind: str) -> list[int]:
         """The steps that have a row of this kind."""

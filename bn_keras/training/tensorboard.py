@@ -5,13 +5,16 @@ again. A run that was killed and resumed thus shows one unbroken line, with the 
 """
 
 import os
+from pathlib import Path
 
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MarginChartContent
 from tensorboard.plugins.custom_scalar.layout_pb2 import MultilineChartContent as Lines
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
+from tensorboard.plugins.image import metadata as image
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -85,6 +88,18 @@ class TensorBoardWriter:
         """Adds one row of the curve."""
         for tag, value in _scalars(row):
             self._add(scalar_pb(tag, value), row["step"], row.get("wall_time"))
+
+    def add_picture(self, name: str, step: int, path: str) -> None:
+        """Adds the picture of a PNG file, to the page IMAGES; its time is that of the file."""
+        png = Path(path).read_bytes()
+        with Image.open(path) as picture:
+            size = [str(length).encode() for length in picture.size]
+        value = Summary.Value(
+            tag=f"pictures/{name}",
+            metadata=image.create_summary_metadata(display_name=None, description=""),
+            tensor=make_tensor_proto([*size, png], dtype="string"),
+        )
+        self._add(Summary(value=[value]), step, os.path.getmtime(path))
 
     def flush(self) -> None:
         self._writer.flush()

@@ -33,6 +33,7 @@ from bn_keras.training.distribution import Agreement, distribute, is_chief, make
 from bn_keras.training.fine_tuning import read_weights, take_over
 from bn_keras.training.interruption import Interruption
 from bn_keras.training.learning_rate import learning_rate
+from bn_keras.training.pictures import Pictures
 from bn_keras.training.process_settings import limit_threads, process_settings
 from bn_keras.training.run_writer import RunRecord
 from bn_keras.training.step_statistics import StepStatistics
@@ -130,6 +131,9 @@ class Trainer:
         # process may train on.
         self.step = self._restore(directory)
         self.monitor = self._make_monitor() if config.monitor else None
+        if config.pictures and self.agreement.workers > 1:
+            raise InputError(f"`pictures={config.pictures}`: several workers cannot draw them; leave it out")
+        self.pictures = Pictures(self.state.model, batches) if config.pictures else None
         if is_chief(strategy):
             directory.open(config, batches.dataset.class_names)
         self.step = self._restore(directory)
@@ -176,9 +180,7 @@ class Trainer:
         if saved := directory.newest_state():
             self.state.restore(checkpoint.arrays_of(saved[1]))
         step = int(self.state.step.numpy())
-        if best := directory.curve.best(
-            step
-        ):  # a kill may leave the row of an evaluation, but no checkpoint that knows of it
+        if best := directory.curve.best(step):  # after a kill, the checkpoint may not know of this evaluation
             self.state.note_accuracy(*best)
         if (mean := self.agreement.mean(step)[0]) != step:
             raise InputError(
@@ -239,11 +241,10 @@ class Trainer:
         if self._lacks("validation", self.config.eval_every):
             counts = self._count()
             accuracy = counts.top1 / counts.of
+            self._draw_pictures()
             if self.state.note_accuracy(self.step, accuracy):
                 self.record.save_best(self.step, self.state.arrays())
-            self._add_row(
-                "validation", **counts._asdict()
-            )  # after the best checkpoint: the row says that the evaluation is done
+            self._add_row("validation", **counts._asdict())  # last of all: it says that the evaluation is done
             self.record.evaluated(self.step, accuracy)
         if self.config.ema and self._lacks("ema", self.config.eval_every):
             with self.state.optimizer.averages_applied():
@@ -253,6 +254,13 @@ class Trainer:
                 self._add_row("population", **self._count()._asdict())
         if self.monitor and self._lacks("monitor", self.config.monitor_every):
             self._add_row("monitor", percentiles=PERCENTILES, layers=self.monitor.look())
+
+    def _draw_pictures(self):
+        if self.pictures is None:
+            return
+        with self.batches_of_run.naming_damage("validation"):
+            validation = self._until_interrupted(self.batches_of_run.evaluation())
+            self.record.add_pictures(self.step, self.pictures.draw(self._examples(), validation))
 
     def _count(self):
         """Evaluates the validation examples."""

@@ -59,7 +59,7 @@ def test_shapes_are_the_figures(full, layer, shape):
 def test_the_table_of_figure_5_is_read_off_the_network():
     """The multiply-adds by hand: kernel size x maps in x maps out x positions, for each convolution of a module."""
     lines = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in figure_5().split("\n")
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in figure_5().splitlines()
     }
     products = 28**2 * (192 * (64 + 64 + 64 + 32) + 9 * 64 * 64 + 9 * 64 * 96 + 9 * 96 * 96)
     parameters = 192 * (64 + 64 + 64 + 32) + 9 * (64 * 64 + 64 * 96 + 96 * 96) + 4 * (64 + 64 + 64 + 64 + 96 + 96 + 32)
