@@ -1,14 +1,14 @@
-"""Plan -> shards -> manifest: image data set in, TFRecord shards with `dataset.json` out.
+"""Converts an image data set into TFRecord shards with a manifest, `dataset.json`: plan, shards, manifest.
 
-The plan (which image goes into which shard, at which place) is a pure function of the inputs and the options and is
-written first. Each shard is a pure function of its line of the plan: written aside, synced, renamed, and recorded in
-the journal with its count, size and checksum. The manifest is put together from the journal, last. Killed anywhere,
-the same command goes on with the shards that are missing, and the result is the same to the byte. So it is when inputs
-have been mended in between: the plan is made again, and shards whose inputs are as they were stay.
+The plan (which image goes into which shard, at which place) depends only on the inputs and the options, and is
+written first. Each shard depends only on its line of the plan; it is written aside, synced, renamed, and recorded in
+the journal with its count, size and checksum. The manifest is made from the journal, last. After a kill at any time,
+the same command continues with the missing shards, and the result is the same to the byte. The same holds if inputs
+were mended in between: the plan is made again, and shards whose inputs did not change stay.
 
 In the output folder:
   train-00000-of-01024, ...        the shards
-  dataset.json                     the manifest: what a reader needs to know; its presence says that all is there
+  dataset.json                     the manifest: what a reader needs to know; it exists only if everything is there
   bad.tsv, repaired.tsv            images left out or re-encoded, with the reason; only if there are any
   duplicates.tsv                   training images whose bytes are those of a validation image; only if there are any
   dataset_info.json, features.json, image.class.label.labels.txt   see data_prep.formats.tfds_metadata
@@ -34,7 +34,7 @@ from data_prep.shard import WORK_FOLDER, ShardTask
 from data_prep.sources.dataset import SPLITS, Contents, Dataset
 
 _SHARD_NAME = re.compile(r"[a-z]+-\d{5}-of-\d{5}")
-_LOCK_ATTEMPTS = 20  # of 0.1 s: the workers of a conversion that was just killed take a moment to notice
+_LOCK_ATTEMPTS = 20  # times 0.1 s, in which the workers of a conversion that was just killed notice it
 DEFAULTS = plan.Options()
 
 
@@ -54,15 +54,15 @@ def convert(
 
     Args:
       dataset: what to convert.
-      output_dir: empty, new, or holding the same conversion.
-      options: what decides the bytes that are written.
-      workers: processes; the output does not depend on it.
+      output_dir: a new or empty folder, or one that holds the same conversion.
+      options: the options that decide the bytes that are written.
+      workers: how many processes to use; the output does not depend on it.
       on_bad: "fail" stops at the first bad image; "skip" leaves bad images out and lists them in bad.tsv; "report" goes
         through all, lists them in bad.tsv and then fails without a manifest.
-      reread: read every shard back before it gets its name.
-      beam_options: have Apache Beam write the shards, with these flags of its; None: local processes.
-      dry_run: only say what would be done; nothing is written.
-      log: takes lines for the person who waits.
+      reread: whether to read every shard back before it gets its name.
+      beam_options: flags for Apache Beam, which then writes the shards; None for local processes.
+      dry_run: whether only to say what would be done, and to write nothing.
+      log: called with lines for the person who waits.
     Returns:
       The manifest; {} of a dry run.
     Raises:
@@ -98,7 +98,7 @@ def convert(
             raise InputError(f"{path}: {why}; fix: leave out all such with --on_bad=skip")
         _remove_others(output_dir, planned)
         entries, wrote = {}, False
-        # The training shards wait for the others if these say what to leave out.
+        # If duplicates are dropped, the validation shards come first: they decide what training leaves out.
         for splits in (("validation",), ("train",)) if options.drop_duplicates else (SPLITS,):
             lines = [line for line in planned.shards if line.split in splits]
             left_out = shard.digest(entries.values())
@@ -106,7 +106,7 @@ def convert(
             missing = [line for line in lines if found[line.file] is None]
             if missing:
                 wrote = True
-                storage.remove(storage.join(output_dir, manifest.FILE))  # it says that all is there
+                storage.remove(storage.join(output_dir, manifest.FILE))  # it would say that everything is there
                 if dataset.unpacked and not storage.exists(_whole(dataset)):
                     _scan(dataset)
                 if len(missing) < len(found):
@@ -143,7 +143,7 @@ def convert(
 
 
 def _scan(dataset: Dataset) -> Contents:
-    """Lists a data set, and unpacks what can only be read in order."""
+    """Lists a data set, and unpacks archives that can only be read in order."""
     if dataset.unpacked:
         storage.remove(_whole(dataset))
     contents = dataset.scan()
@@ -153,7 +153,7 @@ def _scan(dataset: Dataset) -> Contents:
 
 
 def _whole(dataset: Dataset) -> str:
-    """The file that says that all is unpacked."""
+    """The file that exists once all is unpacked."""
     return storage.join(dataset.unpacked, "whole")
 
 
@@ -173,13 +173,13 @@ def _describe_plan(dataset: Dataset, options: plan.Options, request: dict, log: 
 
 
 def _claim(output_dir: str, request: dict) -> plan.Plan | None:
-    """The plan that the output folder holds, if it is the one of this request; None if one is to be made.
+    """The plan in the output folder, if it is of the same request; None if a plan has to be made.
 
-    That is so when the folder holds nothing, when its plan has been deleted, and when the inputs have changed since an
-    unfinished conversion began: a bad image has been replaced or removed.
+    A plan has to be made if the folder is empty, if its plan was deleted, and if the inputs have changed since an
+    unfinished conversion began, such as a bad image that was replaced or removed.
 
     Raises:
-      InputError: it holds another plan, or files that no conversion wrote.
+      InputError: the folder holds another plan, or files that no conversion wrote.
     """
     held = plan.load(storage.join(output_dir, WORK_FOLDER))
     if not held:
@@ -211,7 +211,7 @@ def _claim(output_dir: str, request: dict) -> plan.Plan | None:
 
 
 def _difference(name: str, there, here) -> str:
-    if name == "decode":  # these two are not called as their flags
+    if name == "decode":  # these two have other names than their flags
         return f"--verify=decode was given {'there and not here' if there else 'here and not there'}"
     if name == "upright":
         return f"--orientation is {'apply' if there else 'keep'} there and {'apply' if here else 'keep'} here"
@@ -224,7 +224,7 @@ def _describe(request: dict) -> str:
 
 
 def _remove_others(output_dir: str, planned: plan.Plan) -> None:
-    """Removes the shards of an earlier plan, which the journal lists, that are not in this one."""
+    """Removes shards that the journal lists, from an earlier plan, and that are not in this one."""
     files = {line.file for line in planned.shards}
     for name in storage.names(storage.join(output_dir, WORK_FOLDER, "journal")):
         file = name.removesuffix(".json")
@@ -234,7 +234,7 @@ def _remove_others(output_dir: str, planned: plan.Plan) -> None:
 
 
 def _remove_temporary(output_dir: str) -> None:
-    """Removes what a killed run left half-written."""
+    """Removes the unfinished files of a killed conversion."""
     if storage.is_remote(output_dir):
         return
     for folder in (output_dir, *(os.path.join(output_dir, WORK_FOLDER, part) for part in ("", "journal"))):
@@ -245,7 +245,7 @@ def _remove_temporary(output_dir: str) -> None:
 
 @contextlib.contextmanager
 def _locked(output_dir: str) -> Iterator[None]:
-    """Holds the output folder against a second conversion at the same time (local folders)."""
+    """Locks the output folder, if it is local, against a second conversion at the same time."""
     if storage.is_remote(output_dir):
         yield
         return

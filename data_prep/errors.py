@@ -1,4 +1,4 @@
-"""The exceptions for what a person gave that cannot be converted."""
+"""The exceptions for input that cannot be converted."""
 
 
 class InputError(ValueError):

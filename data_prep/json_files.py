@@ -36,11 +36,11 @@ def read(path: str, schema: dict, fix: str) -> Any:
     """The content of a JSON file.
 
     Args:
-      path: of the file.
-      schema: JSON Schema, draft 2020-12, where 1.0 is no integer.
-      fix: what to do about a file that does not fit; ends the message.
+      path: the file's path.
+      schema: JSON Schema, draft 2020-12, but 1.0 is not an integer.
+      fix: what the message says at its end: what to do about a file that does not fit.
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no such file.
       InputError: it is no regular file, not JSON, too deep, holds a number too long to read, or does not fit.
     """
     try:
@@ -57,7 +57,7 @@ def read(path: str, schema: dict, fix: str) -> Any:
 
 
 def encoded(value: Any) -> bytes:
-    """A value as our JSON files hold it."""
+    """A value in the form of our JSON files."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 

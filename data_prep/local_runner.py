@@ -1,4 +1,4 @@
-"""Writes shards in processes of this machine."""
+"""Writes shards in processes on this machine."""
 
 import concurrent.futures
 import contextlib
@@ -13,12 +13,12 @@ from data_prep.shard import ShardTask
 
 Pool = concurrent.futures.ProcessPoolExecutor
 
-_counters: Counters  # of the process that a worker belongs to
+_counters: Counters  # shared with the process that started this worker
 
 
 @contextlib.contextmanager
 def pool(workers: int, counters: Counters) -> Iterator[Pool | None]:
-    """Local processes, which start with the first task; None for one worker, which is this process."""
+    """Local worker processes, which start with the first task; None for one worker: this process does the work."""
     if workers == 1:
         yield None
         return
@@ -32,7 +32,7 @@ def pool(workers: int, counters: Counters) -> Iterator[Pool | None]:
 
 
 def start(processes: Pool | None) -> None:
-    """Starts the workers, which then load numpy while the plan is made."""
+    """Starts the workers early, so that they load numpy while the plan is made."""
     if processes:
         with signals.blocked():
             processes.submit(int)
@@ -69,7 +69,7 @@ def _start_worker(counters: Counters) -> None:
 
 
 def _process_context() -> multiprocessing.context.BaseContext:
-    """How to start workers: by fork, 0.2 s faster, unless that would cut off other threads (fsspec, TensorFlow)."""
+    """How to start workers: by fork, which is 0.2 s faster, unless there are other threads (fsspec, TensorFlow)."""
     alone = os.path.isdir("/proc/self/task") and len(os.listdir("/proc/self/task")) == 1
     return multiprocessing.get_context("fork" if alone else "spawn")
 

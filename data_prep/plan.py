@@ -1,7 +1,7 @@
 """The plan of a conversion: which image goes into which shard, at which place.
 
-A pure function of the inputs and the options. On disk it is two files, the second written last:
-  members.jsonl   a line a shard: its members in order, each a `Member`
+It depends only on the inputs and the options. On disk it is two files, of which the second is written last:
+  members.jsonl   a line for each shard: its members in order, each a `Member`
   plan.json       what all shards share, and where each shard's line is
 """
 
@@ -20,7 +20,7 @@ from data_prep.errors import InputError
 from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
 from data_prep.sources.dataset import SPLITS, Box, Contents, Image
 
-# The shard counts of TF-Slim and tf-models for the full ILSVRC2012; other sets get a power of two by size.
+# TF-Slim's and tf-models' numbers of shards for the full ILSVRC2012; other sets get a power of two by their size.
 _ILSVRC2012_SHARDS = {"train": (1_281_167, 1024), "validation": (50_000, 128)}
 _SHARD_BYTES = 160 << 20  # 1,024 shards of ILSVRC2012's training images have 138 MiB
 _FIX = "delete plan.json, and the same command goes on with the shards that are whole"
@@ -29,16 +29,16 @@ _FEWEST_SHARDS = {"train": 4, "validation": 1}
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the bytes that are written, beside the inputs.
+    """The options that decide, beside the inputs, the bytes that are written.
 
     Attributes:
-      seed: of the global shuffle.
-      label_base: label of class index 0.
-      train_shards, validation_shards: how many; 0: by size.
-      limit: at most so many images a split, the first of the shuffled order; 0: all.
+      seed: the random seed of the global shuffle.
+      label_base: the label of class index 0.
+      train_shards, validation_shards: how many shards to write; 0: a number that fits the size.
+      limit: the most images in a split, the first ones of the shuffled order; 0: all.
       max_side, quality, upright: see `data_prep.formats.image.Storage`.
-      decode: decode every image to find damage that no header shows.
-      drop_duplicates: leave out training images whose bytes are those of a validation image.
+      decode: whether to decode every image, to find damage that no header shows.
+      drop_duplicates: whether to leave out training images with the same bytes as a validation image.
     """
 
     seed: int = 0
@@ -54,10 +54,10 @@ class Options:
 
 
 class Shard(NamedTuple):
-    """A shard to write: its file name, what goes in, and where in members.jsonl its line is.
+    """A shard to write: its file name, how much goes in, and where its line in members.jsonl is.
 
-    Its bytes are a function of its line, its images' bytes, its classes' names and the options that say how images are
-    stored: `inputs` changes when any of these does, so a shard may stay when the rest of the plan changes.
+    Its bytes depend on its line, its images' bytes, its classes' names and the options for storing images. `inputs`
+    changes if any of these does, so a shard may stay if only the rest of the plan changes.
     """
 
     file: str
@@ -67,7 +67,9 @@ class Shard(NamedTuple):
     start: int
     length: int
     line: str  # SHA-256
-    inputs: str  # SHA-256 of the images' names, sizes, versions and boxes, the classes, how images are stored
+    inputs: (
+        str  # SHA-256 of the images' names, sizes, versions and boxes, the classes, and the options for storing images
+    )
 
 
 class Member(NamedTuple):
@@ -88,11 +90,11 @@ class Plan:
 
     Attributes:
       fingerprint: SHA-256 of all members, classes and options.
-      request: what was asked for, with a stamp of the inputs: another request is another plan.
-      classes: (synset, name) by class index.
+      request: the options and a stamp of the inputs; a plan is only for the same request.
+      classes: (synset, name) of each class index.
       rejected: (path, why) of members that must not be used.
       images: split -> how many images of each class index go in.
-      shards: in order.
+      shards: the shards, in order.
     """
 
     fingerprint: str
@@ -117,7 +119,7 @@ _SCHEMA = record(
 
 
 def shard_count(split: str, examples: int, size: int) -> int:
-    """How many shards `examples` images of `size` bytes together get: at least one image each."""
+    """How many shards to make of `examples` images with `size` bytes in all; each gets at least one image."""
     full, shards = _ILSVRC2012_SHARDS[split]
     if examples < full:
         shards = max(_FEWEST_SHARDS[split], 1 << math.ceil(math.log2(max(size / _SHARD_BYTES, 1))))
@@ -125,9 +127,10 @@ def shard_count(split: str, examples: int, size: int) -> int:
 
 
 def shuffled(seed: int, split: str, found: list[Image]) -> list[Image]:
-    """A permutation that depends on nothing but the seed and the images' classes and names.
+    """A permutation that depends only on the seed and the images' classes and names.
 
-    Images are sorted by a hash of these, so the order is the same for any listing order, archive or folder, and Python.
+    Images are sorted by a hash of these, so the order is the same for folders and archives, in any order of listing,
+    and for any version of Python.
     """
     prefix = f"{seed}/{split}/"
 
@@ -140,7 +143,7 @@ def shuffled(seed: int, split: str, found: list[Image]) -> list[Image]:
 
 
 def make(contents: Contents, options: Options, request: dict, write: Callable[[list[bytes]], None]) -> Plan:
-    """Plans a conversion, handing the lines of members.jsonl to `write` one by one.
+    """Plans a conversion, and calls `write` with each line of members.jsonl.
 
     Raises:
       InputError: more shards are asked for than there are images.
@@ -176,7 +179,7 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
             file = f"{split}-{index:05}-of-{count:05}"
             digest = hashlib.sha256(line).hexdigest()
             used = [(k, *classes[k]) for k in sorted({member.class_index for member in rows})]
-            # Where an image lies does not matter: an archive that is made again may hold it elsewhere.
+            # The place of an image does not count: an archive that is made again may hold it elsewhere.
             images_of = [
                 (row.path, row.size, row.boxes, image.version) for row, image in zip(rows, members, strict=True)
             ]
@@ -190,7 +193,7 @@ def make(contents: Contents, options: Options, request: dict, write: Callable[[l
 
 def save(folder: str, contents: Contents, options: Options, request: dict) -> None:
     """Plans a conversion and writes both files into `folder`."""
-    storage.remove(_path(folder))  # it is not the one of the members that follow
+    storage.remove(_path(folder))  # it does not fit the members that are written next
     with storage.written_aside(members_path(folder)) as file:
         plan = make(contents, options, request, file.write_all)
     storage.write(_path(folder), json_files.encoded(asdict(plan)))
@@ -198,10 +201,10 @@ def save(folder: str, contents: Contents, options: Options, request: dict) -> No
 
 
 def load(folder: str) -> Plan | None:
-    """The plan in `folder`, None if there is none.
+    """The plan in `folder`; None if there is none.
 
     Raises:
-      InputError: it is damaged.
+      InputError: the plan is damaged.
     """
     try:
         plan = json_files.read(_path(folder), _SCHEMA, _FIX)
@@ -217,7 +220,7 @@ def load_once(folder: str, fingerprint: str) -> Plan:
     """The plan in `folder`, kept for a worker's next shard.
 
     Raises:
-      InputError: it is no longer the one with that fingerprint.
+      InputError: the plan has another fingerprint by now.
     """
     plan = load(folder)
     if not plan or plan.fingerprint != fingerprint:

@@ -1,7 +1,7 @@
-"""One shard of the plan: its images in, its TFRecord file and its journal entry out.
+"""Writes one shard of the plan: reads its images, writes its TFRecord file and its journal entry.
 
-A pure function of its task, so any worker anywhere may run it. The journal entry is written after the shard and says
-what became of it; a shard without one, or whose entry is of other inputs, is written again.
+The result depends only on the task, so any worker anywhere may do it. The journal entry is written after the shard, and
+says what became of it. A shard without an entry, or with an entry of other inputs, is written again.
 """
 
 import collections
@@ -20,7 +20,7 @@ from data_prep.json_files import COUNT, HEX, TEXT, list_of, record, row
 from data_prep.sources.dataset import Box, read_image
 
 WORK_FOLDER = ".data_prep"
-_STRIDE = 61  # bytes; prime, so that it meets all channels of pixels that are not compressed
+_STRIDE = 61  # bytes; a prime, so that all channels of uncompressed pixels are met
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class ShardTask:
 
     Attributes:
       shard: the shard's line of the plan.
-      fingerprint: of the plan, whose folder is `output_dir`/.data_prep.
-      output_dir: where the shard and its journal entry go.
-      source: folder or archive of its images.
-      named: what messages call it.
-      options: how images are stored, labels' base.
+      fingerprint: the fingerprint of the plan, which is in `output_dir`/.data_prep.
+      output_dir: the folder for the shard and its journal entry.
+      source: the folder or archive of the shard's images.
+      named: what messages call that source.
+      options: the options of the conversion.
       on_bad: "fail" raises at the first bad image; "skip" and "report" leave it out.
-      reread: read the shard back before it gets its name.
-      left_out: `digest` of the validation shards whose images must not go in; "": all may.
+      reread: whether to read the shard back before it gets its name.
+      left_out: the `digest` of the validation shards whose images must not go in; "" if all may.
     """
 
     shard: plan.Shard
@@ -56,12 +56,12 @@ class JournalEntry:
 
     Attributes:
       file, split, inputs: as in the plan's `Shard`.
-      examples, bytes, crc32c: of the file; the checksum as eight hexadecimal digits.
+      examples, bytes, crc32c: the file's number of records, its size, and its checksum as eight hexadecimal digits.
       gray: how many examples have one channel.
-      short_sides: "pixels:images" for each length of the shorter side, with spaces between.
+      short_sides: "pixels:images" for each length of the shorter side, separated by spaces.
       bad: [path, why, class index] of each image that was left out.
       repaired: [path, what was wrong] of each image that was re-encoded.
-      contents: `content` of each example's file, one after the other.
+      contents: the `content` of each example's file, joined.
       dropped: [path, content, class index] of each image that was left out because of its content.
       left_out: as in the task.
     """
@@ -102,10 +102,10 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
     """Writes one shard and its journal entry.
 
     Args:
-      task: which one.
-      count: called with images, bytes and bad images as they are done.
+      task: what to write.
+      count: called with the numbers of images, bytes and bad images that are done.
     Raises:
-      InputError: a bad image and on_bad is "fail"; the shard is then not there.
+      InputError: there is a bad image and on_bad is "fail"; no shard is then written.
     """
     # Once a block of this size has been freed, glibc keeps smaller ones for the next image. Without it, every image of
     # 30 to 128 KiB gives its pages back and faults them in again, which halves the speed.
@@ -114,7 +114,9 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
     work_folder, path = storage.join(task.output_dir, WORK_FOLDER), storage.join(task.output_dir, planned.file)
     classes = plan.load_once(work_folder, task.fingerprint).classes
     kept = images.Storage(options.max_side, options.quality, options.decode, options.upright)
-    storage.remove(journal(task.output_dir, planned.file))  # it speaks of what is replaced here
+    storage.remove(
+        journal(task.output_dir, planned.file)
+    )  # an old entry would describe the shard that is replaced here
     left_out, contents, dropped = _validation_contents(task.output_dir, task.fingerprint, task.left_out), [], []
     bad, repaired, short_sides, gray = [], [], collections.Counter(), 0
     with storage.written_aside(path) as output:
@@ -172,30 +174,30 @@ def write(task: ShardTask, count: Callable[[int, int, int], None] = lambda image
 
 
 def content(data: bytes) -> str:
-    """16 hexadecimal digits that are the same for files of the same bytes, and of no two others by chance.
+    """16 hexadecimal digits that are equal for files of the same bytes, and for no two others by chance.
 
-    The checksum of all with a digest of every 61st byte takes 11 us of 110 kB, a digest of all 197.
+    A checksum of all bytes and a digest of every 61st byte take 11 us for 110 kB; a digest of all bytes takes 197.
     """
     some = b"%d %d " % (len(data), google_crc32c.value(data)) + data[::_STRIDE]
     return hashlib.blake2b(some, digest_size=8).hexdigest()
 
 
 def digest(entries: Iterable[JournalEntry]) -> str:
-    """Changes when the contents of shards do; of none ""."""
+    """A digest of the contents of shards; "" if there are none."""
     joined = "".join(entry.contents for entry in entries)
     return hashlib.sha256(joined.encode()).hexdigest() if joined else ""
 
 
 @functools.lru_cache(maxsize=1)
 def _validation_contents(output_dir: str, fingerprint: str, left_out: str) -> frozenset[str]:
-    """The contents of the validation shards, which are those of the digest `left_out`; of "" none."""
+    """The contents of the validation shards with the digest `left_out`; none if that is ""."""
     lines = plan.load_once(storage.join(output_dir, WORK_FOLDER), fingerprint).shards if left_out else []
     entries = [read_journal(output_dir, line) for line in lines if line.split == "validation"]
     return frozenset(held for entry in entries if entry for held in contents_of(entry.contents))
 
 
 def contents_of(joined: str) -> Iterator[str]:
-    """Each `content` of several that are joined."""
+    """The single `content`s of several that are joined."""
     return (joined[start : start + 16] for start in range(0, len(joined), 16))
 
 
@@ -232,12 +234,12 @@ def journal(output_dir: str, file: str) -> str:
 
 
 def read_journal(output_dir: str, planned: plan.Shard, left_out: str = "") -> JournalEntry | None:
-    """The journal entry of a shard that is there as it was written, from the inputs as they are, else None.
+    """The journal entry of a shard, if the shard is unchanged and its inputs are those of the plan; else None.
 
     Args:
-      output_dir: where it is.
-      planned: its line of the plan.
-      left_out: as in its task.
+      output_dir: the folder of the shard.
+      planned: the shard's line of the plan.
+      left_out: as in the shard's task.
     """
     try:
         entry = JournalEntry(**json_files.read(journal(output_dir, planned.file), _SCHEMA, "delete it"))

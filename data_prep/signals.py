@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a program at once, in one line and with its own status, in whatever it is doing.
+"""Ctrl-C and SIGTERM end a program at once, whatever it is doing, with one line and its own exit status.
 
-A program ends as by SIGKILL, without unwinding: every file is written aside and renamed, so a kill anywhere leaves
-whole ones. A loop that has something to save takes a signal over with `signal.signal`; it is then told of the first
-one, and the program ends at a second, or when the loop does not react.
+A program ends as if by SIGKILL, without unwinding. That is safe, as every file is written aside and renamed. A loop
+that has something to save handles the signals itself, with `signal.signal`: it gets the first one, and the program ends
+at a second one, or if the loop does not react.
 """
 
 import _thread
@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""Exit statuses, as a shell numbers programs that a signal ended."""
+"""Exit statuses, those of a shell for a program that a signal has ended."""
 
 PATIENCE = 30.0
-"""Seconds that a loop has to react: a step of training is shorter, and clusters send SIGKILL after about as long."""
+"""Seconds in which a loop has to react: a training step is shorter, and clusters send SIGKILL after about this time."""
 
-_SAME = 1.0  # seconds in which a second signal is the first: terminals, `timeout` and our own parents send both
+_SAME = 1.0  # seconds in which a second signal counts as the same: terminals, `timeout` and our own parents send both
 
 cleanups: list[Callable[[], None]] = []
-"""What is removed before the program ends by a signal: temporary folders."""
+"""Functions to call before a signal ends the program, which remove temporary folders."""
 
 _line = ""
 _stderr = 2
@@ -32,7 +32,7 @@ _ending = threading.Lock()
 
 
 def install(line: str) -> None:
-    """Handles the signals from now on; the main thread calls it before anything that takes long.
+    """Handles the signals from now on. The main thread must call it before anything that takes long.
 
     Args:
       line: what the program says when a signal ends it; `{}` is the signal's name.
@@ -56,7 +56,7 @@ def watch() -> None:
 
 
 def uninstall() -> None:
-    """Leaves the signals to the operating system, for the interpreter's own end."""
+    """Leaves the signals to the operating system, while the interpreter ends."""
     for number in STATUS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
@@ -64,7 +64,7 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Workers that start in this block do not get the signals before `start_worker` says how they take them."""
+    """Workers that start in this `with` block get no signals until they have called `start_worker`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
     try:
         yield
@@ -73,7 +73,7 @@ def blocked() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """Prepares a worker process: it leaves Ctrl-C to its parent, and ends at once when that does, also by SIGKILL."""
+    """Prepares a worker process: its parent handles Ctrl-C, and it ends as soon as the parent ends, also by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
@@ -100,7 +100,7 @@ def _watch():
         now, handler = time.monotonic(), signal.getsignal(number)
         if first is None and handler != end:
             first = now
-            _thread.interrupt_main(signal.Signals(number))  # has Python call the handler
+            _thread.interrupt_main(signal.Signals(number))  # makes Python call the handler
             impatient = threading.Timer(PATIENCE, _end_unless_handled, (number, handler))
             impatient.daemon = True
             impatient.start()
@@ -114,11 +114,11 @@ def _end_unless_handled(number, handler):
 
 
 def end(number: int, frame: object = None) -> None:
-    """Ends the program as that signal does; a handler for `signal.signal`."""
+    """Ends the program as a signal does; a handler for `signal.signal`."""
     if _ending.acquire(blocking=False):
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        start = "\n" if os.isatty(_stderr) else ""  # a living line may stand there
-        if select.select([], [_stderr], [], 1.0)[1]:  # not into a pipe that is full
+        start = "\n" if os.isatty(_stderr) else ""  # an updated line of progress may be there
+        if select.select([], [_stderr], [], 1.0)[1]:  # writing into a full pipe would block
             with contextlib.suppress(OSError):
                 os.write(_stderr, f"{start}{_line.format(name)}\n".encode(errors="backslashreplace"))
         leave(STATUS[signal.Signals(number)])

@@ -1,7 +1,7 @@
-"""Files by path: local ones through the operating system, `gs://`, `s3://` and other URLs through fsspec.
+"""Reads and writes files by their path: local ones by the operating system, `gs://`, `s3://` and other URLs by fsspec.
 
-A local file is written aside, synced to disk and renamed, so that a name never holds half a file. An object store
-shows an object only once its upload is complete, so there it is written under its own name.
+A local file is written under another name, synced to disk and renamed, so that a name never holds half a file. An
+object store shows an object only after its upload is complete, so there a file is written under its own name.
 """
 
 import concurrent.futures
@@ -24,12 +24,12 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\Z")
 
 
 def is_clutter(path: str) -> bool:
-    """Whether a file, or a folder that it is in, is none of the data's, by its name."""
+    """Whether a file, or a folder that it is in, has a name that does not belong to data."""
     return _CLUTTER.search(path) is not None
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a local file has the name of one that `written_aside` had not finished."""
+    """Whether a local file has the name of an unfinished one of `written_aside`."""
     return _TEMPORARY.search(name) is not None
 
 
@@ -46,11 +46,11 @@ class File(NamedTuple):
 
 
 class WrittenAside(Protocol):
-    """A file that appears under its name when `publish` is called; `wanted` says whether it is to be.
+    """A file that gets its name when `publish` is called.
 
     Attributes:
-      wanted: whether `publish` does so.
-      temporary: its name until then; "" where it has none.
+      wanted: whether `publish` is to be called.
+      temporary: the file's name until then; "" if it has none.
     """
 
     wanted: bool
@@ -65,28 +65,28 @@ class WrittenAside(Protocol):
 
 
 class Storage(Protocol):
-    """What local disks and object stores can do."""
+    """The operations that local disks and object stores have in common."""
 
     def exists(self, path: str) -> bool: ...
 
     def is_folder(self, path: str) -> bool: ...
 
     def size(self, path: str) -> int:
-        """Size in bytes, -1 if there is no such regular file."""
+        """The size in bytes; -1 if there is no such regular file."""
 
     def version(self, path: str) -> list:
-        """Size in bytes and what changes when the file's content does."""
+        """The size in bytes, and a value that changes when the file's content does."""
 
     def make_folder(self, path: str) -> None: ...
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names in a folder; empty if there is none."""
+        """The sorted names in a folder; empty if there is no such folder."""
 
     def find(self, folder: str) -> list[File]:
-        """Every file below a folder that is no clutter, in sorted order.
+        """Every file below a folder, in sorted order, without clutter.
 
         Links to files are followed, links to folders only directly in `folder`. Local folders directly in `folder` are
-        listed too, with a slash at the end, as an empty one is a class without an image.
+        listed too, with a slash at the end: an empty one is a class without an image.
         """
 
     def open_read(self, path: str) -> IO[bytes]:
@@ -98,10 +98,10 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes: ...
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer at the end; a local file stays open until `close_files`."""
+        """`size` bytes from `offset` on, fewer at the end. A local file stays open until `close_files`."""
 
     def remove(self, path: str) -> None:
-        """Removes a file if it is there."""
+        """Removes a file, if it exists."""
 
     def new_file(self, path: str) -> WrittenAside: ...
 
@@ -110,7 +110,7 @@ class Local:
     """The operating system's files."""
 
     def __init__(self):
-        self._open: dict[str, int] = {}  # what read_range has opened: path -> descriptor
+        self._open: dict[str, int] = {}  # files that read_range has opened: path -> descriptor
 
     exists = staticmethod(os.path.exists)
     is_folder = staticmethod(os.path.isdir)
@@ -194,7 +194,7 @@ class Local:
 
 
 class Remote:
-    """An object store, or whatever else fsspec knows by the URL's scheme; a store is asked once for many files."""
+    """An object store, or another file system that fsspec knows by the URL's scheme; one request serves many files."""
 
     def __init__(self, filesystem: Any):
         self._filesystem = filesystem
@@ -252,10 +252,10 @@ _LOCAL = Local()
 
 
 def at(path: str) -> Storage:
-    """The storage that a path or URL lies in.
+    """The storage of a path or URL.
 
     Raises:
-      InputError: what fsspec needs for this URL is not installed.
+      InputError: a package that fsspec needs for this URL is not installed.
     """
     if not is_remote(path):
         return _LOCAL
@@ -324,7 +324,7 @@ def remove(path: str) -> None:
 
 
 def close_files() -> None:
-    """Closes what `read_range` keeps open, so that the next call opens what is under that name by then."""
+    """Closes the files that `read_range` keeps open, so that its next call opens a file anew."""
     _LOCAL.close_files()
 
 
@@ -334,13 +334,13 @@ def crc32c(path: str) -> int:
 
     crc = 0
     with open_read(path) as file:
-        while block := file.read(1 << 18):  # what a core's cache holds: 1 MiB takes 15% longer
+        while block := file.read(1 << 18):  # fits into a core's cache: 1 MiB takes 15% longer
             crc = google_crc32c.extend(crc, block)
     return crc
 
 
 def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file; to open or read anything else, such as a pipe, may take for ever."""
+    """A descriptor of a regular file. Opening or reading anything else, such as a pipe, may never end."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -349,23 +349,23 @@ def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def open_local(path: str, mode: str, buffering: int = -1) -> IO[Any]:
-    """A regular local file.
+    """Opens a regular local file.
 
     Raises:
-      InputError: it is something else.
+      InputError: the path is something else.
     """
     return open(path, mode, buffering, opener=_open_regular)
 
 
 def _named(error: OSError, path: str) -> OSError:
-    """Names the file in what the operating system says about it: a full disk, a bad sector."""
+    """An error of the operating system, such as a full disk or a bad sector, that names the file."""
     error.filename = error.filename or path
     return error
 
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Names the file in the operating system's errors of a block."""
+    """In a `with` block, errors of the operating system name the file."""
     try:
         yield
     except OSError as error:
@@ -373,13 +373,13 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _tag(info: dict) -> str:
-    """What an object store changes with an object's content."""
+    """A value of an object store that changes with an object's content."""
     names = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "created")
     return str(next((info[name] for name in names if name in info), ""))
 
 
-# So much is written between syncs that run beside the writing; with one sync at the end a disk of 300 MB/s idles
-# while a worker computes, and a worker waits while the disk writes.
+# Bytes between syncs, which run in the background while the next bytes are written. With a single sync at the end, a
+# disk of 300 MB/s idles while a worker computes, and the worker waits while the disk writes.
 _SYNC_BYTES = 32 << 20
 
 
@@ -401,7 +401,7 @@ class _LocalFile:
 
     def write_all(self, parts: Sequence[bytes]) -> None:
         written, wanted = os.writev(self._descriptor, parts), sum(map(len, parts))
-        while written < wanted:  # a nearly full disk, or a signal
+        while written < wanted:  # the disk is nearly full, or a signal came
             written += os.write(self._descriptor, b"".join(parts)[written:])
         self._unsynced += wanted
         if self._unsynced > _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
@@ -451,9 +451,9 @@ class _RemoteFile:
 
 @contextlib.contextmanager
 def written_aside(path: str) -> Iterator[WrittenAside]:
-    """A file that appears under `path`, whole and on disk, when the block ends.
+    """A file that gets the name `path`, whole and on disk, when the `with` block ends.
 
-    It does not when the block raises, or sets its `wanted` to False.
+    It does not if the block raises, or sets its `wanted` to False.
     """
     file = at(path).new_file(path)
     try:

@@ -1,4 +1,4 @@
-"""Checks finished shards: every checksum, every record's place in the schema, on request every image's pixels."""
+"""Checks finished shards: every checksum, whether every record fits the schema, and on request every image's pixels."""
 
 import concurrent.futures
 import multiprocessing
@@ -19,20 +19,20 @@ _MANIFEST = record(
     splits={"type": "object", "additionalProperties": record(examples=COUNT, shards=list_of(_SHARD))},
 )
 _SHARD_NAME = re.compile(r"(.*?)(\d{1,9})-of-(\d{1,9})")
-_MOST_NAMED = 20  # findings a shard
+_MOST_NAMED = 20  # most findings for a shard
 
 
 def verify(folder: str, decode: bool, workers: int) -> tuple[list[str], int]:
-    """Checks the shards of a folder: those its manifest lists, or without a manifest all files named like shards.
+    """Checks the shards in a folder: those that its manifest lists or, without a manifest, all files named like shards.
 
     Args:
-      folder: what a conversion wrote, or TFRecord files of TF-Slim or tf-models.
-      decode: also decode every image and compare it with its record.
-      workers: processes.
+      folder: a folder that a conversion wrote, or one of TFRecord files of TF-Slim or tf-models.
+      decode: whether also to decode every image and compare it with its record.
+      workers: how many processes to use.
     Returns:
-      A line for each finding, naming file, record and byte offset; and the number of records that were read.
+      A line for each finding, which names the file, the record and its byte offset; and how many records were read.
     Raises:
-      InputError: no such folder, or no shards in it.
+      InputError: there is no such folder, or it has no shards.
     """
     tasks = list(_tasks(folder, decode))
     if workers == 1 or len(tasks) == 1:
@@ -90,7 +90,7 @@ def _tasks(folder: str, decode: bool) -> Iterator[dict]:
 
 
 def check_shard(task: dict) -> tuple[list[str], int]:
-    """Findings about one shard, and the number of records read from it."""
+    """The findings about one shard, and how many records were read from it."""
     path = storage.join(task["folder"], task["file"])
     findings, records = [], 0
     size = storage.size(path)
@@ -134,7 +134,7 @@ def _check_example(data: bytes, task: dict) -> None:
     if task["decode"]:
         actual = dict(zip(("width", "height", "channels"), image.decoded_size(encoded), strict=True))
         if not task["labels"]:
-            del actual["channels"]  # TF-Slim's records say 3 of gray images too
+            del actual["channels"]  # TF-Slim's records say 3 for gray images, too
         for name, value in actual.items():
             if (stated := features.get(f"image/{name}", [value])) != [value]:
                 raise tfrecord.DamagedRecordError(f"states {name} {stated}, its image has {value}")

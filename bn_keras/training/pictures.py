@@ -11,6 +11,9 @@ from PIL import Image
 from bn_keras.input.contact_sheet import contact_sheet
 from bn_keras.input.run_batches import RunBatches
 
+_LAYOUT = {"columns": 4, "tile": 96}
+"""A sheet is then about as wide as TensorBoard shows it, so that captions can be read."""
+
 
 class Mistake(NamedTuple):
     """A wrong answer: its cross-entropy, the image float32 `[H, W, C]`, its class and the class that was answered."""
@@ -43,13 +46,14 @@ class Pictures:
         count, dataset = self._batches.config.pictures, self._batches.dataset
         images, labels = next(iter(self._batches.training(examples, distort_on="host")))
         captions = [dataset.class_names[label] for label in labels.numpy()[:count]]
-        title = f"{dataset.name}: training images after {examples:,} examples"
-        sheets = {"training_images": contact_sheet(images.numpy()[:count], captions, title=title)}
+        title = f"{dataset.name}: training, after {examples:,} examples"
+        sheets = {"training_images": contact_sheet(images.numpy()[:count], captions, title=title, **_LAYOUT)}
         if mistakes := worst_mistakes(self._judge, validation, count):
             names = dataset.class_names
             captions = [f"{names[each.label]}; answer: {names[each.answer]}" for each in mistakes]
-            title = f"{dataset.name}: the worst mistakes in validation, by their loss, after {examples:,} examples"
-            sheets["worst_mistakes"] = contact_sheet(np.stack([each.image for each in mistakes]), captions, title=title)
+            title = f"{dataset.name}: worst mistakes, after {examples:,} examples"
+            images = np.stack([each.image for each in mistakes])
+            sheets["worst_mistakes"] = contact_sheet(images, captions, title=title, **_LAYOUT)
         return sheets
 
 

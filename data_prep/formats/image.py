@@ -1,11 +1,11 @@
-"""What is stored for one image file: its own bytes where training decodes them as they are, else a re-encoding.
+"""Decides what is stored for one image file: its own bytes if training can decode them, or the image encoded again.
 
-Gray stays gray. A picture whose EXIF orientation says that it lies on its side or is mirrored is turned upright and
-encoded again, if that is asked for: Pillow cannot turn a JPEG without decoding it. ImageNet stays as it is: TF-Slim,
+Gray stays gray. A picture that lies on its side or is mirrored, by its EXIF orientation, is turned upright and encoded
+again if `Storage.upright` says so: Pillow cannot turn a JPEG without decoding it. ImageNet stays as it is: TF-Slim,
 TFDS and torchvision train on the stored pixels, and its bounding boxes refer to them.
 
-What is transparent is put on white, 16 bits become the upper 8, floats from 0 to 1 become 0 to 255, and of several
-pictures in a file (animations, pages) the first is taken. CMYK becomes RGB by (255 - C)(255 - K)/255; a JPEG with
+Transparent pixels become white, 16 bits become the upper 8, floats from 0 to 1 become 0 to 255, and the first of
+several pictures in a file (animations, pages) is taken. CMYK becomes RGB by (255 - C)(255 - K)/255; a JPEG with
 Adobe's marker holds 255 - C, ..., 255 - K, one without holds C, ..., K, as `tf.io.decode_jpeg` has it.
 """
 
@@ -20,7 +20,7 @@ from data_prep.formats import jpeg, png
 
 # The largest of ILSVRC2012 has 61 million pixels (n04197391, 9331 x 6530); beyond this a file is a decompression bomb.
 MAX_PIXELS = 1 << 26
-MAX_SIDE = 1_000_000  # libpng, and with it TensorFlow, reads no wider PNG
+MAX_SIDE = 1_000_000  # libpng, and so TensorFlow, reads no wider PNG
 # The largest file of ILSVRC2012 is under 16 MiB; more is not read into memory.
 MAX_FILE_BYTES = 1 << 26
 
@@ -32,7 +32,7 @@ _DECODED_FORMATS = (
 )
 _TGA_NAMES = (".tga", ".icb", ".vda", ".vst")  # a format without a signature
 
-SIGNATURE_BYTES = 16  # how much of a file `is_picture` looks at
+SIGNATURE_BYTES = 16  # how much of a file `is_picture` needs
 _UNDECODED = rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)|\0\0\0\x0cJXL |\xff\x0a"  # HEIF, JPEG XL
 _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|BM....\0\0\0\0|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftypavi[fs]|P[1-7]\s+[#\d]|"
@@ -42,12 +42,12 @@ _SIGNATURES = re.compile(
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file begins, in its first `SIGNATURE_BYTES`, as pictures do, also those that Pillow cannot decode."""
+    """Whether a file's first `SIGNATURE_BYTES` are those of a picture, also of one that Pillow cannot decode."""
     return _SIGNATURES.match(head) is not None
 
 
 class Stored(NamedTuple):
-    """An image as it goes into a record; `repaired` says what was wrong with the file if it was re-encoded."""
+    """An image as it goes into a record. If it was re-encoded, `repaired` says what was wrong with the file."""
 
     encoded: bytes
     format: str  # JPEG or PNG
@@ -130,7 +130,7 @@ def _turn(data: bytes) -> str:
             if image.format == "TIFF":  # Pillow turns these itself
                 return ""
             return _TURNS.get(image.getexif().get(_ORIENTATION, 1), "")
-    except Exception:  # whatever a damaged file makes of Pillow; it is decoded, or bad, later
+    except Exception:  # whatever Pillow raises for a damaged file; later it is decoded, or found to be bad
         return ""
 
 
@@ -167,8 +167,8 @@ def _decode(data: bytes, storage: Storage = AS_IT_IS, tga: bool = False) -> tupl
             kind = image.format or ""
             if image.mode not in ("L", "RGB") or image.has_transparency_data:
                 image = _gray_or_rgb(image, kind)
-            if storage.max_side:  # as the last step, as a palette's indices cannot be averaged
-                # JPEGs are decoded at a fitting scale.
+            if storage.max_side:  # after the colors, as a palette's indices cannot be averaged
+                # Pillow decodes JPEGs at a suitable scale.
                 image.thumbnail((storage.max_side, storage.max_side), Image.Resampling.LANCZOS)
             image.load()
             return image.transpose(Image.Transpose[turn]) if turn else image, kind
@@ -184,7 +184,7 @@ def _decode(data: bytes, storage: Storage = AS_IT_IS, tga: bool = False) -> tupl
 
 
 def _gray_or_rgb(image, kind: str):
-    """A Pillow image of any mode, on white where it is transparent, as one of mode L or RGB."""
+    """Turns a Pillow image of any mode into mode L or RGB, with white in place of transparent pixels."""
     import numpy as np
     from PIL import Image, ImageChops, ImageCms
 
@@ -219,15 +219,19 @@ def _gray_or_rgb(image, kind: str):
 
 
 def _check_coded_data(data: bytes) -> None:
-    """Raises BadImageError if a JPEG's coded data end before its pixels do, which decoders fill with gray, unsaid.
+    """Raises BadImageError if a JPEG's coded data end before its pixels do; decoders silently fill these with gray.
 
-    Beside what its headers promise, bytes are added where coded data end: only a decoder that still wants some reads
-    them, and shows other pixels.
+    To find out, bytes are added where coded data end: only a decoder that still needs data reads them, and then shows
+    other pixels.
     """
     whole = _decode(data)[0]
     try:
         lacks = jpeg.lacks(data)
-    except (ValueError, LookupError, ZeroDivisionError):  # another coding, or headers that only Pillow understands
+    except (
+        ValueError,
+        LookupError,
+        ZeroDivisionError,
+    ):  # of another coding, or with headers that only Pillow understands
         return
     if lacks:
         raise BadImageError(f"lacks {lacks}")
@@ -244,7 +248,7 @@ def decoded_size(data: bytes) -> tuple[int, int, int]:
 
 
 def _reencode(image, kind: str, jpeg_name: bool, storage: Storage, repaired: str = "") -> Stored:
-    """Encodes a decoded image: as PNG if it was lossless, unless its name says JPEG, which readers go by."""
+    """Encodes a decoded image: as PNG if it was lossless, unless its name says JPEG, as readers go by the name."""
     encoded = io.BytesIO()
     lossless = not jpeg_name and kind not in _LOSSY_FORMATS
     try:
@@ -252,7 +256,7 @@ def _reencode(image, kind: str, jpeg_name: bool, storage: Storage, repaired: str
             image.save(encoded, "PNG")
         else:
             image.save(encoded, "JPEG", quality=storage.quality, subsampling="4:4:4" if repaired else "4:2:0")
-    except OSError as error:  # JPEG ends at 65,500 pixels a side
+    except OSError as error:  # JPEG allows at most 65,500 pixels on a side
         raise BadImageError(f"of {image.width} x {image.height} pixels cannot be encoded again ({error})") from error
     channels = 1 if image.mode == "L" else 3
     return Stored(encoded.getvalue(), "PNG" if lossless else "JPEG", image.width, image.height, channels, repaired)

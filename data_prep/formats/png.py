@@ -1,4 +1,4 @@
-"""The PNG header (ISO/IEC 15948): an image's size and integrity from its chunks' checksums, without decoding."""
+"""Reads the PNG header (ISO/IEC 15948): an image's size, and its integrity by checksums, without decoding."""
 
 import struct
 import zlib
@@ -12,7 +12,7 @@ _TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 
 
 def without_text(data: bytes) -> bytes:
-    """A PNG file without what decoders give up for when it is long: texts, color profile, EXIF."""
+    """A PNG file without texts, color profile and EXIF, as decoders refuse files in which these are long."""
     parts, position = [data[: len(SIGNATURE)]], len(SIGNATURE)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -27,7 +27,7 @@ def parse(data: bytes) -> Header:
     """Reads the chunks of a whole PNG file and checks every CRC.
 
     Returns:
-      Width, height and channels of an 8-bit gray or RGB image, the only kinds stored as they are.
+      The width, height and channels of an 8-bit gray or RGB image; only these kinds are stored as they are.
     Raises:
       UnusualError: damaged, or of another kind (palette, alpha, 16-bit, transparency); the message says which.
     """

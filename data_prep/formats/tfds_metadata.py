@@ -1,7 +1,7 @@
-"""The metadata files with which TensorFlow Datasets opens a folder of our shards: `tfds.builder_from_directory(D)`.
+"""Writes the metadata with which TensorFlow Datasets opens a folder of our shards: `tfds.builder_from_directory(D)`.
 
-Features keep the names of the records (`image/encoded`, ...); `as_supervised=True` gives (image, label), with the label
-as it is in the records. Classes are named by synset, which is unique (ImageNet has two kinds of "crane").
+Features have the names of the records (`image/encoded`, ...). `as_supervised=True` gives (image, label), with the label
+of the records. Classes are named by their synset, which is unique (ImageNet has two kinds of "crane").
 """
 
 import json
@@ -14,7 +14,7 @@ _IMAGE, _LABEL = "image/encoded", "image/class/label"
 
 
 def files(manifest: dict) -> dict[str, bytes]:
-    """Name -> content of the metadata files of a manifest."""
+    """The metadata files of a manifest: name -> content."""
     base, synsets = manifest["label_base"], manifest["synsets"]
     names = [f"background {i}" if i else "background" for i in range(base)] + synsets
     features = {name: _feature(name, kind) for name, kind in tfrecord.SCHEMA.items()}

@@ -33,7 +33,7 @@ SCHEMA = {
 }
 
 
-_MAX_RECORD = 1 << 28  # bytes; data_prep.formats.image reads no file of more than a quarter of it
+_MAX_RECORD = 1 << 28  # bytes; data_prep.formats.image reads no file larger than a quarter of this
 
 
 class DamagedRecordError(ValueError):
@@ -64,7 +64,7 @@ def _field(number: int, payload: bytes) -> bytes:
 _KEYS = {name: _field(1, name.encode()) for name in SCHEMA}
 
 
-@functools.lru_cache(maxsize=1 << 14)  # labels, names of classes, sizes, formats recur
+@functools.lru_cache(maxsize=1 << 14)  # labels, names of classes, sizes and formats recur
 def _feature(name: str, value: Any) -> bytes:
     """One entry of the map of features."""
     kind = SCHEMA[name]
@@ -87,8 +87,8 @@ def encode_example(features: dict) -> tuple[bytes, bytes, bytes]:
     Args:
       features: every name of SCHEMA -> bytes, int, or a tuple of float or int.
     Returns:
-      What precedes the image's bytes, these themselves, what follows: joined, the serialized Example. Kept apart so
-      that a large image is never copied.
+      Three parts that make the serialized Example when joined: what precedes the image's bytes, these bytes, and what
+      follows. They are kept apart so that a large image is never copied.
     """
     image = features["image/encoded"]
     before, after = [], []
@@ -96,7 +96,7 @@ def encode_example(features: dict) -> tuple[bytes, bytes, bytes]:
     for name in SCHEMA:
         value = features[name]
         if name == "image/encoded":
-            # The enclosing lengths count the image too; innermost first: value, BytesList, Feature, map entry.
+            # Each enclosing length includes the image. From the inside: value, BytesList, Feature, map entry.
             entry = b"\x0a" + _varint(len(image))
             for tag in (b"\x0a", b"\x12"):
                 entry = tag + _varint(len(entry) + len(image)) + entry
@@ -110,7 +110,7 @@ def encode_example(features: dict) -> tuple[bytes, bytes, bytes]:
 
 
 def _wire_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Field number and value of each protocol buffer field: int for varints, bytes for what carries a length."""
+    """The number and value of each protocol buffer field: an int for a varint, bytes for a field with a length."""
     position = 0
     while position < len(data):
         tag, position = _read_varint(data, position)
@@ -177,8 +177,8 @@ class ShardWriter:
     """Appends records to an open binary file, counting and checksumming what it writes.
 
     Attributes:
-      examples, bytes: written so far.
-      crc32c: CRC-32C of the whole file so far, int.
+      examples, bytes: how many were written so far.
+      crc32c: the CRC-32C of the whole file so far.
     """
 
     def __init__(self, write_all: Callable[[Sequence[bytes]], object]):
@@ -202,7 +202,7 @@ class ShardWriter:
 
 
 def read_records(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Offset and data of each record of an open binary file.
+    """The offset and data of each record of an open binary file.
 
     Raises:
       DamagedRecordError: a checksum does not fit or the file ends within a record; `.offset` is that record's.

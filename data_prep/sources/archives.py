@@ -1,7 +1,7 @@
-"""Where a split's images are: a folder of class folders, an archive, a folder inside of one, or several archives.
+"""Finds a split's images: in a folder of class folders, an archive, a folder in an archive, or several archives.
 
-A folder inside of an archive is written as one below a folder: `data.zip/train`. Tar and zip archives are read where
-they lie. What can only be read in order is unpacked beside the plan: gzip to the tar in it, Parquet to its images.
+A folder in an archive is written like a folder in a folder: `data.zip/train`. Tar and zip archives are read where they
+are. Archives that can only be read in order are unpacked beside the plan: gzip to its tar, Parquet to its images.
 """
 
 import functools
@@ -31,14 +31,14 @@ SPLIT_NAMES = {
     "valid": "validation",
     "test": "validation",
 }
-"""What people call the splits, each before those it is taken instead of."""
+"""What people call the splits. If there are several names for a split, the first one here is taken."""
 
 _WNID = re.compile(r"n\d{8}")
 _HUGGING_FACE = re.compile(r"(.*)_(n\d{8})(\.JPEG)", re.DOTALL)  # n01440764_10026_n01440764.JPEG
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|test)(?:ing)?(?:[^a-z]|$)")
 _SMALL = (".csv", ".txt")
-_MAX_LABEL = 1 << 16  # bytes of a .cls or .json
-_MAX_TEXT = 1 << 26  # bytes of a table of labels or an annotation
+_MAX_LABEL = 1 << 16  # most bytes of a .cls or .json
+_MAX_TEXT = 1 << 26  # most bytes of a table of labels or an annotation
 _BLOCK = 1 << 20
 _INSIDE = re.compile(r"(.*?\.(?:zip|tar|tar\.gz|tgz))/(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -48,10 +48,10 @@ class Place:
     """Where images are.
 
     Attributes:
-      path: as a person wrote it.
-      folder: the folder, or the one archive.
-      archives: names of archives in the folder; "" for the one; none: the folder holds images.
-      inside: folder in each archive, "" for all.
+      path: the path as a person wrote it.
+      folder: the folder, or the only archive.
+      archives: the names of archives in the folder; "" for the only one; none if the folder itself holds images.
+      inside: a folder in each archive; "" for all of the archive.
     """
 
     path: str
@@ -68,7 +68,7 @@ class Place:
         return any(_kind(self.file(archive)) in ("gzip", "parquet") for archive in self.archives)
 
     def source(self, unpacked: str) -> str:
-        """The folder or archive that its images' offsets refer to; `unpacked` is the folder to unpack into."""
+        """The folder or archive to which its images' offsets refer; `unpacked` is the folder to unpack into."""
         return unpacked if self.is_unpacked else self.folder
 
     def stamp(self) -> object:
@@ -79,10 +79,10 @@ class Place:
 
 
 def locate(path: str | Place) -> Place:
-    """The place that a path names; a place is its own.
+    """The place that a path names; a place is returned as it is.
 
     Raises:
-      InputError: there is nothing.
+      InputError: there is nothing at the path.
     """
     if isinstance(path, Place):
         return path
@@ -110,26 +110,26 @@ def _kind(file: str) -> str:
 
 @dataclass
 class Unpacked:
-    """A folder into which archives are unpacked that can only be read in order.
+    """A folder for unpacking archives that can only be read in order.
 
     Attributes:
-      folder: its path.
-      names: archive -> name of the file that was made of it.
+      folder: the folder's path.
+      names: archive -> name of the file that it was unpacked to.
     """
 
     folder: str
     names: dict[str, str] = field(default_factory=dict)
 
     def name(self, archive: str, ending: str) -> str:
-        """The name of the file to make of an archive."""
+        """The name of the file to unpack an archive to."""
         stem = posixpath.basename(archive).partition(".")[0]
         return self.names.setdefault(archive, f"{len(self.names)}-{stem}.{ending}")
 
 
 def _reader(file: str) -> Read:
-    """(offset, size) -> bytes of a file, of a gzip file those in it.
+    """A function (offset, size) -> bytes of a file; for a gzip file, of its content.
 
-    What is remote or compressed is read on end; of a local file what is asked.
+    A remote or compressed file is read from beginning to end, a local one only where it is asked for.
     """
     is_gzip = _kind(file) == "gzip"
     if not storage.is_remote(file) and not is_gzip:
@@ -153,7 +153,7 @@ def _index(file: str, read: Read, named: str, wanted: Callable[[str], bool]) -> 
 
 
 def _tar_index(file: str, read: Read, named: str) -> Iterator[tar.Member]:
-    end = 1 << 62 if _kind(file) == "gzip" else storage.size(file)  # only its end says how long it is
+    end = 1 << 62 if _kind(file) == "gzip" else storage.size(file)  # only its end tells how long it is
     try:
         yield from tar.index(read, 0, end, named)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -165,7 +165,7 @@ def _tar_index(file: str, read: Read, named: str) -> Iterator[tar.Member]:
 
 @functools.lru_cache(maxsize=4)
 def _names(file: str, version: tuple) -> frozenset[str]:
-    """The folders of a zip or tar archive, and its files that may say what its images show."""
+    """The folders of a zip or tar archive, and its files that may hold labels."""
     found = set()
     if _kind(file) == "zip":
         listed = zip.names(_reader(file), storage.size(file), file)
@@ -182,7 +182,7 @@ def _names(file: str, version: tuple) -> frozenset[str]:
 
 
 def _inside(path: str) -> tuple[str, str] | None:
-    """The tar or zip archive that a path leads into, and the path in it; "" for the archive itself."""
+    """The tar or zip archive that a path leads into, and the path in it, "" for the archive itself; else None."""
     match = _INSIDE.fullmatch(path if path.endswith("/") else f"{path}/")
     if match and storage.size(match[1]) >= 0 and _kind(match[1]) != "parquet":
         return match[1], posixpath.normpath(match[2]) if match[2] else ""
@@ -190,7 +190,7 @@ def _inside(path: str) -> tuple[str, str] | None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or folder, also in an archive."""
+    """Whether a file or folder exists, also in an archive."""
     if storage.exists(path):
         return True
     place = _inside(path)
@@ -198,7 +198,7 @@ def exists(path: str) -> bool:
 
 
 def folders(path: str) -> list[str]:
-    """The names of the folders in a folder, or at the top of an archive, that are no clutter."""
+    """The names of the folders in a folder or at the top of an archive, without clutter."""
     if storage.is_folder(path):
         shown = (name for name in storage.names(path) if not storage.is_clutter(name))
         return [name for name in shown if storage.is_folder(storage.join(path, name))]
@@ -212,7 +212,7 @@ def folders(path: str) -> list[str]:
 
 
 def read(path: str) -> bytes:
-    """The bytes of a file, also of one in an archive."""
+    """The bytes of a file, which may be in an archive."""
     if storage.exists(path):
         return storage.read(path)
     archive, name = _inside(path) or (path, "")
@@ -220,7 +220,7 @@ def read(path: str) -> bytes:
 
 
 def files(path: str, ending: str) -> Iterator[tuple[str, bytes]]:
-    """Path and bytes of the files with this ending below a folder, also of one in an archive."""
+    """The path and bytes of each file with this ending below a folder, which may be in an archive."""
     if storage.is_folder(path):
         for file in image_folder.list_files(path):
             if file.path.endswith(ending):
@@ -241,15 +241,15 @@ def _contents(archive: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str
 
 
 def splits(path: str) -> tuple[dict[str, Place], str]:
-    """The training and validation images below a folder or in an archive, by their names; none if these do not say.
+    """Finds training and validation images in a folder or an archive, by names.
 
-    Folders `train` and `val`, or archives that have these words in their names, also in the folder `data`.
+    The names are folders `train` and `val`, or archives with these words in their names, also in the folder `data`.
 
     Returns:
-      Split -> place, and a line that says so.
+      Split -> place, empty if no names tell, and a line that says what was found.
     """
     below = folders(path)
-    while len(below) == 1 and below[0].lower() not in (*SPLIT_NAMES, "data"):  # a folder around all
+    while len(below) == 1 and below[0].lower() not in (*SPLIT_NAMES, "data"):  # a folder that holds everything
         path = storage.join(path, below[0])
         below = folders(path)
     named, note = _by_split({name: name.lower() for name in below}, path)
@@ -269,7 +269,7 @@ def splits(path: str) -> tuple[dict[str, Place], str]:
 
 
 def _by_split(words: dict[str, str], path: str) -> tuple[dict[str, list[str]], str]:
-    """Split -> names in a folder, by the word that says which split each is of; none unless both are there."""
+    """Split -> names in a folder, by the word in each that names a split; empty unless there are both splits."""
     present = [word for word in SPLIT_NAMES if word in words.values()]
     chosen = {SPLIT_NAMES[word]: word for word in reversed(present)}
     if len(chosen) < 2:
@@ -287,17 +287,17 @@ def _by_split(words: dict[str, str], path: str) -> tuple[dict[str, list[str]], s
 
 
 def images(place: Place, unpacked: Unpacked, found: Found, label_column: str = "") -> list[Image]:
-    """The images of a place, each with its class; of class "" where that is not said.
+    """The images of a place, each with its class, "" if that is not known.
 
-    Folders that are around all others, such as train/ around train/WNID/, are no classes.
+    Folders that hold all others, such as train/ in train/WNID/, are no classes.
 
     Args:
-      place: where they are.
-      unpacked: gets what can only be read in order.
-      found: gets what else there is.
-      label_column: the column of a Parquet file that holds the class; "": the one that is called so.
+      place: where the images are.
+      unpacked: where to unpack archives that can only be read in order.
+      found: takes notes of everything else.
+      label_column: the column of a Parquet file that holds the class; "" for the one that is called so.
     Raises:
-      InputError: an archive is cut or damaged, or says no classes.
+      InputError: an archive is cut or damaged, or has no classes.
     """
     if not place.archives:
         return image_folder.images(place.folder, image_folder.list_files(place.folder), found)
@@ -327,18 +327,18 @@ def images(place: Place, unpacked: Unpacked, found: Found, label_column: str = "
 
 
 def _around(folders: set[str]) -> str:
-    """The folder around all class folders."""
+    """The folder that holds all class folders."""
     return os.path.commonpath(folders) if len(folders) > 1 else posixpath.dirname("".join(folders))
 
 
 def _unsuffixed(image: Image) -> Image:
-    """An image in no folder whose name ends with its class, as in Hugging Face's parts of ImageNet."""
+    """Gives an image without a folder the class at the end of its name, as in Hugging Face's parts of ImageNet."""
     match = _HUGGING_FACE.fullmatch(image.path) if not image.synset else None
     return image._replace(synset=match[2], path=match[1] + match[3]) if match else image
 
 
 def _members(place: Place, archive: str, unpacked: Unpacked, labels: "_Labels", found: Found) -> Iterator[Image]:
-    """The files and folders of an archive and of the tars in it, each with its folder for a class."""
+    """The files and folders of an archive and of the tars in it; the folder of each is its class."""
     file = named = place.file(archive)
     name = archive
     prefix = f"{archive}/" if archive else ""
@@ -378,10 +378,10 @@ def _misplaced(path: str, synset: str) -> str:
 
 
 def _gunzipped(file: str, unpacked: Unpacked) -> tuple[str, str]:
-    """The tar in a gzip file, unpacked unless it has been, and its name.
+    """Unpacks the tar in a gzip file, unless that was done before, and returns it with its name.
 
     Raises:
-      InputError: it is cut or damaged, or the checksum at its end is another.
+      InputError: the file is cut or damaged, or the checksum at its end does not fit.
     """
     known, name = file in unpacked.names, unpacked.name(file, "tar")
     target = storage.join(unpacked.folder, name)
@@ -396,10 +396,10 @@ def _gunzipped(file: str, unpacked: Unpacked) -> tuple[str, str]:
 
 
 class _Labels(dict):
-    """The classes of a WebDataset: path without endings -> class, from N.cls or N.json beside N.jpg."""
+    """The classes of a WebDataset, from N.cls or N.json beside N.jpg: path without endings -> class."""
 
     def note(self, path: str, member: tar.Member, read) -> None:
-        """Takes a file of the archive, if it is one that holds a class."""
+        """Reads a file of the archive, if it is one that holds a class."""
         stem, _, ending = path.rpartition(".")
         if ending not in ("cls", "json") or member.size > _MAX_LABEL or member.packed:
             return
@@ -414,7 +414,7 @@ class _Labels(dict):
             self[stem] = text.decode("utf-8", "replace").strip()
 
     def given_to(self, listed: list[Image], place: Place, found: Found) -> list[Image]:
-        """The images with their classes; those without one are rejected."""
+        """The images with their classes; images without one are rejected."""
         labelled = []
         for image in listed:
             folder, _, base = image.path.rpartition("/")

@@ -1,4 +1,4 @@
-"""The input of a conversion: labelled images somewhere in a folder or an archive, not yet read."""
+"""The input of a conversion: labelled images in folders or archives, not read yet."""
 
 import zlib
 from collections import Counter
@@ -10,7 +10,7 @@ from data_prep import storage
 from data_prep.errors import BadImageError, InputError
 
 SPLITS = ("train", "validation")
-MOST_CLASSES = 1 << 17  # a class number beyond is none
+MOST_CLASSES = 1 << 17  # a larger class number is an error
 _AGAIN = "fix: give the same command again, which plans again"
 
 # (xmin, ymin, xmax, ymax) of one object, as fractions of the image's width and height.
@@ -24,7 +24,7 @@ class Image(NamedTuple):
     path: str  # in its folder or archive
     size: int  # bytes
     offset: int = -1  # in the archive; -1: a file of a folder
-    version: object = None  # JSON value that changes with its content: time of modification, a checksum, a store's tag
+    version: object = None  # JSON value that changes with the content: time of modification, a checksum, a store's tag
     archive: str = ""  # the archive in the folder; "": the source itself
     packed: tuple[int, ...] = ()  # of a zip's member: the bytes it takes if it is deflated, else -1; CRC-32
 
@@ -39,8 +39,8 @@ class Found:
     """What a scan gathers beside the images: see `Contents`.
 
     Attributes:
-      left_out: source -> folder -> how many of its files are no images, by kind; empty of an empty folder.
-      classes: number -> class and its name, where the source numbers its classes; empty: they are numbered in order.
+      left_out: source -> folder -> how many of its files are no images, by kind; {} for an empty folder.
+      classes: number -> class and its name, if the source numbers its classes; if empty, they are numbered in order.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -51,12 +51,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a data set turned out to hold.
+    """What a scan of a data set has found.
 
     Attributes:
       images: split -> its images, in any order.
-      synsets: class folders or WordNet ids, by class index.
-      class_names: what a person calls the classes, by class index.
+      synsets: the class folder or WordNet id of each class index.
+      class_names: the name of each class index, for people.
       boxes: file name without extension -> bounding boxes.
       notes: lines about what was left out.
       rejected: (path, why) of members that must not be used; they count as bad images.
@@ -75,13 +75,13 @@ class Dataset:
     """A data set as the command line names it.
 
     Attributes:
-      name: short, goes into the manifest.
-      origin: what it is made from, for people.
-      sources: split -> folder or archive that images' paths and offsets refer to.
-      named: split -> what messages call it; None: its source.
-      unpacked: local folder into which `scan` unpacks what can only be read in order; removed when all is done.
-      stamp: JSON value that changes when the inputs do; cheap to get.
-      scan: lists everything; may take minutes.
+      name: a short name, for the manifest.
+      origin: what the data set is made from, for people.
+      sources: split -> folder or archive to which images' paths and offsets refer.
+      named: split -> what messages call its source; None for the source itself.
+      unpacked: local folder into which `scan` unpacks archives that can only be read in order; removed at the end.
+      stamp: a JSON value that changes when the inputs do; it is cheap to get.
+      scan: a function that lists everything, which may take minutes.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Dataset:
 
 
 def by_kind(kinds: Counter) -> str:
-    """Says how many files there are of each kind of ending."""
+    """Says how many files there are of each kind."""
     return ", ".join(f"{count:,} {f'.{kind}' if kind else 'without an ending'}" for kind, count in kinds.most_common())
 
 
@@ -105,11 +105,11 @@ def check_splits(train: object, validation: object) -> None:
 
 
 def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found: Found) -> list[str]:
-    """The classes of the training images, in order; images in no class folder are taken out, with a note.
+    """The classes of the training images, in order. Images in no class folder are removed, with a note.
 
     Raises:
-      InputError: a split without images in class folders, a class folder without an image, fewer than two classes, or a
-        class that only the validation images have.
+      InputError: a split has no images in class folders, a class folder has no image, there are fewer than two classes,
+        or only validation images have a class.
     """
     classes = {}
     for split in SPLITS:
@@ -145,13 +145,13 @@ def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; no network can learn these; "
             "add training images or remove the folders"
         )
-    if found.classes:  # also one without an image, for the numbers of the others
+    if found.classes:  # also a class without an image, as the others keep their numbers
         return [found.classes[number][0] for number in sorted(found.classes)]
     return sorted(train)
 
 
 class Placed(Protocol):
-    """Where the bytes of an image are: what `Image` and a plan's member have in common."""
+    """Where the bytes of an image are; what `Image` and a plan's `Member` have in common."""
 
     @property
     def path(self) -> str: ...
@@ -170,7 +170,7 @@ class Placed(Protocol):
 
 
 def archive_of(source: str, image: Placed) -> str:
-    """The archive that an image's offset refers to."""
+    """The archive to which an image's offset refers."""
     return storage.join(source, image.archive) if image.archive else source
 
 
@@ -178,8 +178,8 @@ def read_image(source: str, image: Placed) -> bytes:
     """The bytes of one image; `source` is the folder or archive it is in.
 
     Raises:
-      BadImageError: it may not be read, or its zip archive is damaged there.
-      InputError: it is gone or no longer has its size.
+      BadImageError: the image may not be read, or its zip archive is damaged there.
+      InputError: the image is gone, or its size has changed.
     """
     stored = image.packed[0] if image.packed and image.packed[0] >= 0 else image.size
     try:
@@ -201,7 +201,7 @@ def read_image(source: str, image: Placed) -> bytes:
 
 
 def _unpacked(data: bytes, image: Placed) -> bytes:
-    """What a member of a zip archive holds."""
+    """The content of a member of a zip archive."""
     deflated, crc = image.packed
     if deflated >= 0:
         try:

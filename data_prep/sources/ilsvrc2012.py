@@ -1,6 +1,6 @@
-"""The ILSVRC2012 release ("ImageNet"): its archives, the folders people make of them, devkit, bounding boxes.
+"""Reads the ILSVRC2012 release ("ImageNet"): its archives or folders made of them, its devkit and bounding boxes.
 
-Known forms, found by name below one folder or given one by one:
+These forms are known. Their parts are found by name below one folder, or given one by one:
   the release     ILSVRC2012_img_train.tar (a tar of 1,000 class tars), ILSVRC2012_img_val.tar (flat),
                   ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_bbox_train_v2.tar.gz, ILSVRC2012_bbox_val_v3.tgz
   torchvision's   train/WNID/*.JPEG, val/WNID/*.JPEG
@@ -10,8 +10,8 @@ Known forms, found by name below one folder or given one by one:
   Tiny ImageNet   train/WNID/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt, words.txt: the folder or its zip
 
 The class index is the position of the WordNet id (wnid) in sorted order, as everywhere since Caffe. The devkit numbers
-the classes differently (ILSVRC2012_ID, the order of meta.mat), and only these numbers are in its validation ground
-truth: they are mapped through the wnid.
+the classes differently (ILSVRC2012_ID, the order of meta.mat). Its validation ground truth has only these numbers,
+which are mapped to the class index through the wnid.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ NAME = "imagenet2012"
 CLASSES = 1000
 IMAGES = {"train": 1_281_167, "validation": 50_000}
 
-# How the names of archives end that hold all parts, as Kaggle and Stanford call them.
+# Endings of archives of Kaggle and Stanford that hold all parts.
 _WHOLE = ("challenge.zip", "patched2019.tar.gz", "patched2019.tar", "imagenet-200.zip")
 
-# Where each part is below the folder given as --imagenet; the first that exists counts.
+# Where each part may be below the folder given as --imagenet; the first that exists is taken.
 _PLACES = {
     "train": ("ILSVRC2012_img_train.tar", "train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train", "CLS-LOC/train"),
     "validation": (
@@ -56,7 +56,7 @@ _PLACES = {
         "Annotations/CLS-LOC/train",
     ),
     "validation_boxes": ("ILSVRC2012_bbox_val_v3.tgz", "ILSVRC/Annotations/CLS-LOC/val", "Annotations/CLS-LOC/val"),
-    # Tiny ImageNet has its own; somebody may have given a folder inside of Kaggle's.
+    # Tiny ImageNet has its own table; `..` finds Kaggle's if a folder inside of it was given.
     "validation_labels": (
         *("LOC_val_solution.csv", "val/val_annotations.txt"),
         *("../LOC_val_solution.csv", "../../LOC_val_solution.csv", "../../../LOC_val_solution.csv"),
@@ -70,13 +70,13 @@ _PLACES = {
 _WNID = re.compile(r"n\d{8}")
 _WORDS = re.compile(r"(n\d{8})[ \t](.*)")
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
-_MAX_TEXT = 1 << 26  # bytes of a devkit (2.5 MB) or of one small file in it: more is no devkit
-_MAX_XML = 1 << 20  # bytes of one annotation (under 10 kB)
+_MAX_TEXT = 1 << 26  # most bytes of a devkit (2.5 MB) or of one small file in it
+_MAX_XML = 1 << 20  # most bytes of one annotation (under 10 kB)
 
 
 @dataclass(frozen=True)
 class Release:
-    """Where the parts are: paths, empty for what there is not; without validation images a share of all is taken."""
+    """The paths of the parts, "" for a missing one. Without validation images, a share of training is taken."""
 
     train: str | Place
     validation: str | Place
@@ -88,10 +88,10 @@ class Release:
 
 
 def find(folder: str, given: Mapping[str, str | None]) -> Release:
-    """The parts in a folder or archive, or in the one folder or known archive in it, after those `given` by name.
+    """Finds the parts in a folder or archive, or in the only folder or known archive in it; `given` ones come first.
 
     Raises:
-      InputError: no such folder, or no training or no validation images in it.
+      InputError: there is no such folder, or it has no training or no validation images.
     """
     if folder and not archives.exists(folder):
         raise InputError(f"--imagenet={folder}: no such folder; give the one that holds {_PLACES['train'][0]}")
@@ -112,12 +112,12 @@ def find(folder: str, given: Mapping[str, str | None]) -> Release:
 
 
 def _part(folder: str, part: str) -> str:
-    """The path of a part of the release in a folder or archive, "" if it has none."""
+    """The path of a part of the release in a folder or archive; "" if the part is missing."""
     return next((path for place in _PLACES[part] if archives.exists(path := storage.join(folder, place))), "")
 
 
 def _roots(folder: str, depth: int = 3) -> Iterator[str]:
-    """A folder or archive, the known archives in it, the one folder in it, and so on down."""
+    """A folder or archive, then the known archives in it, the only folder in it, and so on downwards."""
     yield folder
     below = archives.folders(folder)
     if storage.is_folder(folder):
@@ -128,13 +128,13 @@ def _roots(folder: str, depth: int = 3) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Given:
-    """What was asked for beside the places.
+    """What the person has given beside the places.
 
     Attributes:
-      strict: assert 1,000 synsets, 1,281,167 training and 50,000 validation images.
-      share: of validation, between 0 and 1, where images are not split; None: 0.2. `seed` decides which.
-      label_column: of Parquet files.
-      note: a line about how the places were found.
+      strict: whether to require 1,000 synsets, 1,281,167 training and 50,000 validation images.
+      share: the share of validation, between 0 and 1, if images are not split; None for 0.2. `seed` decides which.
+      label_column: the column of Parquet files that holds the class.
+      note: a line that says how the places were found.
     """
 
     strict: bool = False
@@ -164,7 +164,7 @@ def read_devkit(path: str) -> Devkit:
     """Reads ILSVRC2012_devkit_t12, the archive or its extracted folder.
 
     Raises:
-      InputError: a part is missing or malformed.
+      InputError: a part of the devkit is missing or malformed.
     """
     wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
     if storage.is_folder(path):
@@ -183,7 +183,7 @@ def read_devkit(path: str) -> Devkit:
     try:
         synsets = scipy.io.loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
         rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in synsets.ravel()]
-    except Exception as error:  # whatever a damaged .mat makes of scipy
+    except Exception as error:  # whatever scipy raises for a damaged .mat
         raise InputError(f"{path}: meta.mat cannot be read ({error}); fix: download the devkit again") from None
     wnids = {number: wnid for number, wnid, _ in rows}
     if not rows or len(wnids) < len(rows) or not all(map(_WNID.fullmatch, wnids.values())):
@@ -195,11 +195,11 @@ def read_devkit(path: str) -> Devkit:
 
 
 def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the files of a gzipped tar archive whose base name is `wanted`, streamed.
+    """Streams the name and bytes of the files in a gzipped tar archive whose base name is `wanted`.
 
     Raises:
-      InputError: cut, damaged (gzip's checksum is compared at the end), no such archive, or a member of more than
-        `limit` bytes.
+      InputError: the archive is missing, cut or damaged (gzip's checksum is compared at the end), or a member has more
+        than `limit` bytes.
     """
     try:
         with storage.open_read(path) as file, gzip.open(file) as unzipped:
@@ -211,7 +211,7 @@ def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
                     if wants and (content := archive.extractfile(member)):
                         yield member.name, content.read()
                     archive.members = []  # type: ignore[attr-defined]  # it keeps every header it has seen
-            if len(unzipped.read(_MAX_TEXT)) == _MAX_TEXT:  # reading to the end is what compares the checksum
+            if len(unzipped.read(_MAX_TEXT)) == _MAX_TEXT:  # gzip compares its checksum only when it is read to the end
                 raise InputError(f"{path}: something follows the end of the archive")
     except InputError:
         raise
@@ -220,10 +220,10 @@ def _small_files(path: str, limit: int, wanted) -> Iterator[tuple[str, bytes]]:
 
 
 def read_boxes(path: str, found: Found) -> Iterator[tuple[str, list[Box]]]:
-    """Image name without extension and bounding boxes of every annotation, from an archive or folder of Pascal VOC XML.
+    """The image's name without extension, and the boxes, of every annotation (Pascal VOC XML) in an archive or folder.
 
-    Coordinates become fractions of the size the annotation states, clipped to [0, 1]; boxes without area, which the
-    release contains, are left out, as TF-Slim's process_bounding_boxes.py does.
+    Coordinates become fractions of the size that the annotation states, clipped to [0, 1]. Boxes without area, which
+    the release contains, are left out, as in TF-Slim's process_bounding_boxes.py.
     """
     files: Iterator[tuple[str, bytes]]
     if path.endswith(("gz", ".GZ")) and not storage.is_folder(path):
@@ -263,7 +263,7 @@ def _parse_boxes(content: bytes) -> list[Box]:
 
 
 def _truth(release: Release, flat: list[Image], devkit: Devkit | None) -> dict[str, str]:
-    """Validation image's name without ending -> wnid, from whichever file says so."""
+    """Validation image's name without ending -> wnid, from the file that has these labels."""
     labels = release.validation_labels
     if labels:
         text = archives.read(labels).decode("utf-8", "replace")
@@ -278,7 +278,7 @@ def _truth(release: Release, flat: list[Image], devkit: Devkit | None) -> dict[s
         return {
             f"ILSVRC2012_val_{number:08}": devkit.wnids[label] for number, label in enumerate(devkit.ground_truth, 1)
         }
-    if release.validation_boxes and not release.validation_boxes.endswith("gz"):  # patched2019 has nothing else
+    if release.validation_boxes and not release.validation_boxes.endswith("gz"):  # patched2019 has no other labels
         truth = {}
         for name, content in archives.files(release.validation_boxes, ".xml"):
             with contextlib.suppress(ElementTree.ParseError, ValueError):
@@ -294,7 +294,7 @@ def _truth(release: Release, flat: list[Image], devkit: Devkit | None) -> dict[s
 
 
 def _labelled_validation(release: Release, flat: list[Image], devkit: Devkit | None, found: Found) -> Iterator[Image]:
-    """Validation images that are in no class folder, with the class the ground truth gives them."""
+    """Validation images that are in no class folder, with their class by the ground truth."""
     truth, place = _truth(release, flat, devkit), locate(release.validation)
     found.left_out.pop(place.path, None)  # its folders are no classes
     for image in flat:
@@ -323,7 +323,9 @@ def _scan(release: Release, folder: str, given: Given) -> Contents:
         _assert_complete(images, synsets, named)
     words = devkit.words if devkit else dict(found.classes.values())
     if release.synset_words:
-        lines = archives.read(release.synset_words).decode("utf-8", "replace").split("\n")  # a name may hold others
+        lines = (
+            archives.read(release.synset_words).decode("utf-8", "replace").split("\n")
+        )  # a name may hold other line breaks
         words = words or {match[1]: match[2] for line in lines if (match := _WORDS.fullmatch(line.removesuffix("\r")))}
     if devkit and (unknown := [synset for synset in synsets if synset not in words]):
         found.notes.append(f"{release.devkit}: knows no words for {len(unknown)} classes, such as {unknown[0]}")
@@ -353,11 +355,11 @@ def dataset(release: Release, name: str = "", given: Given = NOTHING, unpacked: 
 
     Args:
       release: see `find`.
-      name: for the manifest; by default `NAME` of the release's archives, of others what they are called.
-      given: what else was asked for.
-      unpacked: local folder to unpack into what can only be read in order.
+      name: the name for the manifest; by default `NAME` for the release's archives, else the name of the files.
+      given: what the person has given beside these.
+      unpacked: local folder for unpacking archives that can only be read in order.
     Raises:
-      InputError: a folder is missing; `scan` raises more.
+      InputError: a folder is missing. `scan` may raise more.
     """
     places, stamp = _places(release), {}
     check_splits(release.train, release.validation)
@@ -387,10 +389,10 @@ def of_images(path: str, name: str = "", given: Given = NOTHING, unpacked: str =
     """The data set of a folder or archive that holds training and validation images, or images to be split.
 
     Args:
-      path: of the folder or archive.
+      path: the path of the folder or archive.
       name, given, unpacked: see `dataset`.
     Raises:
-      InputError: a share was given, and the images are split already.
+      InputError: a share was given, although the images are split already.
     """
     places, note = archives.splits(path)
     if not places:

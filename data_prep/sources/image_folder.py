@@ -1,4 +1,4 @@
-"""An image-folder data set: one folder a class, the class index being the position in the sorted folder names."""
+"""A data set in folders, one for each class. The class index is the position in the sorted names of the folders."""
 
 import hashlib
 import itertools
@@ -24,7 +24,7 @@ from data_prep.sources.dataset import (
 )
 from data_prep.storage import File
 
-# Endings that people keep pictures under. Those that cannot be decoded are bad images, named, and not left out.
+# Endings of pictures. Pictures that cannot be decoded count as bad images, and are named.
 _PICTURES = {
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff", "avif", "avifs", "jxl"),
     *("heic", "heics", "heif", "hif", "ppm", "pgm", "pbm", "pnm", "pfm", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c"),
@@ -49,20 +49,20 @@ _PICTURES = {
     ),
     *("svg", "eps", "dng", "cr2", "cr3", "nef", "arw", "orf", "raf", "rw2", "raw"),
 }
-# What lies beside them and is left out unopened; every other ending is opened, and its first bytes decide.
+# Endings of other files, which are left out unopened. With any other ending the first bytes decide.
 _OTHERS = {
     *("txt", "md", "rst", "html", "htm", "pdf", "doc", "docx", "csv", "tsv", "xml", "json", "jsonl", "yaml", "yml"),
     *("ini", "cfg", "log", "db", "sqlite", "mat", "npy", "npz", "pkl", "py", "sh", "md5", "sha1", "sha256", "url"),
     *("lnk", "mp4", "mov", "avi"),
 }
-_ARCHIVES = {"tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip", "7z", "rar"}  # in place of a class folder
+_ARCHIVES = {"tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip", "7z", "rar"}  # instead of a class folder
 
 
 def list_files(folder: str) -> list[File]:
     """Every file below a folder: see `storage.Storage.find`.
 
     Raises:
-      InputError: no such folder.
+      InputError: there is no such folder.
     """
     if not storage.is_folder(folder):
         what = "is no folder" if storage.exists(folder) else "no such folder"
@@ -71,12 +71,12 @@ def list_files(folder: str) -> list[File]:
 
 
 def digest(files: list[File]) -> str:
-    """Changes when any file's name, size or version does."""
+    """A digest that changes if any file's name, size or version does."""
     return hashlib.sha256(repr(files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def images(source: str, files: list[File], found: Found) -> list[Image]:
-    """The images of a folder, of class "" if they are in no class folder; `found` gets what else there is."""
+    """The images of a folder, of class "" if they are in no class folder; `found` takes notes of everything else."""
     candidates = (Image(path.partition("/")[0] if "/" in path else "", path, size, -1, v) for path, size, v in files)
     listed, left_out = pictures(source, candidates, found)
     for file in listed:
@@ -90,15 +90,15 @@ def images(source: str, files: list[File], found: Found) -> list[Image]:
 def pictures(
     source: str, files: Iterable[Image], found: Found, named: str = ""
 ) -> tuple[list[Image], dict[str, Counter]]:
-    """Tells pictures from other files, by the ending or, where that does not say, by the first bytes.
+    """Tells pictures from other files, by the ending or, if that is not known, by the first bytes.
 
     Args:
       source: the folder or archive.
-      named: what notes call it, if another name.
-      files: every file in it, and the folders (path with a slash at the end), with the folder it is in for a class.
-      found: gets a note that counts all by kind.
+      named: what notes call the source, if not by its path.
+      files: all files and folders (with a slash at the end) of the source; the folder of each is its class.
+      found: gets a note that counts the other files by kind.
     Returns:
-      The pictures, and folder -> how many other files it holds, by kind; an archive counts as a folder.
+      The pictures, and folder -> how many other files it holds, by kind. An archive counts as a folder.
     """
     kept, kinds, unknown, others = [], Counter(), [], []
     for file in files:
@@ -131,7 +131,7 @@ def pictures(
 
 
 def _heads(source: str, files: list[Image]) -> Iterator[bytes | None]:
-    """The first bytes of each file, None if it cannot be read."""
+    """The first bytes of each file; None if it cannot be read."""
     deflated = [bool(file.packed) and file.packed[0] >= 0 for file in files]
     places = []
     for file in itertools.compress(files, map(operator.not_, deflated)):
@@ -145,7 +145,7 @@ def _heads(source: str, files: list[Image]) -> Iterator[bytes | None]:
 
 
 def by_class(left_out: dict[str, Counter], class_of: Callable[[str], str]) -> dict[str, Counter]:
-    """Adds up what folders hold by their class."""
+    """Adds up the counts of folders by class."""
     grouped = {}
     for folder, kinds in left_out.items():
         grouped.setdefault(class_of(folder), Counter()).update(kinds)
@@ -153,17 +153,17 @@ def by_class(left_out: dict[str, Counter], class_of: Callable[[str], str]) -> di
 
 
 def _ending(path: str) -> str:
-    """What follows the last dot of a file's name, in lower case."""
+    """The part of a file's name after its last dot, in lower case."""
     ending = path.rpartition(".")[2]
     return "" if "/" in ending or len(ending) == len(path) else ending.lower()
 
 
 def name_after(train: str, is_split: bool = True) -> str:
-    """What a data set is called unless a person names it: after its archive, or else the folder above `train`.
+    """The default name of a data set: that of its archive, or of the folder above `train`.
 
     Args:
       train: a folder or an archive.
-      is_split: whether it holds training images only.
+      is_split: whether `train` holds only training images.
     """
     stem = os.path.splitext(os.path.basename(train.rstrip("/")))[0]
     if not storage.is_folder(train) and not stem.lower().startswith("train"):
@@ -172,10 +172,10 @@ def name_after(train: str, is_split: bool = True) -> str:
 
 
 def dataset(train: str, validation: str, name: str = "") -> Dataset:
-    """The data set of two folders that each hold one folder a class.
+    """The data set of two folders, each with a folder for each class.
 
     Raises:
-      InputError: both splits are of the same images; see `list_files`; `scan` raises those of `check_classes`.
+      InputError: both splits have the same images; or as in `list_files`. `scan` raises the errors of `check_classes`.
     """
     check_splits(train, validation)
     sources = {"train": train, "validation": validation}

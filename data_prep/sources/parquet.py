@@ -1,7 +1,7 @@
-"""Images and labels in Parquet files, as Hugging Face's `datasets` writes them, read by pyarrow.
+"""Reads images and labels from Parquet files, as Hugging Face's `datasets` writes them, with pyarrow.
 
-A column of images holds files: a struct of `bytes` and `path`, or bytes alone. Its neighbours in a row group are
-compressed together, so the images are copied out once, in order, to a file in which each can be found.
+A column of images holds files: a struct of `bytes` and `path`, or only bytes. The rows of a group are compressed
+together, so all images are first copied out, in order, to a file in which each can be found.
 """
 
 import json
@@ -16,7 +16,7 @@ from data_prep.program import require
 from data_prep.sources.dataset import MOST_CLASSES, Found, Image
 
 LABELS = ("label", "labels", "fine_label", "class", "cls", "category", "target", "y")
-"""The columns that hold the class, the first that is there."""
+"""Names of the column that holds the class; the first that exists is taken."""
 
 _NAMED = re.compile(
     r"(.*?)(?:_(n\d{8}))?(\.JPEG)", re.DOTALL
@@ -49,13 +49,13 @@ def images(file: str, is_one_of_several: bool, target: str, found: Found, label_
     """The images of a file, which are copied to the file `target`.
 
     Args:
-      file: path.
-      is_one_of_several: whether the images' paths begin with its name.
-      target: path, in a folder that exists.
-      found: gets the classes, if the file names or numbers them, and rows without an image.
-      label_column: "" for the first of `LABELS`.
+      file: the path of the Parquet file.
+      is_one_of_several: whether the images' paths begin with the file's name.
+      target: the path to copy to, in a folder that exists.
+      found: gets the classes, if the file names or numbers them, and the rows without an image.
+      label_column: the column that holds the class; "" for the first of `LABELS`.
     Raises:
-      InputError: no Parquet file, damaged, or without a column of images or one of labels.
+      InputError: the file is not Parquet, is damaged, or lacks a column of images or of labels.
     """
     require("pyarrow")
     import pyarrow
@@ -116,7 +116,7 @@ def _columns(file: str, schema, label_column: str) -> tuple[str, str]:
 
 
 def _classes(schema, label: str) -> dict[int, tuple[str, str]]:
-    """Number -> class and its name, from what Hugging Face's library writes beside the schema; empty if it does not."""
+    """Number -> class and its name, from Hugging Face's metadata in the schema; empty if there are none."""
     try:
         names = [*map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"])]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -126,7 +126,7 @@ def _classes(schema, label: str) -> dict[int, tuple[str, str]]:
 
 
 def _rows(table, image: str, label: str) -> Iterator[tuple]:
-    """The bytes, path and class of each row; None for what is not there."""
+    """The bytes, path and class of each row; None for a missing one."""
     import pyarrow
 
     for batch in table.iter_batches(_BATCH_ROWS, columns=[image, label]):
@@ -142,7 +142,7 @@ def _rows(table, image: str, label: str) -> Iterator[tuple]:
 
 
 def _name(path: str | None, file: str, number: int) -> tuple[str, str, str]:
-    """A file's name, the WordNet id at its end, its ending."""
+    """Splits a file's name into the name, the WordNet id at its end, and the ending."""
     base = posixpath.basename(path or "") or f"{posixpath.splitext(file)[0]}-{number:07}"
     match = _NAMED.fullmatch(base)
     return (match[1], match[2] or "", match[3]) if match else (base, "", "")

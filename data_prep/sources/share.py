@@ -1,4 +1,4 @@
-"""Splits one set of images into training and validation: stratified, by seed, identical files on the same side."""
+"""Splits one set of images into training and validation images: by class, by a seed, with equal files on one side."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,14 +11,14 @@ def split(source: str, images: list[Image], share: float, seed: int, found: Foun
     """Splits the images of each class.
 
     A class of n images gives round(share * n) to validation, at least 1 and at most n - 1. Files of the same bytes stay
-    together, so a class that has copies may give fewer or more. The choice is a function of the seed and of the images'
-    classes and names.
+    together, so a class with copies may give fewer or more. The choice depends only on the seed and the images' classes
+    and names.
 
     Args:
       source: the folder or archive that the images are in.
-      images: each with its class; those of class "" go to training.
-      share: of validation, between 0 and 1.
-      seed: of the choice.
+      images: the images with their classes; those of class "" go to training.
+      share: the share of validation, between 0 and 1.
+      seed: the random seed of the choice.
       found: gets a line about classes whose images cannot be on both sides.
     Returns:
       "train" and "validation" -> images.
@@ -35,7 +35,7 @@ def split(source: str, images: list[Image], share: float, seed: int, found: Foun
     for number, (_, own) in enumerate(groups):
         if all(given[synset] + count <= wanted[synset] for synset, count in own.items()):
             choose(number, own)
-    for number, (_, own) in enumerate(groups):  # classes of which every group was too large
+    for number, (_, own) in enumerate(groups):  # classes in which every group of equal files was too large
         leaves_some = all(given[synset] + count < all_of[synset] for synset, count in own.items())
         if number not in chosen and leaves_some and any(synset and not given[synset] for synset in own):
             choose(number, own)
@@ -52,9 +52,9 @@ def split(source: str, images: list[Image], share: float, seed: int, found: Foun
 
 
 def _groups(source: str, images: list[Image], seed: int) -> list[list[Image]]:
-    """The images in an order that the seed decides, those of the same bytes together.
+    """The images in an order that the seed decides, in groups of the same bytes.
 
-    Only files of a size that another one has are read.
+    Only files with the same size as another one are read.
     """
     sizes, groups = Counter(image.size for image in images), defaultdict(list)
     for image in images:
@@ -70,5 +70,5 @@ def _groups(source: str, images: list[Image], seed: int) -> list[list[Image]]:
 def _content(source: str, image: Image) -> bytes | tuple[str]:
     try:
         return hashlib.blake2b(read_image(source, image), digest_size=16).digest()
-    except BadImageError:  # a worker says so
+    except BadImageError:  # a worker reports it later
         return (image.path,)

@@ -1,7 +1,7 @@
-"""The index of a tar archive (POSIX ustar and pax, GNU): where each member's bytes lie, from its headers alone.
+"""Indexes a tar archive (POSIX ustar and pax, GNU) by its headers: finds where each member's bytes are.
 
-Nothing is unpacked, so no member can name a place to write to; members that try are handed out as rejected, by name.
-An archive that is cut, or whose headers do not fit their checksums, is refused as a whole.
+Nothing is unpacked, so no member can name a place to write to; members that try are marked as rejected. An archive that
+is cut, or whose headers do not fit their checksums, is refused as a whole.
 """
 
 import re
@@ -15,7 +15,7 @@ from data_prep.errors import InputError
 _BLOCK = 512
 _PADDING = 1 << 20  # zeros that may follow the end mark; GNU tar pads to 10 kB, tapes to at most 1 MiB
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_MAX_EXTENSION = 1 << 16  # bytes of a long name or pax header
+_MAX_EXTENSION = 1 << 16  # most bytes of a long name or pax header
 
 _REGULAR, _FOLDER, _GNU_LONG_NAME, _PAX, _PAX_GLOBAL = b"\x0007", b"5", b"L", b"x", b"g"
 _REJECTED_KINDS = {
@@ -29,7 +29,7 @@ _REJECTED_KINDS = {
 }
 
 
-# What people have in place of a tar, by its first bytes, and what to do about it.
+# Other files that people may have instead of a tar, by their first bytes, and what to do about each.
 _OTHER_ARCHIVES = {
     b"BZh": ("is compressed with bzip2, so members cannot be found quickly", "bunzip2 it"),
     b"\xfd7zXZ\0": ("is compressed with xz, so members cannot be found quickly", "unxz it"),
@@ -40,24 +40,24 @@ _OTHER_ARCHIVES = {
 
 
 class Member(NamedTuple):
-    """A regular file in an archive, or a folder (slash at the end); `rejected` says why it must not be used."""
+    """A file in an archive, or a folder (with a slash at the end). `rejected` says why it must not be used, if so."""
 
     name: str
-    offset: int  # of its bytes, in the file that was indexed
+    offset: int  # where its bytes begin in the file that was indexed
     size: int
     rejected: str = ""
-    packed: tuple[int, ...] = ()  # of a zip's: the bytes it takes if it is deflated, else -1; CRC-32
+    packed: tuple[int, ...] = ()  # in a zip: its compressed size if it is deflated, else -1; its CRC-32
 
 
 def index(read: Callable[[int, int], bytes], start: int, end: int, archive: str) -> Iterator[Member]:
-    """The members of the tar archive in bytes `start` to `end` of a file; clutter (`storage.is_clutter`) is left out.
+    """The members of a tar archive in the bytes `start` to `end` of a file, without clutter (`storage.is_clutter`).
 
     Args:
-      read: (offset, size) -> bytes of the file; fewer only at its end.
+      read: a function (offset, size) -> bytes of the file, fewer only at its end.
       start, end: the archive's range: the whole file, or a member that is itself an archive.
-      archive: what messages call it.
+      archive: what messages call the archive.
     Raises:
-      InputError: not a tar archive, cut, or damaged.
+      InputError: it is not a tar archive, or is cut or damaged.
     """
     position, seen, long_name, pax = start, set(), "", {}
 
@@ -127,7 +127,7 @@ def index(read: Callable[[int, int], bytes], start: int, end: int, archive: str)
 
 
 def unusable_name(name: str, seen: set[str]) -> str:
-    """Why a member of this name must not be used, "" if it may; `seen` are the names before it."""
+    """Why a member of this name must not be used; "" if it may. `seen` holds the names before it."""
     if name.startswith("/") or "\\" in name or (".." in name and ".." in name.split("/")):
         return "has an absolute path or one with '..'"
     if not name or _CONTROL.search(name):
@@ -140,7 +140,7 @@ def _blocks(size: int) -> int:
 
 
 def _number(field: bytes) -> int:
-    """A number field: octal text, or base 256 if the first bit is set; -1 if it is neither."""
+    """The value of a number field, octal text or, if the first bit is set, base 256; -1 if it is neither."""
     if field[0] & 0x80:
         return int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:], "big") if not field[0] & 0x40 else -1
     digits = field.partition(b"\0")[0].strip()
@@ -152,7 +152,7 @@ def _text(field: bytes) -> str:
 
 
 def _pax_records(payload: bytes) -> dict[str, str] | None:
-    """The `length key=value` records of a pax extended header; None if they are malformed."""
+    """The records `length key=value` of a pax extended header; None if they are malformed."""
     records = {}
     while payload:
         length = payload.partition(b" ")[0]
