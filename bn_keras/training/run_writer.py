@@ -1,14 +1,15 @@
 """Writes a run's files while it trains: its curve, TensorBoard's events, checkpoints and model; shows its progress."""
 
-import glob
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 from PIL import Image
 
+from bn_keras import storage
 from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.progress import Progress
 from bn_keras.runs import checkpoint
@@ -46,11 +47,7 @@ class RunRecord:
         if writes:
             self._curve.truncate(step)
             self._board = TensorBoardWriter(directory.path, config.flat(), self._curve.rows)
-            for path, name, of_step in self._pictures():
-                if of_step > step:
-                    os.remove(path)
-                else:
-                    self._board.add_picture(name, of_step, path)
+            self._restore_pictures(step)
             self._progress = Progress(config.builder or config.variant.name, config.steps, skipped)
         else:
             self._curve.forget(step)
@@ -67,18 +64,23 @@ class RunRecord:
     def add_pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
         """Saves pictures as `pictures/NAME-STEP.png`, and adds them to TensorBoard."""
         if self._writes:
-            os.makedirs(self._picture_folder, exist_ok=True)
+            storage.make_folder(self._picture_folder)
             for name, picture in pictures.items():
-                path = os.path.join(self._picture_folder, f"{name}-{step:08d}.png")
-                with replacing(path) as temporary:
+                with replacing(os.path.join(self._picture_folder, f"{name}-{step:08d}.png")) as temporary:
                     picture.save(temporary)
-                self._board.add_picture(name, step, path)
+                    png = Path(temporary).read_bytes()
+                self._board.add_picture(name, step, png, time.time())
 
-    def _pictures(self):
-        """(path, name, step) of every saved picture, by step."""
-        paths = glob.glob(os.path.join(glob.escape(self._picture_folder), "*-" + 8 * "[0-9]" + ".png"))
-        found = [(path, *os.path.basename(path).removesuffix(".png").rsplit("-", 1)) for path in paths]
-        return sorted(((path, name, int(step)) for path, name, step in found), key=lambda picture: picture[2])
+    def _restore_pictures(self, step):
+        """Adds the saved pictures to TensorBoard's new event file; removes those of later steps."""
+        times = {row["step"]: row.get("wall_time", 0.0) for row in self._curve.rows if row["kind"] == "validation"}
+        for file in sorted(storage.files(self._picture_folder)):
+            name, _, number = file.removesuffix(".png").rpartition("-")
+            path = os.path.join(self._picture_folder, file)
+            if number.isdecimal() and int(number) > step:
+                storage.remove(path)
+            elif number.isdecimal():
+                self._board.add_picture(name, int(number), storage.read(path), times.get(int(number), 0.0))
 
     def steps_of(self, kind: str) -> list[int]:
         """The steps that have a row of this kind."""

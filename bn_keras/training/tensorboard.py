@@ -4,8 +4,8 @@ Event files are made from the curve: opening a run's writer deletes its old even
 again. A run that was killed and resumed thus shows one unbroken line, with the times at which its points were made.
 """
 
+import io
 import os
-from pathlib import Path
 
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -89,17 +89,16 @@ class TensorBoardWriter:
         for tag, value in _scalars(row):
             self._add(scalar_pb(tag, value), row["step"], row.get("wall_time"))
 
-    def add_picture(self, name: str, step: int, path: str) -> None:
-        """Adds the picture of a PNG file, to the page IMAGES; its time is that of the file."""
-        png = Path(path).read_bytes()
-        with Image.open(path) as picture:
+    def add_picture(self, name: str, step: int, png: bytes, wall_time: float) -> None:
+        """Adds a picture, the bytes of a PNG file, to the page IMAGES."""
+        with Image.open(io.BytesIO(png)) as picture:
             size = [str(length).encode() for length in picture.size]
         value = Summary.Value(
             tag=f"pictures/{name}",
             metadata=image.create_summary_metadata(display_name=None, description=""),
             tensor=make_tensor_proto([*size, png], dtype="string"),
         )
-        self._add(Summary(value=[value]), step, os.path.getmtime(path))
+        self._add(Summary(value=[value]), step, wall_time)
 
     def flush(self) -> None:
         self._writer.flush()
