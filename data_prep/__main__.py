@@ -1,13 +1,13 @@
 """Turns an image data set into TFRecord shards with a manifest.
 
   python -m data_prep --embedded=mnist --output_dir=D                    5,000 real digits, no download
-  python -m data_prep --images=FOLDER --output_dir=D                     one folder a class, a fifth for validation
-  python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  likewise, split already
-  python -m data_prep --tfds=cifar10 --output_dir=D                      what TensorFlow Datasets has, downloaded by it
-  python -m data_prep --imagenet=FOLDER --output_dir=D                   ILSVRC2012, as archives or extracted
-  python -m data_prep verify D                                           checks what is in D
+  python -m data_prep --images=FOLDER --output_dir=D                     a folder for each class; a fifth is validation
+  python -m data_prep --train=FOLDER --validation=FOLDER --output_dir=D  the same, but split already
+  python -m data_prep --tfds=cifar10 --output_dir=D                      a data set that TensorFlow Datasets downloads
+  python -m data_prep --imagenet=FOLDER --output_dir=D                   ImageNet (ILSVRC2012), archives or extracted
+  python -m data_prep verify D                                           checks the records in D
 
-The same command again goes on where it was interrupted.
+The same command again continues an interrupted conversion.
 """
 
 import signal
@@ -39,57 +39,78 @@ def _cores() -> int:
 
 
 flags.DEFINE_string(
-    "images", "", "Images to split: a folder or archive with one folder a class; or one that holds train and val."
+    "images", "", "Images to split: a folder or archive with a folder for each class, or one that holds train and val."
 )
 flags.DEFINE_float(
-    "validation_share", None, "Share of each class for validation, of images that are not split; by default 0.2.", 0, 1
+    "validation_share",
+    None,
+    "Share of each class that goes to validation, if images are not split. Default: 0.2.",
+    0,
+    1,
 )
 flags.DEFINE_enum("embedded", None, embedded.NAMES, "Convert this small data set, which needs no download.")
 flags.DEFINE_string("tfds", "", "Name of a data set of TensorFlow Datasets, which downloads it, such as cifar10.")
 flags.DEFINE_string(
-    "imagenet", "", "Folder or archive with ILSVRC2012: the release's, torchvision's, Kaggle's, Hugging Face's."
+    "imagenet", "", "Folder or archive with ILSVRC2012: of image-net.org, torchvision, Kaggle or Hugging Face."
 )
-flags.DEFINE_string("label_column", "", "Column of Parquet files with the class; by default the one that is called so.")
 flags.DEFINE_string(
-    "train", "", "Training images: a folder with one folder a class, a tar or zip of it, tars of classes, or Parquet."
+    "label_column", "", "Column of Parquet files that holds the class. Default: the one that is called so."
 )
-flags.DEFINE_string("validation", "", "Validation images, likewise; ILSVRC2012_img_val.tar needs --devkit.")
-flags.DEFINE_string("devkit", "", "ILSVRC2012_devkit_t12.tar.gz or its folder: synset words and validation labels.")
+flags.DEFINE_string(
+    "train",
+    "",
+    "Training images: a folder with a folder for each class, a tar or zip of it, tars of classes, or Parquet.",
+)
+flags.DEFINE_string("validation", "", "Validation images, in the same forms; ILSVRC2012_img_val.tar needs --devkit.")
+flags.DEFINE_string(
+    "devkit", "", "ILSVRC2012_devkit_t12.tar.gz or its folder, with names of classes and validation labels."
+)
 flags.DEFINE_string("train_boxes", "", "ILSVRC2012_bbox_train_v2.tar.gz or a folder of annotations.")
 flags.DEFINE_string("validation_boxes", "", "ILSVRC2012_bbox_val_v3.tgz or a folder of annotations.")
-flags.DEFINE_bool("strict_imagenet", False, "Assert 1,000 synsets, 1,281,167 training and 50,000 validation images.")
-flags.DEFINE_string("output_dir", "", "Where shards and manifest go: a new or empty folder, or one to finish.")
-flags.DEFINE_string("name", "", "Name of the data set; by default that of its archive, or of the folder above --train.")
-flags.DEFINE_integer("seed", 0, "Of the shuffle, and of the split of embedded data.")
-flags.DEFINE_integer("label_base", 1, "Label of the first class; TF-Slim's is 1 (0 is background), TFDS's 0.", 0)
-flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: by size.", 0, 99999)
-flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: by size.", 0, 99999)
-flags.DEFINE_integer("limit", 0, "At most so many images a split, a random choice; 0: all.", 0)
-flags.DEFINE_integer("max_side", 0, "Shrink images whose larger side has more pixels, such as 500; 0: never.", 0)
+flags.DEFINE_bool(
+    "strict_imagenet", False, "Fail unless there are 1,000 synsets, 1,281,167 training and 50,000 validation images."
+)
+flags.DEFINE_string("output_dir", "", "Folder for the shards and the manifest: a new or empty one, or one to finish.")
+flags.DEFINE_string("name", "", "Name of the data set. Default: that of its archive, or of the folder above --train.")
+flags.DEFINE_integer("seed", 0, "Random seed of the shuffle and of splits.")
+flags.DEFINE_integer(
+    "label_base", 1, "Label of the first class: 1 as in TF-Slim, where 0 is background, or 0 as in TFDS.", 0
+)
+flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: a number that fits the size.", 0, 99999)
+flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: a number that fits the size.", 0, 99999)
+flags.DEFINE_integer("limit", 0, "Most images in each split, chosen at random; 0: all.", 0)
+flags.DEFINE_integer(
+    "max_side", 0, "Shrink images whose larger side has more pixels than this, such as 500; 0: never.", 0
+)
 flags.DEFINE_enum(
     "duplicates",
     "report",
     ["report", "drop"],
-    "Training images whose bytes are those of a validation image: count and name them, or leave them out too.",
+    "Training images with the bytes of a validation image. report: count and list them; drop: also leave them out.",
 )
 flags.DEFINE_enum(
     "orientation",
     None,
     ["apply", "keep"],
-    "EXIF orientation: turn pictures upright, or keep pixels as stored. By default of ImageNet keep, of others apply.",
+    "EXIF orientation. apply: turn pictures upright; keep: as stored. Default: keep for ImageNet, else apply.",
 )
 flags.DEFINE_integer("quality", 95, "JPEG quality of images that are re-encoded (shrunk or repaired).", 1, 100)
-flags.DEFINE_integer("workers", _cores(), "Processes; the output does not depend on it.", 1)
-flags.DEFINE_enum("on_bad", "fail", ["fail", "skip", "report"], "Bad images: stop; leave out; list all, then fail.")
+flags.DEFINE_integer("workers", _cores(), "Number of processes; the output does not depend on it.", 1)
+flags.DEFINE_enum(
+    "on_bad",
+    "fail",
+    ["fail", "skip", "report"],
+    "Bad images. fail: stop at the first; skip: leave them out; report: list all of them, then fail.",
+)
 flags.DEFINE_enum(
     "verify",
     "crc",
     ["none", "crc", "decode"],
-    "Check: nothing; read every shard back; also decode every image, which finds damage that no header shows.",
+    "Checks. none; crc: read every shard back; decode: also decode every image, to find damage in pixels.",
 )
-flags.DEFINE_enum("runner", "local", ["local", "beam"], "What runs the work: local processes, or Apache Beam.")
+flags.DEFINE_enum("runner", "local", ["local", "beam"], "What runs the conversion: local processes, or Apache Beam.")
 flags.DEFINE_string("beam_options", "", "Beam's own flags, such as '--runner=DataflowRunner --project=P --region=R'.")
-flags.DEFINE_bool("dry_run", False, "Say what would be done; write nothing.")
+flags.DEFINE_bool("dry_run", False, "Print what would be done; write nothing.")
 
 
 def _dataset() -> Dataset:
@@ -127,7 +148,7 @@ def _dataset() -> Dataset:
 
 
 def _of_imagenet() -> bool:
-    """Whether the data set is ImageNet, whose pixels stay as they are."""
+    """Whether the data set is ImageNet, whose pixels are not turned."""
     return any(
         FLAGS[flag].value for flag in ("imagenet", "strict_imagenet", "devkit", "train_boxes", "validation_boxes")
     )

@@ -1,6 +1,6 @@
-"""The end of a conversion: the journal put together into `bad.tsv`, `repaired.tsv` and the manifest, `dataset.json`.
+"""Ends a conversion: makes `bad.tsv`, `repaired.tsv` and the manifest, `dataset.json`, from the journal.
 
-The manifest is what a reader needs to know. It is written last: its presence says that all is there.
+The manifest says what a reader needs to know. It is written last, so it exists only if everything is there.
 """
 
 import collections
@@ -27,17 +27,17 @@ def finish(
     wrote: bool,
     log: Callable[[str], None],
 ) -> dict:
-    """Checks the journal as a whole, and writes bad.tsv, repaired.tsv and the manifest, which it returns.
+    """Checks the journal as a whole; writes bad.tsv, repaired.tsv and the manifest; returns the manifest.
 
     Args:
-      output_dir: where all goes.
-      planned, entries: the plan, and the journal's entries in its order.
-      named: split -> what the images' paths begin with.
-      on_bad: "skip" is content with bad images.
+      output_dir: the folder to write to.
+      planned, entries: the plan, and the journal's entries in the plan's order.
+      named: split -> the folder or archive with which messages begin an image's path.
+      on_bad: "skip" accepts bad images.
       wrote: whether this call wrote a shard.
-      log: takes lines for the person who waits.
+      log: called with lines for the person who waits.
     Raises:
-      InputError: there are bad images that were not to be skipped, or a class or split has no others.
+      InputError: there are bad images that may not be skipped, or a class or split has only bad images.
     """
     bad = planned.rejected + sorted([path, why] for entry in entries for path, why, _ in entry.bad)
     repaired = sorted(row for entry in entries for row in entry.repaired)
@@ -78,7 +78,7 @@ def finish(
 def _in_both(
     output_dir: str, planned: plan.Plan, entries: list[JournalEntry], named: dict[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """The training images, also those left out, whose bytes are those of a validation image, and that one."""
+    """(training image, validation image) for each pair of the same bytes, also if the training image was left out."""
     shards = list(zip(planned.shards, entries, strict=True))
     held: dict[str, tuple[int, int]] = {}
     for number, (line, entry) in enumerate(shards):
@@ -104,16 +104,16 @@ def _in_both(
 
 
 def _by_reason(rows: Sequence[Sequence[str]]) -> str:
-    """How many images there are, and of each reason, the most frequent first."""
+    """How many images there are, in all and for each reason, the most frequent reason first."""
     reasons = collections.Counter(why for _, why in rows).most_common(5)
     named = ", ".join(f"{count:,} {why}" for why, count in reasons)
     return f"{len(rows):,} ({named}{', ...' if len(reasons) > 5 else ''})" if rows else "0"
 
 
 def _check_classes_left(output_dir: str, planned: plan.Plan, entries: list[JournalEntry]) -> None:
-    """Raises InputError if a split or class has no images but bad and dropped ones, as a scan that finds none does.
+    """Raises InputError if all images of a split or a class are bad or dropped.
 
-    Of a choice by --limit only the splits count: the class may have other images.
+    With --limit only the splits are checked, as a class may have other images.
     """
     left = {split: list(counts) for split, counts in planned.images.items()}
     for entry in entries:

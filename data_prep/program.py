@@ -1,4 +1,4 @@
-"""How every program starts, speaks, fails and ends: flags first, one clear line for what cannot work, a status."""
+"""Starts and ends every program: reads flags, turns an error into one clear line, sets the exit status."""
 
 import importlib.util
 import io
@@ -37,7 +37,7 @@ _EXTRAS = {
     "tf2onnx": "onnx",
     "torch": "torch",
 }
-"""The extra of setup.py that installs a package; each program names the extra of all others."""
+"""The extra of setup.py that installs each package; for all others, each program has an extra of its own."""
 
 
 def run(
@@ -49,21 +49,21 @@ def run(
     least_arguments: int | None = None,
     continues: bool = False,
 ) -> NoReturn:
-    """Parses the flags, calls `main` and exits with what it returns.
+    """Parses the flags, calls `main`, and exits with the status that it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
-    parsed exits with 2; bad input, a package that is not installed, and failures of files and disks exit with 1 or the
-    exception's `exit_status`, a signal as in `data_prep.signals`; each with one line on stderr. What is printed from
-    here on goes through `escaped`.
+    parsed exits with 2. Bad input, a package that is not installed, and failures of files and disks exit with 1 or the
+    exception's `exit_status`; a signal as in `data_prep.signals`. Each comes with one line on stderr. All output is
+    `escaped` from here on.
 
     Args:
       main: the program; returns an exit status, or None for 0.
       doc: what `--help` says before the flags.
       extra: the extra of setup.py that the program needs.
       bad_input: the exceptions whose message is that line.
-      least_arguments: `main` is called with a list of what stands beside the flags, at least so many; None: there must
-        be nothing, and it is called without.
-      continues: whether the same command goes on where a signal ended it, which is then said.
+      least_arguments: how many arguments beside the flags there must be at least; `main` is called with their list.
+        None: there must be none, and `main` is called without.
+      continues: whether the same command continues after a signal has ended it, which the program then says.
     """
     name = _name(sys.argv[0])
     _open_streams()
@@ -73,7 +73,7 @@ def run(
         status = main() if least_arguments is None else main(arguments)
         sys.stdout.flush()
     except flags.Error as error:
-        one_line = " ".join(map(str.strip, str(error).split("\n")))  # absl's own lines
+        one_line = " ".join(map(str.strip, str(error).split("\n")))  # the lines of absl's message
         _fail(name, f"{one_line} (--help lists the flags)", BAD_FLAGS)
     except bad_input as error:
         _fail(name, error, getattr(error, "exit_status", BAD_INPUT))
@@ -88,7 +88,7 @@ def run(
 
 
 def _parse(main, doc, name, least_arguments):
-    """Reads the flags, and returns what stands beside them."""
+    """Reads the flags, and returns the other arguments."""
     module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     asked = {argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")}
     if asked & {"help", "helpshort", "h"}:
@@ -114,9 +114,9 @@ def require(*modules: str) -> None:
 
 
 def _installation(extra: str) -> str:
-    """The command that installs an extra of this project, which no package index has.
+    """The command that installs an extra of this project, which is on no package index.
 
-    pip takes the extras of an installed package from that package.
+    pip reads the extras of an installed package from that package.
     """
     checkout = Path(__file__).parents[1]
     if (checkout / "setup.py").exists():
@@ -125,10 +125,10 @@ def _installation(extra: str) -> str:
 
 
 def as_started(text: str) -> str:
-    """`text` with our programs named as this one was started.
+    """A text in which our programs are named in the way in which this one was started.
 
     Our texts name the programs of a checkout, `launch/train` and `python -m data_prep`. An installed package has
-    `bn-train` and `bn-data-prep` in their place.
+    `bn-train` and `bn-data-prep` instead.
     """
     if not os.path.basename(sys.argv[0]).startswith("bn-"):
         return text
@@ -141,7 +141,7 @@ _PROGRAM = re.compile(r"(?<![\w./=-])(?:launch/(\w+)|python -m data_prep\b)")
 def run_another(*arguments: str, stdout: int | None = None) -> int:
     """Runs another program of ours, `python -m ARGUMENTS`, to its end, and returns its exit status.
 
-    A signal is passed on to it, for it to save what it has; this program then ends when the other one has.
+    A signal is passed on to it, so that it can save its work; this program ends after it.
     """
     received = []
 
@@ -158,24 +158,24 @@ def run_another(*arguments: str, stdout: int | None = None) -> int:
     for number, handler in before.items():
         signal.signal(number, handler)
     if received:
-        signals.leave(signals.STATUS[received[0]])  # the other program has said it
+        signals.leave(signals.STATUS[received[0]])  # the other program has already said why
     return status
 
 
 def start_another(*arguments: str, stdout: int | None = None, stderr: int | None = None) -> subprocess.Popen[bytes]:
     """Starts another program of ours, `python -m ARGUMENTS`; the streams are those of `Popen`."""
-    # Found also where this program is not installed and was run by its path.
+    # So that it is found even if this program is not installed and was run by its path.
     places = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     return subprocess.Popen([sys.executable, "-m", *arguments], env=environment, stdout=stdout, stderr=stderr)
 
 
 def escaped(text: str, line: bool = False) -> str:
-    """Text from files and flags as a terminal may show it.
+    """Text from files and flags in a form that is safe to show on a terminal.
 
-    What a terminal or a reader would not see as a character of its own is written as Python does: escape sequences and
-    other control characters, directions of writing, line separators, halves of surrogate pairs. Line ends stay, and the
-    joiners that words of some scripts need.
+    Characters that a terminal obeys or a reader does not see are written as Python's escapes: control characters,
+    directions of writing, line separators, halves of surrogate pairs. Line ends stay, and so do the joiners that some
+    scripts need in words.
 
     Args:
       line: whether it must stay on one line.
@@ -184,7 +184,7 @@ def escaped(text: str, line: bool = False) -> str:
 
 
 class _Shown(dict):
-    """What `escaped` makes of each character, filled as they come."""
+    """A table from each character to its escaped form, filled when a character first occurs."""
 
     def __missing__(self, code):
         character = chr(code)
@@ -197,26 +197,26 @@ _SHOWN = _Shown()
 
 
 class _Stream(io.TextIOWrapper):
-    """Standard output, or standard error, of escaped text; control sequences go to its `buffer`."""
+    """Standard output or standard error that escapes text; control sequences can be written to its `buffer`."""
 
     def write(self, text):
         return super().write(escaped(text))
 
 
 class _Descriptor(io.FileIO):
-    """Where a standard stream goes. Nobody reading standard error does not matter; else the program ends."""
+    """The file of a standard stream. If no one reads standard output any more, the program ends."""
 
     def write(self, data):
         try:
             return super().write(data)
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # what is still buffered must not fail again
+            os.dup2(nowhere, self.fileno())  # so that writing what is still buffered does not fail again
             os.close(nowhere)
             if self.fileno() == 2:
                 return len(data)
             if isinstance(error, BrokenPipeError):
-                signals.leave(128 + signal.SIGPIPE)  # as programs do whose output nobody reads
+                signals.leave(128 + signal.SIGPIPE)  # as other programs end if no one reads their output
             error.filename = "standard output"
             raise
 
@@ -225,7 +225,7 @@ def _open_streams():
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed by who started us; the next file would be opened in its place
+        except OSError:  # it was closed by whoever started us, and the next opened file would take its number
             os.open(os.devnull, os.O_RDWR)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
@@ -234,7 +234,7 @@ def _open_streams():
 
 
 def _name(path: str) -> str:
-    """What a person calls the program: for `python -m PACKAGE` that is PACKAGE."""
+    """The program's name for people; for `python -m PACKAGE` it is PACKAGE."""
     folder, file = os.path.split(path)
     return os.path.basename(folder) if file == "__main__.py" else file.removesuffix(".py")
 

@@ -1,8 +1,8 @@
-"""The index of a zip archive (PKWARE APPNOTE 6.3, zip64): where each member's bytes lie, from its central directory.
+"""Indexes a zip archive (PKWARE APPNOTE 6.3, zip64) by its central directory: finds where each member's bytes are.
 
-The directory is read in blocks and handed out member by member, as Kaggle's ImageNet has 1.9 million of them, of which
-Python's zipfile would keep a kilobyte each. Nothing is unpacked, so no member can name a place to write to. An archive
-that is cut, or whose two headers of a member contradict each other, is refused as a whole.
+The directory is read in blocks, and members are returned one by one: Kaggle's ImageNet has 1.9 million, and Python's
+zipfile would keep a kilobyte for each. Nothing is unpacked, so no member can name a place to write to. An archive that
+is cut, or in which the two headers of a member contradict each other, is refused as a whole.
 """
 
 import functools
@@ -32,7 +32,7 @@ Read = Callable[[int, int], bytes]
 
 
 def index(read: Read, end: int, archive: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Member]:
-    """The members of the zip archive in the first `end` bytes of a file; clutter (`storage.is_clutter`) is left out.
+    """The members of a zip archive in the first `end` bytes of a file, without clutter (`storage.is_clutter`).
 
     Args:
       read: (offset, size) -> bytes of the file; fewer only at its end.
@@ -76,7 +76,7 @@ def index(read: Read, end: int, archive: str, wanted: Callable[[str], bool] = la
 
 
 def names(read: Read, end: int, archive: str) -> Iterator[str]:
-    """The names of the members, folders with a slash at the end, from the directory alone."""
+    """The names of all members, folders with a slash at the end, from the directory only."""
     for _, flags, *_, raw, _ in _entries(read, end, functools.partial(_broken, archive)):
         name = _text(raw, flags).removeprefix("./")
         if not storage.is_clutter(name):
@@ -90,7 +90,7 @@ def _broken(archive: str, why: str) -> InputError:
 
 
 def _entries(read: Read, end: int, broken) -> Iterator[tuple]:
-    """Of each member the fields of the directory that matter, its name and its extra fields."""
+    """For each member: the directory's fields that matter, its name, and its extra fields."""
     count, size, position = _directory(read, end, broken)
     stop, block, place = position + size, b"", 0
     for _ in range(count):
@@ -115,7 +115,7 @@ def _entries(read: Read, end: int, broken) -> Iterator[tuple]:
 
 
 def _directory(read: Read, end: int, broken) -> tuple[int, int, int]:
-    """The directory's number of members, its size and offset in bytes."""
+    """The directory's number of members, and its size and offset in bytes."""
     tail_start = max(end - _END.size - _COMMENT, 0)
     tail = read(tail_start, end - tail_start)
     place = tail.rfind(b"PK\5\6")
@@ -142,7 +142,7 @@ def _directory(read: Read, end: int, broken) -> tuple[int, int, int]:
 
 
 def _large(extra: bytes, full: int, packed: int, offset: int, broken) -> list[int]:
-    """The sizes and the offset of a member, those of which that need it from its zip64 field."""
+    """The sizes and the offset of a member, from its zip64 field if they need it."""
     place, numbers = 0, b""
     while place + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, place)
@@ -160,7 +160,7 @@ def _large(extra: bytes, full: int, packed: int, offset: int, broken) -> list[in
 
 
 def _text(raw: bytes, flags: int) -> str:
-    """A member's name; macOS writes UTF-8 without the flag that says so."""
+    """A member's name. macOS writes UTF-8 without the flag that says so."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
