@@ -9,6 +9,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from data_prep import storage
 from data_prep.errors import InputError
@@ -35,7 +36,7 @@ class Copies:
     def __init__(self, output: storage.WrittenAside, name: str):
         self._output, self._name, self._offset = output, name, 0
 
-    def add(self, synset: str, path: str, content) -> Image:
+    def add(self, synset: str, path: str, content: Any) -> Image:
         """Writes the bytes of an image, whose version is their checksum."""
         import google_crc32c
 
