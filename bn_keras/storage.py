@@ -1,7 +1,7 @@
-"""Files by path: local ones through the operating system, `gs://`, `s3://` and other URLs through fsspec.
+"""Reads and writes files by their path: local ones by the operating system, `gs://`, `s3://` and other URLs by fsspec.
 
-An object store shows an object once all of it is there, under its name or not at all. So a file of a bucket is made on
-this machine and put there as a whole, and needs no second name as a local file does.
+An object store shows an object only after all of it has arrived. A file for a bucket is therefore made on this machine
+and sent as a whole; it needs no temporary name, as a local file does.
 """
 
 import contextlib
@@ -23,32 +23,32 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The path from the root; a URL as it is."""
+    """The absolute path; a URL is returned as it is."""
     return path if is_remote(path) else os.path.abspath(path)
 
 
 def _ask(url: str, question: Callable[[Any, str], Value]) -> Value:
-    """What the fsspec file system of a URL says, asked about the URL's path in it.
+    """The answer of a URL's fsspec file system to a question about the URL's path.
 
     Raises:
-      InputError: fsspec does not know the URL, or what it needs for it is not installed.
-      OSError: the store does not do it.
+      InputError: fsspec does not know the URL, or a package that it needs for it is not installed.
+      OSError: the store cannot do it.
     """
     import fsspec  # here, so that a program that lacks it can say so
 
-    try:  # without keeping listings, as other processes write there too
+    try:  # without cached listings, as other processes also write there
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return question(filesystem, path)
     except OSError:
         raise
     except (ImportError, ValueError) as error:
         raise InputError(f"{url}: {error}") from None
-    except Exception as error:  # whatever a store's client makes of the network and of missing credentials
+    except Exception as error:  # whatever a store's client raises for the network or for missing credentials
         raise OSError(f"{url}: {error}") from error
 
 
 def exists(path: str) -> bool:
-    """Whether anything has the name, be it a link to nothing."""
+    """Whether the name exists, even as a link to nothing."""
     return _ask(path, lambda store, name: store.exists(name)) if is_remote(path) else os.path.lexists(path)
 
 
@@ -57,7 +57,7 @@ def is_folder(path: str) -> bool:
 
 
 def file_size(path: str) -> int | None:
-    """Size in bytes of a regular file; None where there is nothing.
+    """The size in bytes of a regular file; None if nothing is there.
 
     Raises:
       InputError: it is a folder, a pipe, a socket or a device; opening or reading one of those may never end.
@@ -89,7 +89,7 @@ def read(path: str) -> bytes:
 
 
 def files(folder: str) -> dict[str, object]:
-    """The name of every file of a folder, with what changes when its content does; empty where there is no folder."""
+    """The name of each file in a folder, with a value that changes when its content does; {} if there is no folder."""
     found: dict[str, object] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(folder):
@@ -100,14 +100,14 @@ def files(folder: str) -> dict[str, object]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.is_file():
-                        with contextlib.suppress(FileNotFoundError):  # it has just been dropped
+                        with contextlib.suppress(FileNotFoundError):  # it has just been removed
                             status = entry.stat()
                             found[entry.name] = status.st_ino, status.st_size, status.st_mtime_ns
     return found
 
 
 def find(root: str) -> list[str]:
-    """The path of every file below a folder, but for hidden ones."""
+    """The path of every file below a folder, without hidden files."""
     if is_remote(root):
         return _ask(
             root, lambda store, name: [os.path.join(root, found.removeprefix(f"{name}/")) for found in store.find(name)]
@@ -116,7 +116,7 @@ def find(root: str) -> list[str]:
 
 
 def make_folder(path: str) -> None:
-    """Makes a local folder, which a bucket does not need."""
+    """Makes a local folder; a bucket needs none."""
     if not is_remote(path):
         os.makedirs(path, exist_ok=True)
 
@@ -143,7 +143,7 @@ def fetch(path: str, local: str) -> None:
 
 @contextlib.contextmanager
 def local(path: str) -> Iterator[str]:
-    """The name of a local file with the content of another, in a `with` block."""
+    """In a `with` block, the name of a local file with the content of `path`: the file itself, or a copy."""
     if not is_remote(path):
         yield path
         return
@@ -154,13 +154,13 @@ def local(path: str) -> Iterator[str]:
 
 
 class Outbox:
-    """A local folder for programs that write into no other.
+    """A local folder for programs that can write only to local folders.
 
     Args:
-      folder: where the files are to be. If it is local, it is `path`.
+      folder: the folder in which the files are wanted.
 
     Attributes:
-      path: of the local folder.
+      path: the local folder to write to: `folder` itself, if it is local.
     """
 
     def __init__(self, folder: str):
@@ -169,7 +169,7 @@ class Outbox:
         self.path = self._temporary.name if self._temporary else folder
 
     def send(self) -> None:
-        """Puts every file where it is to be."""
+        """Sends every file to the folder in which it is wanted."""
         for path in find(self.path) if self._temporary else ():
             if os.path.isfile(path):
                 put(path, os.path.join(self._folder, os.path.relpath(path, self.path)))

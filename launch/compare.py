@@ -1,7 +1,9 @@
-"""Trains variants side by side and draws Figures 2 and 3 of them; the same command again continues where it stands.
+"""Compares variants: trains them side by side, draws their training curves (Figure 2) and writes Figure 3.
 
 launch/compare                                          the paper's seven, on the embedded digits
-launch/compare --variants=inception,bn_x5 --data_dir=D  two, on records of your own
+launch/compare --variants=inception,bn_x5 --data_dir=D  two, on your own records
+
+The same command again continues; finished runs are not repeated.
 """
 
 import sys
@@ -24,7 +26,7 @@ from launch.embedded import embedded_data
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("variants", list(FIGURE_2_VARIANTS), "What to train: rows of bn_keras.VARIANTS.")
+flags.DEFINE_list("variants", list(FIGURE_2_VARIANTS), "Variants to train.")
 flags.DEFINE_string("data_dir", None, "Folder of records. Default: the embedded digits.")
 flags.adopt_module_key_flags(jobs)
 flags.adopt_module_key_flags(report)

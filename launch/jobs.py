@@ -20,7 +20,12 @@ from launch import config_flags
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_integer("jobs", None, "Runs side by side, 1.2 GB each. Default: one a core for small networks, else 1.", 1)
+flags.DEFINE_integer(
+    "jobs",
+    None,
+    "How many runs to train side by side, 1.2 GB each. Default: one for each core if networks are small, else 1.",
+    1,
+)
 flags.DEFINE_list("train_flags", [], "Flags for every run of launch/train, such as augmentation=imagenet,width=0.5.")
 
 

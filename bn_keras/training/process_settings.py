@@ -1,4 +1,4 @@
-"""Sets a process up for a run: threads for good; seeds, names of layers, dtype policy and determinism until it ends."""
+"""Sets a process up for a run: threads for good; seeds, names of layers, dtype policy, determinism while it lasts."""
 
 import contextlib
 import random
@@ -16,12 +16,12 @@ from bn_keras.training.distribution import uses_gpus
 
 
 def limit_threads(threads: int | None) -> None:
-    """Has one operation on the CPU take so many threads, 0 being one a core; says so where that comes too late.
+    """Sets how many threads an operation on the CPU takes, 0 for one on each core; says so if it is too late for that.
 
-    None leaves them as they are.
+    None leaves the number as it is.
 
-    An operation cuts up its sums by its threads, so they decide its last bits: with one of them a run has the same bits
-    on any number of cores of one kind. Operations that do not depend on each other still run side by side.
+    An operation divides its sums among its threads, so their number decides its last bits: with one thread, a run has
+    the same bits on any number of cores of the same kind. Independent operations still run side by side.
     """
     begun = tf.config.threading.get_intra_op_parallelism_threads()
     if threads in (None, begun):

@@ -1,7 +1,7 @@
-"""Data sets of TensorFlow Datasets by name, such as `cifar10` or `imagenette/320px-v2`.
+"""Reads data sets of TensorFlow Datasets by their name, such as `cifar10` or `imagenette/320px-v2`.
 
-It downloads and prepares them in its own folder (`TFDS_DATA_DIR`, by default ~/tensorflow_datasets). Its records hold
-encoded images; these are copied out once, in order, as they are.
+TensorFlow Datasets downloads and prepares them in its own folder (`TFDS_DATA_DIR`, by default ~/tensorflow_datasets).
+The encoded images in its records are copied out once, in order and unchanged.
 """
 
 import os
@@ -25,19 +25,19 @@ def dataset(
     unpacked: str = "",
     data_dir: str | None = None,
 ) -> Dataset:
-    """A data set of images and one class each.
+    """A data set of images with one class each.
 
-    Its splits are `train` and `validation`, or else `test`; of one that has only `train` a share is for validation.
+    Its splits are `train` and `validation`, or else `test`. If it has only `train`, a share of that is for validation.
 
     Args:
-      asked: its name, with configuration and version if these matter.
-      name: for the manifest; by default the part before these.
-      validation_share: between 0 and 1; None: 0.2 if it is needed. `seed` decides which.
-      unpacked: local folder to copy the images into.
-      data_dir: where TensorFlow Datasets keeps its data sets; None: where it always does.
+      asked: the data set's name, with configuration and version if these matter.
+      name: the name for the manifest; by default the first part of `asked`.
+      validation_share: the share of validation, between 0 and 1; None for 0.2, if it is needed. `seed` decides which.
+      unpacked: local folder to copy the images to.
+      data_dir: the folder of TensorFlow Datasets; None for its default.
     Raises:
       ModuleNotFoundError: tensorflow-datasets or TensorFlow is not installed.
-      InputError: there is no such data set; `scan` raises more.
+      InputError: there is no such data set. `scan` may raise more.
     """
     require("tensorflow_datasets", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -45,13 +45,13 @@ def dataset(
 
     try:
         builder = tensorflow_datasets.builder(asked, data_dir=data_dir)
-    except Exception as error:  # of many kinds, by what is wrong with the name
+    except Exception as error:  # of several classes, depending on what is wrong with the name
         raise InputError(f"--tfds={asked}: {_line(error)}; fix: give a name of {_CATALOG}") from None
 
     def scan() -> Contents:
         try:
             builder.download_and_prepare()
-        except Exception as error:  # whatever its sources and the network make of it
+        except Exception as error:  # whatever the data set's own code and the network raise
             fix = f"fix: look at the network, the disk and {_CATALOG}/{builder.name}, and give the same command again"
             raise InputError(f"--tfds={asked}: cannot be prepared: {_line(error)}; {fix}") from None
         held, found = builder.info.splits, Found()
@@ -78,7 +78,7 @@ def dataset(
 
 
 def _copied(builder, split: str, unpacked: str, found: Found) -> Iterator[Image]:
-    """The images of a split, copied to a file of its name in the folder `unpacked`."""
+    """Copies the images of a split to a file of the split's name in the folder `unpacked`."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -100,7 +100,7 @@ def _copied(builder, split: str, unpacked: str, found: Found) -> Iterator[Image]
 
 
 def _feature(builder, usual: str, kind: type) -> str:
-    """The name of the feature of a kind: the usual one, or else the only one."""
+    """The name of the feature of a kind: the usual one or, if there is none, the only one."""
     names = [name for name, feature in builder.info.features.items() if isinstance(feature, kind)]
     if usual not in names and len(names) != 1:
         raise InputError(
@@ -111,5 +111,5 @@ def _feature(builder, usual: str, kind: type) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error in one line."""
     return next(filter(None, map(str.strip, str(error).split("\n"))), type(error).__name__)
