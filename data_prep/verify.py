@@ -41,7 +41,9 @@ def verify(folder: str, decode: bool, workers: int) -> tuple[list[str], int]:
     with concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), signals.start_worker
     ) as pool:
-        return _joined(pool.map(check_shard, tasks))
+        with signals.blocked():
+            results = pool.map(check_shard, tasks)
+        return _joined(results)
 
 
 def _joined(results) -> tuple[list[str], int]:

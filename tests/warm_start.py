@@ -28,7 +28,7 @@ class WarmProgram(subprocess.Popen):
     """A `Popen` of `python -m MODULE ...` or `python -c CODE ...`; its options are `cwd`, `env` and the pipes.
 
     Args:
-      small: whether Inception has two of its ten modules: `shrink`.
+      small: whether Inception has one of its ten modules: `shrink`.
     """
 
     def __init__(self, arguments, small, **options):
@@ -91,13 +91,13 @@ def _next_program(channel):
 
 
 def shrink(set_attribute=setattr):
-    """Leaves two of Figure 5's modules, of stride 1 and 2, with average and maximum pooling: 15 of 69 normalizations.
+    """Leaves one of Figure 5's modules, with average pooling behind a stem with maximum pooling: 10 of 69 normalizations.
 
-    A run of some steps, most of which is tracing, then takes 10 in place of 27 seconds of CPU.
+    A run of some steps, most of which is tracing, then takes 5 in place of 27 seconds of CPU.
     """
     from bn_keras.networks import inception
 
-    set_attribute(inception, "FIGURE_5", inception.FIGURE_5[1:3])
+    set_attribute(inception, "FIGURE_5", inception.FIGURE_5[1:2])
 
 
 def main(descriptor):

@@ -163,6 +163,7 @@ class _SumOverBatches:
 
     def __init__(self, function, strategy):
         @tf.function
+        @tf.autograph.experimental.do_not_convert
         def step(images, labels):
             results = strategy.run(function, args=(images, labels))
             return tf.nest.map_structure(lambda result: strategy.reduce("SUM", result, axis=None), results)

@@ -67,7 +67,7 @@ def _decode_as_is(encoded, channels):
 
 
 # One operation of the graph: its forty, although not run, would take as long as decoding an image of 8 x 8.
-@tf.function(experimental_attributes={"_noinline": True})
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _decode_special(encoded, channels):
     def color():
         # Never channels=0: TensorFlow 2.21 then writes beyond its memory for an animated WebP.

@@ -82,7 +82,7 @@ class TrainingState:
     def finite(self) -> bool:
         return bool(self._finite())
 
-    @tf.function
+    @tf.function(autograph=False)
     def _finite(self):
         variables = [tf.convert_to_tensor(variable.value) for variable in self.model.weights]
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in variables])
@@ -129,6 +129,7 @@ def make_train_steps(
         return tf.timestamp()
 
     @tf.function
+    @tf.autograph.experimental.do_not_convert
     def train_step(images, labels):
         rate = learning_rate(config, state.examples)
         results = strategy.run(replica_step, args=(images, labels, rate, tf.identity(state.step)))

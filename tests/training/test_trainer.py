@@ -157,10 +157,10 @@ def test_tensorboard_shows_one_unbroken_curve(uninterrupted, battered):
 
 def test_a_checkpoint_holds_every_variable_that_changes(uninterrupted):
     names = checkpoint.load_newest(str(uninterrupted))[1].keys()
-    for kind, count in (("moving_variance", 15), ("seed_generator_state", 1)):
+    for kind, count in (("moving_variance", 10), ("seed_generator_state", 1)):
         assert sum(name.endswith(kind) for name in names) == count
     for kind in ("velocity", "average"):
-        assert sum(name.startswith(f"optimizer/{kind}/") for name in names) == 16 + 2 * 15 + 2
+        assert sum(name.startswith(f"optimizer/{kind}/") for name in names) == 11 + 2 * 10 + 2
     assert {"step", "examples", "row_examples", "loss_sum", "correct"} <= names
 
 
@@ -365,14 +365,13 @@ opened = collections.Counter()
 sys.addaudithook(lambda event, args: event == "open" and args[1] == "r" and opened.update([str(args[0])]))
 from bn_keras.training import run_writer
 from launch import train
-record = run_writer.RunRecord.__init__
 def started(self, *arguments, **options):
     print("opened", json.dumps({name: count for name, count in opened.items() if name.endswith(".npz")}))
-    record(self, *arguments, **options)
+    sys.exit()
 run_writer.RunRecord.__init__ = started
 train.run()
 """
-"""Trains, and says how often each checkpoint was opened until the first row is about to be written."""
+"""Starts to train, says how often each checkpoint was opened until rows can be written, and ends."""
 
 
 def test_a_start_reads_the_newest_checkpoint_once(data_dir, tmp_path, uninterrupted):

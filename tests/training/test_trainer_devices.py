@@ -190,12 +190,12 @@ def test_divergence_is_recorded_and_the_last_finite_checkpoint_kept(data_dir, tm
 
 
 def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, tmp_path):
-    """A file may not grow beyond 400 kB, which a checkpoint of this width does: the write fails in its middle."""
+    """A file may not grow beyond 40 kB, which a checkpoint does: the write fails in its middle."""
     workdir = tmp_path / "run"
-    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); "
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
     limited += "sys.argv = sys.argv[1:]; runpy.run_module('launch.train', run_name='__main__')"
     _, _, *flags = train_command(data_dir, workdir)
-    done = run_program("-c", limited, "train", *flags, warm=True)
+    done = run_program("-c", limited, "train", *flags, small=True)
     assert done.returncode == 1
     assert f"cannot write to {workdir} (File too large)" in done.stderr and "no checkpoint was written" in done.stderr
     assert "Traceback" not in done.stderr
