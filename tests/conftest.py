@@ -154,6 +154,20 @@ def start_program(*arguments, warm=False, small=False, **options):
     return subprocess.Popen([sys.executable, *arguments], **options)
 
 
+def run_on_a_full_disk(size, kind, *arguments):
+    """Runs `python -m MODULE ...` where no file may grow beyond `size` bytes."""
+    assert kind == "-m"
+    program = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
+    program += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    return run_program("-c", program, *arguments, small=True)
+
+
+def run_plan(*flags):
+    """Runs `launch/train --dry_run` but for the cost, which would be measured on steps of the network."""
+    program = "from launch import plan, train; plan.cost = lambda *arguments: ''; train.run()"
+    return run_program("-c", program, "--dry_run", *flags, small=True)
+
+
 def run_program(*arguments, timeout=600, **options):
     """Runs a program to its end, at most `timeout` seconds; arguments are those of `start_program`."""
     with start_program(*arguments, **options) as process:

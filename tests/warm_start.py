@@ -91,7 +91,7 @@ def _next_program(channel):
 
 
 def shrink(set_attribute=setattr):
-    """Leaves one of Figure 5's modules, with average pooling behind a stem with maximum pooling: 10 of 69 normalizations.
+    """Leaves one of Figure 5's modules, of average pooling behind a stem of maximum pooling: 10 of 69 normalizations.
 
     A run of some steps, most of which is tracing, then takes 5 in place of 27 seconds of CPU.
     """

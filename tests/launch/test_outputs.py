@@ -1,13 +1,12 @@
 """What evaluate, export, report and import write is there as a whole or not at all, and a killed one starts again."""
 
 import json
-import resource
 import shutil
 import time
 
 import numpy as np
 import pytest
-from conftest import run_program, start_program
+from conftest import run_on_a_full_disk, run_program, start_program
 from PIL import Image
 
 from bn_keras.evaluation.report import draw_confusion
@@ -17,11 +16,6 @@ EXPORT = {"saved_model": "model", "keras": "model.keras"}
 
 def export(run, output, kind):
     return ["-m", "launch.export", f"--workdir={run}", f"--output={output}", f"--format={kind}"]
-
-
-def little_disk():
-    """No file may grow beyond 8 KiB, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
 
 @pytest.mark.parametrize("kind", EXPORT)
@@ -41,7 +35,7 @@ def test_an_export_killed_while_it_writes_succeeds_by_the_same_command(trained_r
 
 @pytest.mark.parametrize("kind", EXPORT)
 def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(trained_runs, tmp_path, kind):
-    done = run_program(*export(trained_runs[0], tmp_path / EXPORT[kind], kind), preexec_fn=little_disk)
+    done = run_on_a_full_disk(8192, *export(trained_runs[0], tmp_path / EXPORT[kind], kind))
     assert done.returncode == 1
     assert done.stderr.startswith("export: ") and done.stderr.count("\n") == 1, done.stderr
     assert not list(tmp_path.iterdir())
@@ -58,7 +52,7 @@ def test_somebody_elses_folder_is_not_exported_to(trained_runs, tmp_path):
 def test_an_evaluation_on_a_full_disk_is_one_line_and_leaves_the_last_one(data_dir, trained_runs, tmp_path):
     (tmp_path / "evaluation.json").write_text("the last one")
     command = ["-m", "launch.evaluate", f"--data_dir={data_dir}", f"--workdir={trained_runs[0]}"]
-    done = run_program(*command, f"--output_dir={tmp_path}", preexec_fn=little_disk)
+    done = run_on_a_full_disk(8192, *command, f"--output_dir={tmp_path}")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("evaluate: [Errno 27] File too large")
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
@@ -68,7 +62,7 @@ def test_an_evaluation_on_a_full_disk_is_one_line_and_leaves_the_last_one(data_d
 def test_a_report_on_a_full_disk_is_one_line_and_leaves_the_last_one(trained_runs, tmp_path):
     (tmp_path / "figure2.png").write_text("the last one")
     command = ["-m", "launch.report", f"--workdir={trained_runs[0]}", f"--output_dir={tmp_path}"]
-    done = run_program(*command, preexec_fn=little_disk)
+    done = run_on_a_full_disk(8192, *command)
     assert done.returncode == 1 and done.stderr == "report: [Errno 27] File too large\n"
     assert [path.name for path in tmp_path.iterdir()] == ["figure2.png"]
 

@@ -177,7 +177,9 @@ def test_verifying_ends_at_once(data_dir, tmp_path, number):
     process = start_program(*command, start_new_session=True)
     until(lambda: len(group_of(process)) == 4, process)  # with two workers, that start, and multiprocessing's own
     os.killpg(process.pid, number)  # as a terminal does
-    assert process.communicate(timeout=20)[1] == f"data_prep: interrupted by {NAME[number]}; the same command continues\n"
+    assert (
+        process.communicate(timeout=20)[1] == f"data_prep: interrupted by {NAME[number]}; the same command continues\n"
+    )
     assert process.returncode == STATUS[number]
 
 

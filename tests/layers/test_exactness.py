@@ -113,7 +113,7 @@ CASES += [((8, 14, 14, 8), -1, mean) for mean in (0, 10, 100, 1000)]
 def run(program, backend, way, what=None):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    done = run_program("-c", program, backend, way, json.dumps(what))
+    done = run_program("-c", program, backend, way, json.dumps(what), warm=backend == "tensorflow")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

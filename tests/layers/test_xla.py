@@ -45,7 +45,7 @@ OF_PIVOTS = {"ours": 0.25, "synchronized": 0.25, "groups": 1.0, "uneven groups":
 def traffic(backend, dtype):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    done = run_program("-c", PROGRAM, backend, dtype)
+    done = run_program("-c", PROGRAM, backend, dtype, warm=backend == "tensorflow")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -76,7 +76,7 @@ def test_the_curve_has_both_networks_and_batch_normalization_learns_sooner(finis
 
 
 def test_a_killed_run_goes_on_bit_for_bit(data_dir, finished, tmp_path):
-    process = start_program(*command(data_dir, tmp_path, "--steps=1200"))
+    process = start_program(*command(data_dir, tmp_path, "--steps=1200"), warm=True)
     while not list(tmp_path.glob("checkpoint-*1000.npz")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)

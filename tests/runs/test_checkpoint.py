@@ -52,7 +52,7 @@ def test_an_empty_or_missing_directory_has_none(tmp_path):
 
 
 def flipped(path, bits):
-    """Each of the bits in turn, while it alone is another in the file; in place, as a new file each is a disk's work."""
+    """Each of the bits in turn, while it alone is flipped in the file; in place, as new files keep a disk busy."""
     with open(path, "rb+", buffering=0) as file:
         for bit in bits:
             (byte,) = os.pread(file.fileno(), 1, bit // 8)

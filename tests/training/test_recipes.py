@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_run_config, run_program
+from conftest import make_run_config, run_plan, run_program
 from PIL import Image
 
 from bn_keras import InputError, read_dataset
@@ -153,7 +153,7 @@ def test_what_is_no_setting_of_a_run_is_refused(colors, name):
 def planned_rates(data_dir, workdir, *flags):
     """First and last rate of the plan, and all that it says."""
     command = ["--variant=bn_x5", f"--data_dir={data_dir}", f"--workdir={workdir}", "--width=0.1", "--image_size=32"]
-    done = run_program("-m", "launch.train", *command, "--batch_size=10", "--dry_run", *flags, small=True)
+    done = run_plan(*command, "--batch_size=10", *flags)
     assert done.returncode == 0, done.stderr
     first, last = re.search(r"learning rate ([\d.e-]+) \(.*\) to ([\d.e-]+),", done.stdout).groups()
     return float(first), float(last), done.stdout

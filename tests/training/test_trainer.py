@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import run_program, start_program
+from conftest import run_plan, run_program, start_program
 
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_directory import RunDirectory
@@ -386,7 +386,7 @@ def test_a_finished_run_of_a_small_set_is_extended_on_its_own_schedule(data_dir,
     finish(train_command(data_dir, tmp_path, "--steps=2"))
     before = json.loads((tmp_path / "run.json").read_text())
     for steps in (4000, 4001):  # 933 epochs, for which the default would be 8.3, not 8
-        done = run(train_command(data_dir, tmp_path, f"--steps={steps}", "--dry_run"))
+        done = run_plan(*train_command(data_dir, tmp_path, f"--steps={steps}")[2:])
         assert done.returncode == 0 and "falls below 1%" in done.stdout, done.stderr
         assert "goes on with the schedule that it began with, --decay_epochs=8: " in done.stdout
     assert json.loads((tmp_path / "run.json").read_text()) == before

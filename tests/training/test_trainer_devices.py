@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import run_program, start_program
+from conftest import run_on_a_full_disk, start_program
 from test_trainer import STEPS, assert_same_run, curve_of, finish, run, stop_at, train_command, wait_for
 
 from bn_keras.runs import checkpoint
@@ -190,12 +190,9 @@ def test_divergence_is_recorded_and_the_last_finite_checkpoint_kept(data_dir, tm
 
 
 def test_a_full_disk_stops_the_run_with_a_line_and_a_whole_checkpoint(data_dir, tmp_path):
-    """A file may not grow beyond 40 kB, which a checkpoint does: the write fails in its middle."""
+    """A checkpoint of this width is larger than 40 kB: the write fails in its middle."""
     workdir = tmp_path / "run"
-    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
-    limited += "sys.argv = sys.argv[1:]; runpy.run_module('launch.train', run_name='__main__')"
-    _, _, *flags = train_command(data_dir, workdir)
-    done = run_program("-c", limited, "train", *flags, small=True)
+    done = run_on_a_full_disk(40_000, *train_command(data_dir, workdir))
     assert done.returncode == 1
     assert f"cannot write to {workdir} (File too large)" in done.stderr and "no checkpoint was written" in done.stderr
     assert "Traceback" not in done.stderr
