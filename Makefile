@@ -15,7 +15,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo ensemble setup test test-slow format results benchmark site docs lesson lesson-check screenshots
+.PHONY: demo ensemble setup test test-extras test-slow format results benchmark site docs lesson lesson-check screenshots
 
 demo: $(VENV)/installed
 	@launch/compare --variants=$$(echo $(VARIANTS) | tr ' ' ,) --workdir=$(RUNS) $(if $(JOBS),--jobs=$(JOBS)) \
@@ -44,6 +44,13 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The tests that `make test` skips because a package is missing: installs the packages and runs these tests alone.
+# pip takes torch for CUDA, several GB, on a Linux where it does not find the CPU's wheel.
+test-extras: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[heic,onnx,parquet,readers,remote,tfds,torch]' jax
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'needs and not slow'
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow

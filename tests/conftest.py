@@ -1,5 +1,6 @@
 """Small real data through the real converter, and programs run as a person runs them."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -31,6 +32,15 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    for item in items:
+        for package in {package for marker in item.iter_markers("needs") for package in marker.args}:
+            if importlib.util.find_spec(package) is None:
+                item.add_marker(pytest.mark.skip(reason=f"{package} is not installed"))
+
+
+def on(backend, *others, marks=()):
+    """A case of `parametrize` that begins with one of Keras's backends."""
+    return pytest.param(backend, *others, marks=[pytest.mark.needs(backend), *marks])
 
 
 def write_image(path, kind, seed, size=20):

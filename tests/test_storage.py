@@ -25,6 +25,7 @@ from bn_keras.runs.training_curve import MEASURED
 from bn_keras.training import make_config, train
 
 fsspec = pytest.importorskip("fsspec")
+pytestmark = pytest.mark.needs("fsspec")
 SETTINGS = {"image_size": 32, "width": 0.1, "batch_size": 16, "eval_batch_size": 21, "eval_every": 3, "log_every": 2}
 
 

@@ -1,7 +1,6 @@
 """What a type checker sees of the public names: right use is accepted, every mistake refused in its line."""
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -30,7 +29,7 @@ def test_mypy_accepts_the_packages_and_right_use_of_them_and_refuses_every_mista
     assert {(file, int(line)) for file, line in found} == {("bad", line) for line in MISTAKES}, done.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="pyright is not installed")
+@pytest.mark.needs("pyright")
 def test_pyright_accepts_right_use_and_refuses_every_mistake():
     done = run("pyright", "--outputjson", STATIC / "good.py", STATIC / "bad.py")
     found = [finding for finding in json.loads(done.stdout)["generalDiagnostics"] if finding["severity"] == "error"]

@@ -66,7 +66,7 @@ def zip_of(path: Path, files: dict[str, bytes], compression=zipfile.ZIP_STORED) 
 
 def write_parquet(path: Path, rows: list[dict], names=None, **options) -> Path:
     """As `datasets` writes it, with its description of the columns in the schema's metadata."""
-    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
+    pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])

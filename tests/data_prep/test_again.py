@@ -36,7 +36,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-FORMS = "folder", "tar", "zip", "parquet"
+FORMS = "folder", "tar", "zip", pytest.param("parquet", marks=pytest.mark.needs("pyarrow"))
 
 
 def data_of(folder, form="folder"):

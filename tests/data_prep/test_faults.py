@@ -5,7 +5,6 @@ gives only bytes that are in it. Nothing hangs, nothing else is raised.
 """
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -150,8 +149,8 @@ def write_parquet(path, compression):
     [
         (write_zip, zipfile.ZIP_STORED),
         (write_zip, zipfile.ZIP_DEFLATED),
-        (write_parquet, "none"),
-        (write_parquet, "snappy"),
+        pytest.param(write_parquet, "none", marks=pytest.mark.needs("pyarrow")),
+        pytest.param(write_parquet, "snappy", marks=pytest.mark.needs("pyarrow")),
     ],
     ids=["zip", "deflated zip", "parquet", "snappy parquet"],
 )
@@ -257,7 +256,13 @@ FORMS = {
 
 
 @pytest.mark.parametrize(
-    ("form", "kills"), [("tar", 5), ("zip", 3), ("parquet", 3), *(pytest.param(f, 100, marks=SLOW) for f in FORMS)]
+    ("form", "kills"),
+    [
+        ("tar", 5),
+        ("zip", 3),
+        pytest.param("parquet", 3, marks=pytest.mark.needs("pyarrow")),
+        *(pytest.param(f, 100, marks=SLOW) for f in FORMS),
+    ],
 )
 def test_killed_at_random_places_the_output_is_the_same_to_the_byte(tmp_path, form, kills):
     """Each conversion is killed again and again until one run gets through; every file of the output is compared."""
@@ -313,8 +318,10 @@ def test_two_conversions_into_one_folder_are_refused(tmp_path):
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
+@pytest.mark.needs("fsspec")
 def test_remote_inputs_and_outputs_go_through_fsspec(tmp_path):
-    fsspec = pytest.importorskip("fsspec")
+    import fsspec
+
     release = miniature_release.write(tmp_path, dirty=False)
     miniature_release.extract_as_torchvision(release, tmp_path)
     remote = fsspec.filesystem("memory")
@@ -354,7 +361,7 @@ def converted(tmp_path):
     return release, tmp_path / "out"
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("apache_beam"), reason="needs the extra [beam]")
+@pytest.mark.needs("apache_beam")
 def test_beam_writes_the_same_bytes(tmp_path):
     (tmp_path / "release").mkdir()
     miniature_release.write(tmp_path / "release")
@@ -388,7 +395,7 @@ def assert_truth(release, output, result):
         assert name in release.repaired or stored[name] == content
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tensorflow_datasets"), reason="needs the extra [readers]")
+@pytest.mark.needs("tensorflow_datasets")
 def test_tensorflow_datasets_reads_every_record_back_equal(converted):
     code = (
         "import hashlib, sys, numpy as np, tensorflow as tf, tensorflow_datasets as tfds\n"
@@ -408,7 +415,7 @@ def test_tensorflow_datasets_reads_every_record_back_equal(converted):
     assert_truth(release, output, run_program("-c", code, output))
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tfrecord"), reason="needs the extra [readers]")
+@pytest.mark.needs("tfrecord")
 def test_the_tfrecord_package_reads_every_record_back_equal(converted):
     code = (
         "import glob, hashlib, sys\n"

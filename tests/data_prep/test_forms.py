@@ -154,6 +154,7 @@ def hugging_face_rows(images):
 
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])
 @pytest.mark.parametrize("layout", ["data/{}-0000{}-of-00002.parquet", "default/{}/000{}.parquet"])
+@pytest.mark.needs("pyarrow")
 def test_hugging_faces_parquet_gives_the_shards_of_the_release_but_for_boxes(release, tmp_path, compression, layout):
     for split, images in (("train", release.train), ("validation", release.validation)):
         rows = hugging_face_rows(images)
@@ -326,6 +327,7 @@ def test_an_archive_of_class_folders_is_split_as_its_folder_is(animals, tmp_path
 
 
 @pytest.mark.parametrize("names", [None, ("cat", "cow", "dog"), ("zebra", "yak", "ant")], ids=str)
+@pytest.mark.needs("pyarrow")
 def test_parquet_keeps_the_numbers_and_names_of_its_classes(animals, tmp_path, names):
     rows = [
         {"image": {"bytes": content, "path": None}, "label": ("cat", "cow", "dog").index(path[:3])}
@@ -344,6 +346,7 @@ def test_parquet_keeps_the_numbers_and_names_of_its_classes(animals, tmp_path, n
     assert seen == labels
 
 
+@pytest.mark.needs("pyarrow")
 def test_parquet_of_words_for_labels_and_a_class_that_no_image_has(animals, tmp_path):
     rows = [{"image": {"bytes": c, "path": p}, "label": p[:3]} for p, c in animals.items()]
     write_parquet(tmp_path / "words.parquet", rows)
@@ -356,8 +359,9 @@ def test_parquet_of_words_for_labels_and_a_class_that_no_image_has(animals, tmp_
     assert {e["image/class/label"][0] for e in found["train"].values()} == {1, 3, 5}
 
 
+@pytest.mark.needs("pyarrow")
 def test_parquet_without_a_column_of_labels_names_its_columns(animals, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
+    import pyarrow
     from pyarrow import parquet
 
     table = pyarrow.table({"picture": list(animals.values()), "species": [name[:3] for name in animals]})
@@ -391,7 +395,9 @@ def test_web_datasets_tars_have_their_classes_beside_each_image(animals, tmp_pat
     assert seen == {content: classes.index(path[:3]) for path, content in animals.items()}
 
 
-@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz", "tars", "parquet"])
+@pytest.mark.parametrize(
+    "form", ["zip", "tar", "tar.gz", "tars", pytest.param("parquet", marks=pytest.mark.needs("pyarrow"))]
+)
 def test_lists_and_messages_name_an_image_by_its_archive_and_its_path_in_that(animals, tmp_path, form):
     files = {f"train/{name}": content for name, content in animals.items()} | {"train/cat/bad.jpg": b"404"}
     files |= {f"val/{name[:4]}v{name[4:]}": content for name, content in list(animals.items())[::5]}

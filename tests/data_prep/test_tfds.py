@@ -17,7 +17,8 @@ from data_prep import convert
 from data_prep.errors import InputError
 from data_prep.sources import tfds as source
 
-tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra [tfds]")
+tfds = pytest.importorskip("tensorflow_datasets")
+pytestmark = pytest.mark.needs("tensorflow_datasets")
 CLASSES = "zebra", "ant", "cow"
 
 

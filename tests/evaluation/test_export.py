@@ -101,9 +101,10 @@ def test_a_saved_model_takes_image_files_in_a_process_that_has_only_tensorflow(r
     np.testing.assert_allclose(found["top"], np.take_along_axis(expected, order, 1), atol=1e-5)
 
 
+@pytest.mark.needs("onnxruntime", "tf2onnx")
 def test_onnx(run, trained, images, tmp_path):
-    pytest.importorskip("tf2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     done = export(run, tmp_path / "model.onnx", "--format=onnx")
     assert done.returncode == 0, done.stderr
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

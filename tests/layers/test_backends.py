@@ -1,11 +1,9 @@
 """The layer, the network, population statistics and folding give the same numbers on the three Keras backends."""
 
-import importlib.util
-
 import keras
 import numpy as np
 import pytest
-from conftest import run_program
+from conftest import on, run_program
 
 COMMON = """
 import sys
@@ -104,8 +102,6 @@ def results_on(backend, program, folder):
 
 
 def assert_equals_tensorflow(backend, program, folder):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
     results, on_tensorflow = (results_on(each, program, folder) for each in (backend, "tensorflow"))
     assert results.keys() == on_tensorflow.keys()
     for name, expected in on_tensorflow.items():
@@ -116,13 +112,13 @@ def assert_equals_tensorflow(backend, program, folder):
         assert error <= tolerance, f"{name}: {error}"
 
 
-@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", [on("jax"), on("torch", marks=[pytest.mark.slow])])
 def test_the_layer_population_statistics_and_folding_equal_tensorflows(backend, tmp_path):
     assert_equals_tensorflow(backend, OF_LAYERS, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [on("jax"), on("torch")])
 def test_the_network_equals_tensorflows(backend, tmp_path):
     assert_equals_tensorflow(backend, OF_THE_NETWORK, tmp_path)
 

@@ -229,8 +229,10 @@ def test_ours_has_every_argument_of_keras_at_the_same_place_with_the_same_defaul
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.needs("torch")
 def test_output_gradients_and_unbiased_averages_are_torchs(momentum):
-    torch = pytest.importorskip("torch")
+    import torch
+
     layer = BatchNormalization(momentum=momentum, epsilon=1e-5)
     layer.build(X.shape)
     theirs = torch.nn.BatchNorm2d(3, momentum=1 - momentum, eps=1e-5)

@@ -1,11 +1,10 @@
 """Compiled by XLA, the layer reads and writes no more memory than Keras's: counted in the optimized program."""
 
 import functools
-import importlib.util
 import json
 
 import pytest
-from conftest import run_program
+from conftest import on, run_program
 
 from benchmarks._hlo import memory_traffic
 
@@ -36,15 +35,13 @@ for name, make in layers.items():
     results[name] = [memory_traffic(optimized_hlo(make(), x, dy))[0] / size for dy in (None, x)]
 print(json.dumps(results))
 """
-CASES = [(backend, dtype) for backend in ("tensorflow", "jax") for dtype in ("float32", "mixed_bfloat16")]
+CASES = [on(backend, dtype) for backend in ("tensorflow", "jax") for dtype in ("float32", "mixed_bfloat16")]
 # The first example of every group of 7 or 8 of 32, read, copied and read again.
 OF_PIVOTS = {"ours": 0.25, "synchronized": 0.25, "groups": 1.0, "uneven groups": 1.0}
 
 
 @functools.cache
 def traffic(backend, dtype):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
     done = run_program("-c", PROGRAM, backend, dtype, warm=backend == "tensorflow")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -13,6 +13,7 @@ from bn_keras import VARIANTS, InputError
 from bn_keras.networks.public_weights import read_public_weights
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.needs("torch")
 functional = torch.nn.functional
 
 # Caffe's BN-Inception: 1x1; 3x3 reduce, 3x3; double 3x3 reduce, double 3x3; pool and its projection.
@@ -152,8 +153,10 @@ def test_logits_are_pytorchs_to_1e_4(name, image_size, tmp_path):
     np.testing.assert_allclose(model(pixels / 127.5 - 1.0, training=False), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.needs("safetensors")
 def test_the_layout_is_known_by_content_in_each_kind_of_file(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
+    import safetensors.torch
+
     original = ORIGINALS["resnet18"]
     expected = read_public_weights(write(original, tmp_path / "weights"), image_size=32)[1].get_weights()
     torch.save(original.state, tmp_path / "old", _use_new_zipfile_serialization=False)
