@@ -329,7 +329,7 @@ def test_half_precision_inputs_keep_float32_statistics(dtype):
     layer = BatchNormalization(momentum=0.0, dtype=f"mixed_{dtype}")
     x = tf.cast(tf.constant(np.random.default_rng(0).normal(300, 2, (1000, 2)), "float32"), dtype)
     y = layer(x, training=True)
-    x64 = np.array(x, "float64")
+    x64 = x.numpy().astype("float64")
     assert y.dtype == dtype and layer.moving_mean.dtype == "float32"
     np.testing.assert_allclose(layer.moving_mean, x64.mean(0), rtol=1e-5)
     np.testing.assert_allclose(layer.moving_variance, x64.var(0, ddof=1), rtol=1e-4)
@@ -542,7 +542,7 @@ def what_one_can_see(layer):
     layer(x, training=True)
     losses = [float(loss) for loss in layer.losses] + [len(layer.losses)]
     constrained = [variable.constraint is not None for variable in layer.trainable_variables]
-    variables = [np.array(variable) for variable in layer.variables]
+    variables = [keras.ops.convert_to_numpy(variable) for variable in layer.variables]
     return [np.array(training), np.array(layer(x)), *losses, *constrained, *variables]
 
 
