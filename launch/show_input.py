@@ -2,6 +2,7 @@
 
 launch/show_input --data_dir=D --variant=bn_x5          32 training images of the first step, in show_input.png
 launch/show_input --data_dir=D --split=validation       the single crops of evaluation
+launch/show_input --data_dir=D --page                   the data set itself: images a class, sizes, formats
 """
 
 import sys
@@ -16,11 +17,13 @@ from typing import NoReturn
 from absl import flags
 
 from bn_keras import storage
+from bn_keras.input.dataset import Dataset
 from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_files import replacing
 from bn_keras.training.recipes import make_config
+from data_prep.program import require
 from launch import config_flags, program, records
 
 FLAGS = flags.FLAGS
@@ -33,6 +36,9 @@ flags.DEFINE_enum(
     ["train", "validation"],
     "train: images after augmentation; validation: images as evaluation sees them.",
 )
+flags.DEFINE_bool(
+    "page", False, "Instead draw images a class, sizes, formats and what was re-encoded or bad; print them as a table."
+)
 flags.DEFINE_integer("images", 32, "How many images the sheet has.", 1, 1024)
 flags.DEFINE_integer("step", 0, "The training step whose images are shown; a step takes --images images.", 0)
 config_flags.define(RunConfig, ("seed", "image_size", "augmentation"))
@@ -41,6 +47,8 @@ flags.DEFINE_string("output", "show_input.png", "The file that the sheet is writ
 
 def main() -> None:
     dataset, skipped = records.read_records()
+    if FLAGS.page:
+        return draw_page(on_this_machine(dataset, FLAGS.cache))
     config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))
     with program.loading_tensorflow():
         from bn_keras.input import contact_sheet
@@ -66,6 +74,19 @@ def main() -> None:
         sheet.save(temporary)
     print(f"{len(captions)} images: {storage.absolute(FLAGS.output)}")
     records.say_skipped(skipped)
+
+
+def draw_page(dataset: Dataset) -> None:
+    require("matplotlib")  # before all records are read
+    with program.loading_tensorflow():
+        from bn_keras.input import dataset_page
+
+    pages = {split: dataset_page.read(dataset, split) for split in dataset.splits}
+    lists = dataset_page.listed(FLAGS.data_dir)
+    with replacing(FLAGS.output) as temporary:
+        dataset_page.draw(temporary, dataset, pages, lists)
+    print(dataset_page.page_table(pages, lists))
+    print(storage.absolute(FLAGS.output))
 
 
 def run() -> NoReturn:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
         "inference": {"errors", "private_names", "layers", "inference"},
         "networks": {"errors", "layers", "networks", "settings"},
         "runs": {"errors", "storage", "json_files", "networks", "runs", "settings"},
-        "input": _INPUT,
+        "input": _INPUT | {"markdown", "plots"},
         "evaluation": _EVALUATION | {"markdown", "plots"},
         "training": _EVALUATION | {"lazy_names", "progress", "training"},
         "paper": _EVALUATION | {"progress", "markdown", "plots", "paper"},
