@@ -83,6 +83,7 @@ setup(
         "heic": ["pillow-heif>=0.22"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads public weights
+        "trackers": ["mlflow-skinny>=3.0", "wandb>=0.20"],
         "readers": ["tensorflow-datasets>=4.9.10", "tfrecord>=1.14"],  # independent readers, for the converter's tests
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "lesson": ["jupyterlab>=4.3", "nbconvert>=7.16"],

@@ -26,6 +26,7 @@ _EXTRAS = {
     "apache_beam": "beam",
     "fsspec": "remote",
     "matplotlib": "demo",
+    "mlflow": "trackers",
     "mlxtend": "demo",
     "onnx": "onnx",
     "pillow_heif": "heic",
@@ -36,6 +37,7 @@ _EXTRAS = {
     "tensorflow": "cpu",
     "tf2onnx": "onnx",
     "torch": "torch",
+    "wandb": "trackers",
 }
 """The extra of setup.py that installs each package; for all others, each program has an extra of its own."""
 

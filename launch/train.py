@@ -22,6 +22,7 @@ from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training.recipes import make_config
+from data_prep.program import require
 from launch import config_flags, machines, peers, plan, program, records
 
 DIVERGED = 3
@@ -34,6 +35,9 @@ config_flags.define(RunConfig)
 flags.adopt_module_key_flags(machines)
 flags.DEFINE_string("workdir", None, "Folder of this run: its checkpoints, curve and model. Default: runs/VARIANT.")
 flags.DEFINE_list("allow_change", [], "Settings in run.json that may differ when a run is continued.")
+flags.DEFINE_multi_enum(
+    "tracker", [], ["wandb", "mlflow"], "An experiment tracker that follows the curve; give the flag twice for both."
+)
 flags.DEFINE_string("profile", None, "Steps that TensorFlow's profiler records, as FIRST:LAST.")
 flags.DEFINE_boolean("dry_run", False, "Print the plan and its cost, measured on a few steps; write nothing.")
 flags.DEFINE_enum(
@@ -48,6 +52,7 @@ def main() -> int:
     config = make_config(dataset, FLAGS.variant, continued=directory.read_config(keep=True), **given)
     config.check()
     profiled = profiled_steps(config)
+    require(*FLAGS.tracker)
     directory.check(config, dataset.class_names, FLAGS.allow_change)
     if not FLAGS.dry_run and directory.finished(config):
         return nothing_to_do(config, directory)
@@ -75,6 +80,7 @@ def main() -> int:
         skipped=skipped,
         data_service=FLAGS.data_service,
         profiled_steps=profiled,
+        trackers=FLAGS.tracker,
     )
     records.say_skipped(skipped)
     folder = os.path.dirname(directory.path) or "."

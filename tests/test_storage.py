@@ -79,8 +79,6 @@ def test_a_run_in_a_bucket_is_the_local_one_bit_for_bit(data_dir, local_run, mem
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
     """The URL of an empty bucket on moto's server, which programs find by their environment."""
-    for package in ("moto", "flask", "s3fs"):
-        pytest.importorskip(package)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         url = f"http://localhost:{probe.getsockname()[1]}"
@@ -107,6 +105,7 @@ def checkpoints(run):
     return [step for step, path in states(run) if "checkpoint" in path]
 
 
+@pytest.mark.needs("flask", "moto", "s3fs")
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_in_an_object_store_goes_on_there_bit_for_bit(
     data_dir, s3, tmp_path, small_inception, kills

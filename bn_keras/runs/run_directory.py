@@ -8,6 +8,7 @@
     model.keras            the trained model
     events.out.tfevents.*  the curve for TensorBoard
     pictures/*.png         training images and worst mistakes at each evaluation, if the run is to draw them
+    trackers.json          what experiment trackers were told
 
 A run that is started in its existing directory continues, if its configuration is the same. Each checkpoint holds a
 copy of the first two files, and that copy counts; the files are for people, and for a run without a checkpoint.

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import replacing, seal
 from bn_keras.training.tensorboard import TensorBoardWriter
+from bn_keras.training.trackers import Trackers
 
 
 class RunRecord:
@@ -30,6 +31,7 @@ class RunRecord:
       step: the step at which the run starts or continues; rows of later steps are removed.
       writes: whether this process is the one that writes.
       skipped: the records that were left out, for the progress line.
+      trackers: the names of the experiment trackers that are told the rows.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RunRecord:
         step: int,
         writes: bool = True,
         skipped: SkippedRecords | None = None,
+        trackers: Collection[str] = (),
     ):
         self._directory = directory
         self._curve = directory.curve
@@ -48,6 +51,7 @@ class RunRecord:
             self._curve.truncate(step)
             self._board = TensorBoardWriter(directory.path, config.flat(), self._curve.rows)
             self._restore_pictures(step)
+            self._trackers = Trackers(directory.path, config.flat(), trackers)
             self._progress = Progress(config.builder or config.variant.name, config.steps, skipped)
         else:
             self._curve.forget(step)
@@ -95,6 +99,7 @@ class RunRecord:
             self._curve.sync()
             checkpoint.save(self._directory.path, step, arrays, self._directory.texts, best)
             self._board.flush()
+            self._trackers.tell(self._curve.rows)
 
     def save_best(self, step: int, arrays: dict) -> None:
         """Writes the checkpoint of the best evaluation."""
@@ -123,4 +128,5 @@ class RunRecord:
         if self._writes:
             self._curve.sync()
             self._board.close()
+            self._trackers.close()
             self._progress.close(message)

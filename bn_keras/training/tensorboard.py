@@ -6,6 +6,7 @@ again. A run that was killed and resumed thus shows one unbroken line, with the 
 
 import io
 import os
+from collections.abc import Iterator
 
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -86,7 +87,7 @@ class TensorBoardWriter:
 
     def add(self, row: dict) -> None:
         """Adds one row of the curve."""
-        for tag, value in _scalars(row):
+        for tag, value in scalars(row):
             self._add(scalar_pb(tag, value), row["step"], row.get("wall_time"))
 
     def add_picture(self, name: str, step: int, png: bytes, wall_time: float) -> None:
@@ -119,7 +120,7 @@ def _column(name):
     return f"{_FIRST.index(name)} {name}" if name in _FIRST else name
 
 
-def _scalars(row):
+def scalars(row: dict) -> Iterator[tuple[str, float]]:
     """The points (tag, value) of one row."""
     if row["kind"] == "monitor":
         for layer, looks in row["layers"].items():

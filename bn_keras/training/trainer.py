@@ -60,6 +60,7 @@ def train(
     skipped: SkippedRecords | None = None,
     data_service: str | None = None,
     profiled_steps: range = range(0),
+    trackers: Collection[str] = (),
 ) -> Outcome:
     """Trains a run in `directory`, from its newest checkpoint, if there is one, to `config.steps`.
 
@@ -79,6 +80,7 @@ def train(
       skipped: takes note of each record that cannot be used, which is then left out; None: such a record is an error.
       data_service: as in `training_batches`.
       profiled_steps: the steps that TensorFlow's profiler records; the first step of a run is 1.
+      trackers: the experiment trackers that follow the curve: "wandb", "mlflow".
 
     Raises:
       InputError: the directory holds another run, or another process trains in it; the devices cannot share the batch;
@@ -95,7 +97,10 @@ def train(
     batches = RunBatches(config, dataset, skipped, data_service)
     try:
         with process_settings(config, strategy), Interruption() as interruption:
-            return Trainer(batches, directory, strategy, interruption, profiled_steps, network or network_of).run()
+            trainer = Trainer(
+                batches, directory, strategy, interruption, profiled_steps, network or network_of, trackers
+            )
+            return trainer.run()
     except OSError as error:
         newest = directory.newest_step()
         whole = "no checkpoint was written" if newest is None else f"the checkpoint of step {newest} is whole"
@@ -119,6 +124,7 @@ class Trainer:
         interruption: Interruption,
         profiled_steps: range,
         network: Network,
+        trackers: Collection[str],
     ):
         self.config = config = batches.config
         self.batches_of_run = batches
@@ -138,7 +144,7 @@ class Trainer:
             directory.open(config, batches.dataset.class_names)
         self.step = self._restore(directory)
         directory.forget_state()
-        self.record = RunRecord(config, directory, self.step, writes=is_chief(strategy), skipped=batches.skipped)
+        self.record = RunRecord(config, directory, self.step, is_chief(strategy), batches.skipped, trackers)
         self.statistics = StepStatistics(strategy.num_replicas_in_sync)
         self.train_steps = make_train_steps(self.state, config, strategy)
         self.evaluator = Evaluator(self.state.model, strategy)
