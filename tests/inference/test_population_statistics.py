@@ -111,7 +111,7 @@ def test_one_pass_measures_every_layer_behind_layers_in_batch_mode():
 def test_layer_by_layer_measures_what_the_layers_see_at_inference(estimator):
     model, batches = deep_model()
     population_statistics(model, batches, estimator=estimator, layer_by_layer=True)
-    before_second = keras.Model(model.input, model.layers[4].output)
+    before_second = keras.Model(*model.inputs, model.layers[4].output)
     seen = np.stack([before_second(batch, training=False) for batch in batches]).astype("float64")
     variance = seen.var(1, ddof=1).mean(0) if estimator == "mean_of_unbiased" else seen.reshape(-1, 4).var(0, ddof=1)
     np.testing.assert_allclose(model.get_layer("second").moving_mean, seen.mean((0, 1)), atol=1e-6)
