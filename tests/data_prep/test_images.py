@@ -105,6 +105,24 @@ def test_a_name_that_does_not_say_is_decided_by_the_first_bytes(tmp_path, archiv
     assert "1 .txt" in counted and "1 .db" in counted
 
 
+@pytest.mark.parametrize("pixels", [COLOR, WITH_ALPHA, COLOR[..., 0]], ids=["color", "transparent", "gray"])
+def test_heic_is_decoded_where_its_extra_is_installed(tmp_path, pixels):
+    heif = pytest.importorskip("pillow_heif", reason="needs the extra [heic]")
+    heif.register_heif_opener()
+    content = encoded(pixels, "HEIF", quality=90)
+    source = write_folders(tmp_path, {"ant/1.heic": content, "bee/1.jpg": encoded(COLOR, "JPEG")})
+    run(image_folder.dataset(*source), tmp_path / "out")
+    assert (tmp_path / "out/repaired.tsv").read_text() == f"{source[0]}/ant/1.heic\tHEIF image\n"
+    assert written(tmp_path / "out")["1.heic"] == (1, "JPEG")
+    held = np.asarray(heif.open_heif(io.BytesIO(content)), int)
+    if held.shape[-1] == 4:  # on white
+        alpha = held[..., 3:] / 255
+        held = held[..., :3] * alpha + 255 * (1 - alpha)
+    result, shown = stored(content, "1.heic")
+    assert np.abs(shown.reshape(held.shape) - held).mean() < 6  # noise at quality 95
+    assert result.channels == (1 if pixels.ndim == 2 else 3)
+
+
 @pytest.mark.parametrize("name", ["photo.heic", "photo.HEIF", "photo", "drawing.svg", "raw.cr2", "scan.jxl"])
 def test_a_picture_that_cannot_be_decoded_is_bad_and_named(tmp_path, name):
     content = HEIC if "photo" in name else b"<svg/>"
