@@ -1,6 +1,6 @@
 """Images in every form that people have them in, made here, converted, and compared with what their maker knows.
 
-The truth is a file name -> class and bytes; of records, test_data_prep.py holds the reader used here to TensorFlow's.
+The truth is a file name -> class and bytes; records are read by independent_reader.py.
 """
 
 import json
@@ -12,6 +12,7 @@ import zipfile
 import miniature_release
 import numpy as np
 import pytest
+from independent_reader import examples
 from miniature_release import WNIDS, WORDS, tar_of, write_parquet, zip_of
 from test_ilsvrc2012 import records
 
@@ -337,8 +338,8 @@ def test_parquet_keeps_the_numbers_and_names_of_its_classes(animals, tmp_path, n
     found = run(of_images(tmp_path / "pets.parquet", tmp_path / "out"), tmp_path / "out", label_base=0)
     labels = {content: ("cat", "cow", "dog").index(path[:3]) for path, content in animals.items()}
     seen = {}
-    for examples in found.values():
-        for example in examples.values():
+    for split in found.values():
+        for example in split.values():
             (label,), (content,) = example["image/class/label"], example["image/encoded"]
             assert labels[content] == label
             assert example["image/class/text"] == [(names or ("0", "1", "2"))[label].encode()]
@@ -386,12 +387,8 @@ def test_web_datasets_tars_have_their_classes_beside_each_image(animals, tmp_pat
     convert.convert(data, str(tmp_path / "out"), plan.Options(label_base=0), log=lambda line: None)
     seen = {}
     for shard in (tmp_path / "out").glob("train-*"):
-        from data_prep.formats import tfrecord
-
-        with shard.open("rb") as file:
-            for _, data in tfrecord.read_records(file):
-                example = tfrecord.decode_example(data)
-                seen[example["image/encoded"][0]] = example["image/class/label"][0]
+        for example in examples(shard):
+            seen[example["image/encoded"][0]] = example["image/class/label"][0]
     assert seen == {content: classes.index(path[:3]) for path, content in animals.items()}
 
 

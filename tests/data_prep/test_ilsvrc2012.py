@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import subprocess
 import tarfile
@@ -12,6 +13,7 @@ import miniature_release
 import numpy as np
 import pytest
 from conftest import run_program, start_program
+from independent_reader import examples
 from miniature_release import WNIDS, WORDS
 from PIL import Image
 
@@ -31,15 +33,10 @@ def converted(folder, output, *arguments):
 
 
 def records(output, split):
-    """File name -> Example of a split; test_data_prep.py holds the reader used here to TensorFlow's."""
-    manifest = json.loads((output / "dataset.json").read_text())
-    found = {}
-    for shard in manifest["splits"][split]["shards"]:
-        with (output / shard["file"]).open("rb") as file:
-            for _, data in tfrecord.read_records(file):
-                example = tfrecord.decode_example(data)
-                found[example["image/filename"][0].decode()] = example
-    return found
+    """File name -> Example of a split."""
+    shards = json.loads((output / "dataset.json").read_text())["splits"][split]["shards"]
+    held = itertools.chain.from_iterable(examples(output / shard["file"]) for shard in shards)
+    return {example["image/filename"][0].decode(): example for example in held}
 
 
 def refused(result, *words):

@@ -10,11 +10,12 @@ from pathlib import Path
 import miniature_release
 import numpy as np
 import pytest
+from independent_reader import examples
 from PIL import Image, ImageCms
 
 from data_prep import convert, plan, verify
 from data_prep.errors import BadImageError, InputError
-from data_prep.formats import image, png, tfrecord
+from data_prep.formats import image, png
 from data_prep.sources import ilsvrc2012, image_folder
 
 DRAW = np.random.default_rng(0)
@@ -41,11 +42,9 @@ def written(output):
     """File name -> label and format of every record."""
     found = {}
     for shard in Path(output).glob("*-of-*"):
-        with shard.open("rb") as file:
-            for _, data in tfrecord.read_records(file):
-                example = tfrecord.decode_example(data)
-                (name,), (label,), (kind,) = (example[f"image/{k}"] for k in ("filename", "class/label", "format"))
-                found[name.decode()] = (label, kind.decode())
+        for example in examples(shard):
+            (name,), (label,), (kind,) = (example[f"image/{k}"] for k in ("filename", "class/label", "format"))
+            found[name.decode()] = (label, kind.decode())
     return found
 
 
