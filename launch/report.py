@@ -29,7 +29,8 @@ def main() -> None:
     print(storage.read(table).decode())
     print(f"Figure 2: {storage.absolute(figure)}")
     print(f"Figure 3: {storage.absolute(table)}")
-    print(f"All curves: tensorboard --logdir={FLAGS.workdir}")
+    if not storage.is_remote(FLAGS.workdir):  # of which TensorBoard reads few
+        print(f"All curves: tensorboard --logdir={FLAGS.workdir}")
 
 
 def run() -> NoReturn:

@@ -21,6 +21,7 @@ from bn_keras.errors import InputError
 from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.storage import is_remote
 from bn_keras.training.recipes import make_config
 from data_prep.program import require
 from launch import config_flags, machines, peers, plan, program, records
@@ -84,7 +85,8 @@ def main() -> int:
     )
     records.say_skipped(skipped)
     folder = os.path.dirname(directory.path) or "."
-    print(f"{FLAGS.variant}: {outcome.value}; see it with: tensorboard --logdir={folder}")
+    board = "" if is_remote(folder) else f"; see it with: tensorboard --logdir={folder}"  # which reads few stores
+    print(f"{FLAGS.variant}: {outcome.value}{board}")
     return INTERRUPTED if outcome is Outcome.INTERRUPTED else status(outcome is Outcome.DIVERGED)
 
 
