@@ -7,7 +7,7 @@ The pivot of a constant channel is its value, so that its y is exactly beta.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import keras
 from keras import ops
@@ -27,12 +27,19 @@ class Moments(NamedTuple):
     """Mean and variance of m values, for each of the channels; float32 (float64 for float64 inputs).
 
     count: m. mean: sum(x) / m. variance: sum((x - mean)^2) / m, the biased one that normalizes.
-    The three broadcast against each other. Where count is 0, mean and variance are 0.
+    The three broadcast against each other. Where count is 0, mean and variance are 0. The count is a float if the graph's
+    shapes tell it: what is computed from it then costs no operations.
     """
 
-    count: Tensor
+    count: Tensor | float
     mean: Tensor
     variance: Tensor
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[Self]) -> Self:
+        """Joins the Moments of groups, whose values are [*channels], into one whose values are [groups, *channels]."""
+        values = ((count * ops.ones_like(mean), mean, variance) for count, mean, variance in groups)
+        return cls(*map(ops.stack, zip(*values, strict=True)))
 
 
 def moments_over(
