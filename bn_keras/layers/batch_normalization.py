@@ -296,8 +296,8 @@ class BatchNormalization(keras.layers.Layer):
             moments = moments if isinstance(moments.count, float) else Moments.of_groups([moments])
         else:
             results = (tensorflow_kernels.normalize(part, *arguments) for part in ops.split(view, groups))
-            outputs, moments = zip(*results, strict=True)
-            outputs, moments = ops.concatenate(outputs), Moments.of_groups(moments)
+            parts, moments_of_parts = zip(*results, strict=True)
+            outputs, moments = ops.concatenate(parts), Moments.of_groups(moments_of_parts)
         if self.per_activation:
             outputs = ops.reshape(outputs, ops.shape(x))
             shape = self.moving_mean.shape if isinstance(moments.count, float) else (groups, *self.moving_mean.shape)

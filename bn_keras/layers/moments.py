@@ -27,11 +27,11 @@ class Moments(NamedTuple):
     """Mean and variance of m values, for each of the channels; float32 (float64 for float64 inputs).
 
     count: m. mean: sum(x) / m. variance: sum((x - mean)^2) / m, the biased one that normalizes.
-    The three broadcast against each other. Where count is 0, mean and variance are 0. The count is a float if the graph's
-    shapes tell it: what is computed from it then costs no operations.
+    The three broadcast against each other. Where count is 0, mean and variance are 0. The count is a float if shapes
+    tell it: what is computed from it then costs a graph no operations.
     """
 
-    count: Tensor | float
+    count: Tensor
     mean: Tensor
     variance: Tensor
 

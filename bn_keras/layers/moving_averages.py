@@ -81,7 +81,7 @@ def average_of_groups(moments: Moments, unbiased: bool, across_replicas: bool) -
     weight = freedom if unbiased else count
     if unbiased:
         variance = variance * (count / ops.maximum(freedom, 1.0))
-    if across_replicas or count.shape[0] != 1:
+    if across_replicas or mean.shape[0] != 1:
         sums = ops.sum(ops.stack([count, count * mean, weight, weight * variance, freedom]), axis=1)
         sums = sum_over_replicas(sums) if across_replicas else sums
         count, mean, weight, variance, freedom = ops.unstack(sums)
