@@ -36,6 +36,7 @@ CONFIG = RunConfig(
     scale_learning_rate="linear",
     precision="float32",
     jit_compile=False,
+    threads=1,
     ema=0.9,
     clip_norm=0.0,
     replicas=1,
