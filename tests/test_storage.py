@@ -14,7 +14,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import run_program, start_program
+from conftest import ROOT, run_program, start_program
 from warm_start import shrink
 
 from bn_keras import InputError, read_dataset, storage
@@ -139,6 +139,22 @@ def test_a_run_that_is_killed_in_an_object_store_goes_on_there_bit_for_bit(
         assert done.returncode == 0, done.stderr
     (result,) = json.loads(storage.read(f"{run}/evaluation.json"))["results"]
     assert result["top1"] == rows_of(run)[-1]["top1"]
+
+
+@pytest.mark.needs("flask", "moto", "s3fs")
+def test_a_process_reads_a_bucket_that_its_parent_had_read_before_it_forked(s3):
+    """As a worker of a cluster does: `peers.watched` forks after the run's configuration was read."""
+    write_text(f"{s3}/text", "one")
+    code = f"""
+import os
+from bn_keras import storage
+storage.read("{s3}/text")
+if child := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(storage.read("{s3}/text").decode())
+"""
+    done = run_program("-c", code, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (0, "one\n"), done.stderr
 
 
 @pytest.fixture(params=["folder", "bucket"])

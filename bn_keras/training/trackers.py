@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from bn_keras import storage
+from bn_keras.errors import InputError, first_line
 from bn_keras.json_files import COUNT, TEXT, read_json
 from bn_keras.runs.run_files import write_text
 from bn_keras.training.tensorboard import scalars
@@ -98,6 +99,9 @@ class Trackers:
       directory: of the run.
       settings: of the run, numbers and strings.
       names: of `TRACKERS`.
+
+    Raises:
+      InputError: a tracker cannot be reached.
     """
 
     def __init__(self, directory: str, settings: dict[str, Any], names: Collection[str]):
@@ -109,7 +113,10 @@ class Trackers:
         self._trackers: dict[str, Tracker] = {}
         for name in names:
             run = self._known.get(name, {}).get("run")
-            self._trackers[name] = TRACKERS[name](run, run_name, settings)
+            try:
+                self._trackers[name] = TRACKERS[name](run, run_name, settings)
+            except Exception as error:  # whatever a tracker raises about its server, project or credentials
+                raise InputError(f"`tracker={name}` cannot begin: {first_line(error)}") from error
 
     def tell(self, rows: list[dict]) -> None:
         """Passes on what was not yet of a curve's rows, all of which a checkpoint covers."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, make_run_config
 
+from bn_keras import InputError
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training import trackers
 from bn_keras.training.run_writer import RunRecord
@@ -75,6 +76,13 @@ def offline_records(content):
         if kind in (1, 4):
             yield record
         place += 7 + length
+
+
+@pytest.mark.needs("mlflow")
+def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://x")
+    with pytest.raises(InputError, match=r"\A`tracker=mlflow` cannot begin: .*nosuch.*\Z"):
+        killed_and_resumed(tmp_path / "run", "mlflow")
 
 
 @pytest.mark.needs("wandb")
