@@ -57,7 +57,7 @@ def read_json(path: str, schema: dict, fix: str) -> dict:
     """The content of a file, which fits a schema.
 
     Args:
-      path: of the file.
+      path: the file's path.
       schema: JSON Schema, draft 2020-12, where 1.0 is no integer.
       fix: what the message says at its end: what to do about a file that does not fit.
 

@@ -12,7 +12,7 @@ class Progress:
     """Progress of one run on stderr.
 
     Args:
-      name: of the run.
+      name: the name of the run.
       steps: the step at which the run ends.
       skipped: records that were left out; their count is shown once it is not 0.
     """

@@ -118,12 +118,12 @@ def watch_services(flag: str | None, first: float = _FIRST) -> None:
 
 
 def _watch(child, messages, deadline):
-    """Watches over a child until it ends; returns its status, and whether all processes had come together.
+    """Watches a child process until it ends. Returns its status, and whether all processes had come together.
 
     Args:
-      child: its number.
-      messages: what `waiting_for` writes there.
-      deadline: of the wait for others, where that is not `waiting_for`'s.
+      child: the number of the child's process.
+      messages: the file to which `waiting_for` writes there.
+      deadline: when to give up waiting for others, if `waiting_for` does not say it.
     """
     received, addresses, joined = [], [], False
 

@@ -32,7 +32,7 @@ def random_colors(draws: tf.Tensor, amount: str, channels: int) -> Colors:
     """Random brightness, hue, saturation and contrast.
 
     Args:
-      draws: float32 `[..., DRAWS]`, of `uniform_draws`.
+      draws: float32 `[..., DRAWS]`, the result of `uniform_draws`.
       amount: "full" (TF-Slim's ranges), "reduced" (half of them; the seventh change of Section 4.2.1) or "none".
       channels: with one, hue and saturation change nothing.
     """
@@ -55,7 +55,7 @@ def distort_colors(images: tf.Tensor, colors: Colors) -> tf.Tensor:
 
     Args:
       images: uint8 or float32 `[H, W, C]` or `[N, H, W, C]` in [0, 255].
-      colors: of `random_colors`, for each image.
+      colors: the result of `random_colors` for each image.
 
     Returns:
       float32, of the images' shape, in [-1, 1].

@@ -69,7 +69,7 @@ def read_public_weights(path: str, *, image_size: int = 224) -> tuple[Variant, k
     """The network that a file holds; the names of its tensors show which it is.
 
     Args:
-      path: of a PyTorch or safetensors file, or of a TensorFlow checkpoint as TensorFlow names it
+      path: the path of a PyTorch or safetensors file, or a TensorFlow checkpoint's name as TensorFlow takes it
         (`inception_v2.ckpt`). Nothing that a file holds is executed.
       image_size: height and width of the input in pixels.
 
