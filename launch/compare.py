@@ -2,6 +2,7 @@
 
 launch/compare                                          the paper's seven, on the embedded digits
 launch/compare --variants=inception,bn_x5 --data_dir=D  two, on your own records
+launch/compare --train_flags=steps=100,seed=1           the seven, for fewer steps and from another seed
 
 The same command again continues; finished runs are not repeated.
 """
