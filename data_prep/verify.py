@@ -36,8 +36,7 @@ def verify(folder: str, decode: bool, workers: int) -> tuple[list[str], int]:
     """
     tasks = list(_tasks(folder, decode))
     if workers == 1 or len(tasks) == 1:
-        results = map(check_shard, tasks)
-        return _joined(results)
+        return _joined(map(check_shard, tasks))
     with concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), signals.start_worker
     ) as pool:
