@@ -27,19 +27,20 @@ def test_every_network_trains_and_goes_on_bit_for_bit(name):
     random = np.random.default_rng(0)
     batch = random.normal(size=(4, 32, 32, 1)).astype("float32"), np.array([0, 1, 2, 0], "int32")
 
-    def after(steps, arrays=None):
-        state = TrainingState(config, strategy)
-        if arrays:
-            state.restore(arrays)
-        first = state.arrays()
-        make_train_steps(state, config, strategy)(
-            iter(tf.data.Dataset.from_tensors(batch).repeat()), tf.constant(steps)
-        )
-        return first, state.arrays()
+    state = TrainingState(config, strategy)
+    train_steps = make_train_steps(state, config, strategy)
+    batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
 
-    start, two = after(2)
-    _, one = after(1)
-    _, continued = after(1, one)
+    def after(steps, arrays):
+        state.restore(arrays)
+        train_steps(batches, tf.constant(steps))
+        return state.arrays()
+
+    start, made_again = state.arrays(), TrainingState(config, strategy).arrays()
+    two, one = after(2, start), after(1, start)
+    after(3, start)
+    continued = after(1, one)
     assert {key for key in two if not np.array_equal(start[key], two[key])} > {"step", "model/logits/kernel"}
     for key in two:
+        np.testing.assert_array_equal(made_again[key], start[key], err_msg=key)
         np.testing.assert_array_equal(continued[key], two[key], err_msg=key)
