@@ -1,8 +1,8 @@
-"""Experiment trackers, Weights & Biases and MLflow: they are told every row of a run's curve once.
+"""Sends each row of a run's curve once to experiment trackers: Weights & Biases and MLflow.
 
-The curve is the truth. A row is passed on when a checkpoint covers it, so a tracker is never told what a resumed run
-forgets. `trackers.json` in the run's directory holds which run it is there, and how many rows it was told. Server,
-project and mode are the trackers' own environment variables, such as WANDB_MODE=offline or MLFLOW_TRACKING_URI.
+A row is sent after a checkpoint of its step was written, so a tracker never gets rows that a resumed run drops.
+`trackers.json` in the run's directory says which run of the tracker it is, and how many rows were sent. Server, project
+and mode are set by the trackers' own environment variables, such as WANDB_MODE=offline or MLFLOW_TRACKING_URI.
 """
 
 import json
@@ -31,19 +31,19 @@ class Tracker(Protocol):
     """One run in one tracker.
 
     Attributes:
-      run: what the tracker knows the run by.
+      run: the run's id in the tracker.
     """
 
     run: str
 
     def log(self, step: int, wall_time: float, values: dict[str, float]) -> None:
-        """Takes the values of one step by their tags in TensorBoard; `wall_time` is in seconds since 1970."""
+        """Sends the values of one step, by their tags in TensorBoard; `wall_time` is in seconds since 1970."""
 
     def close(self) -> None: ...
 
 
 class WandB:
-    """A run of Weights & Biases; arguments as of `MLflow`."""
+    """A run of Weights & Biases; the arguments are those of `MLflow`."""
 
     def __init__(self, run: str | None, name: str, settings: dict[str, Any]):
         import wandb
@@ -64,9 +64,9 @@ class MLflow:
     """A run of MLflow.
 
     Args:
-      run: its id, where it goes on; None for a new one.
-      name: of the run.
-      settings: of the run, numbers and strings.
+      run: the id of the run to continue; None for a new one.
+      name: the run's name.
+      settings: the run's settings, numbers and strings.
     """
 
     def __init__(self, run: str | None, name: str, settings: dict[str, Any]):
@@ -96,9 +96,9 @@ class Trackers:
     """The trackers of one run.
 
     Args:
-      directory: of the run.
-      settings: of the run, numbers and strings.
-      names: of `TRACKERS`.
+      directory: the run's directory.
+      settings: the run's settings, numbers and strings.
+      names: keys of `TRACKERS`.
 
     Raises:
       InputError: a tracker cannot be reached.
@@ -119,7 +119,7 @@ class Trackers:
                 raise InputError(f"`tracker={name}` cannot begin: {first_line(error)}") from error
 
     def tell(self, rows: list[dict]) -> None:
-        """Passes on what was not yet of a curve's rows, all of which a checkpoint covers."""
+        """Sends the rows that were not sent yet; a checkpoint must exist for all of them."""
         for name, tracker in self._trackers.items():
             for row in rows[self._known.get(name, {}).get("rows", 0) :]:
                 tracker.log(row["step"], row["wall_time"], dict(scalars(row)))
