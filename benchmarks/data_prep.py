@@ -1,17 +1,20 @@
 """Images a second of the converter, beside TF-Slim's way and TensorFlow Datasets' writer on the same JPEGs.
 
-  python benchmarks/data_prep.py                  prints a Markdown table; two minutes on two cores, 5 GB
+  python benchmarks/data_prep.py                  prints a Markdown table; ten minutes on two cores, 14 GB
 
 The input is a tar of class tars of 110 kB JPEGs (500 x 375, as ImageNet's median), just written, so that it is in the
 page cache; inputs and outputs are in memory (/dev/shm), and one row writes to a disk. TF-Slim's way, as in
 build_imagenet_data.py: read the file, decode the image to check it and learn its size, build the tf.train.Example,
 write it with TFRecordWriter. TFDS: its writer and Image feature, given decoded images, which it encodes again, or open
-files, which it copies, if tensorflow-datasets is installed. Each way is one process, but for "2 workers"; starting
-Python and importing are not measured, planning and starting workers are. Rounds alternate between the ways.
+files, which it copies, if tensorflow-datasets is installed. The same images as a zip, a deflated zip and Parquet stand
+beside unpacking the zip first, and beside what Hugging Face's datasets takes to load the Parquet and read its files
+without decoding them. Each way is one process, but for "2 workers"; starting Python and importing are not measured,
+planning and starting workers are. Rounds alternate between the ways.
 """
 
 import contextlib
 import functools
+import importlib.util
 import io
 import os
 import resource
@@ -22,6 +25,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 from _photos import make_jpegs
@@ -60,6 +64,61 @@ def write_inputs(folder, pool):
     return train, validation
 
 
+def write_forms(folder, pool):
+    """The same images in class folders of a zip, of a deflated zip, and as Parquet: form -> paths of both splits."""
+    names = [f"n{10_000_000 + index}" for index in range(CLASSES)]
+    splits = {
+        "train": [(names[n % CLASSES], n, pool[n % len(pool)]) for n in range(FLAGS.images)],
+        "validation": [(name, 1, pool[0]) for name in names],
+    }
+    forms = {}
+    for form, method in (("zip", zipfile.ZIP_STORED), ("deflated zip", zipfile.ZIP_DEFLATED)):
+        forms[form] = [folder / f"{split}-{method}.zip" for split in splits]
+        for path, images in zip(forms[form], splits.values(), strict=True):
+            with zipfile.ZipFile(path, "w", method) as archive:
+                for name, number, content in images:
+                    archive.writestr(f"{name}/{name}_{number}.JPEG", content)
+    with contextlib.suppress(ImportError):
+        import pyarrow
+        from pyarrow import parquet
+
+        forms["Parquet"] = [folder / f"{split}.parquet" for split in splits]
+        for path, images in zip(forms["Parquet"], splits.values(), strict=True):
+            label = pyarrow.array([names.index(name) for name, *_ in images])
+            files = pyarrow.StructArray.from_arrays(
+                [
+                    pyarrow.array([content for *_, content in images], pyarrow.large_binary()),
+                    pyarrow.array([f"{name}_{number}.JPEG" for name, number, _ in images]),
+                ],
+                ["bytes", "path"],
+            )
+            parquet.write_table(pyarrow.table({"image": files, "label": label}), path, row_group_size=100)
+    return forms
+
+
+def unzip_first(folder, inputs, workers):
+    """Unpacks both archives to folders, and converts these."""
+    started = time.perf_counter()
+    folders = [folder / path.stem for path in inputs]
+    for path, target in zip(inputs, folders, strict=True):
+        shutil.unpack_archive(path, target)
+    unpacking = time.perf_counter() - started
+    images, seconds = data_prep(folder / "out", folders, workers)
+    return images, unpacking + seconds
+
+
+def hugging_face(folder, inputs):
+    """Loads Parquet as `datasets` does, into Arrow files of its own, and reads every file of both splits."""
+    import datasets
+
+    count = 0
+    for path in inputs:
+        held = datasets.load_dataset("parquet", data_files=str(path), cache_dir=str(folder), split="train")
+        for row in held.with_format("arrow").iter(100):
+            count += len(row["image"].combine_chunks().field("bytes").to_pylist())
+    return (count,)
+
+
 # In a process of its own, as a person runs it: in this one TensorFlow's threads would forbid workers by fork.
 CONVERSION = """
 import sys, time
@@ -67,7 +126,8 @@ from data_prep import convert, plan
 from data_prep.sources import ilsvrc2012
 train, validation, output, workers = sys.argv[1:]
 started = time.perf_counter()
-data = ilsvrc2012.dataset(ilsvrc2012.find("", {"train": train, "validation": validation}))
+found = ilsvrc2012.find("", {"train": train, "validation": validation})
+data = ilsvrc2012.dataset(found, unpacked=output + "/.data_prep/unpacked")
 convert.convert(data, output, plan.Options(train_shards=16), workers=int(workers), log=lambda line: None)
 print(time.perf_counter() - started)
 """
@@ -197,11 +257,17 @@ def main(_):
             ways["TFDS's writer, given files"] = (tfds_writer, pool, few)
         except ImportError:
             print("tensorflow-datasets is not installed: its rows are left out", file=sys.stderr)
+        forms = write_forms(folder, pool)
+        ways |= {f"data_prep of a {form}, 1 worker": (data_prep, paths, 1) for form, paths in forms.items()}
+        ways["unzip first, then data_prep, 1 worker"] = (unzip_first, forms["zip"], 1)
+        if "Parquet" in forms and importlib.util.find_spec("datasets"):
+            ways["Hugging Face's datasets: load Parquet, read its files"] = (hugging_face, forms["Parquet"])
         ways["data_prep, 2 workers, to the disk"] = (data_prep, inputs, 2)
         ways["the disk alone: write and sync"] = (disk_alone, inputs)
         disks = {name: FLAGS.disk for name in ways if "disk" in name}
-        for name in ways.keys() - {one, two} - disks.keys():  # imports and first calls are not measured
-            measure(*(100 if argument == few else argument for argument in ways[name]))
+        for way in ways.values():  # imports and first calls are not measured
+            if few in way:
+                measure(*(100 if argument == few else argument for argument in way))
         rounds = [
             {name: measure(*way, parent=disks.get(name)) for name, way in ways.items()} for _ in range(FLAGS.rounds)
         ]

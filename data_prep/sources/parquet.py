@@ -66,7 +66,8 @@ def images(file: str, is_one_of_several: bool, target: str, found: Found, label_
     prefix = f"{base}/" if is_one_of_several else ""
     try:
         with storage.open_read(file) as opened, storage.written_aside(target) as output:
-            table = parquet.ParquetFile(opened, page_checksum_verification=True)  # of pages that have one
+            # Checksums are of pages that have one. To read ahead takes 139 us an image, to read in order 100.
+            table = parquet.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
             image, label = _columns(file, table.schema_arrow, label_column)
             classes, copies = _classes(table.schema_arrow, label), Copies(output, posixpath.basename(target))
             found.classes = classes | found.classes
