@@ -26,17 +26,13 @@ from bn_keras.progress import Progress
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import write_text
-from launch import program, records
+from launch import program, records, weights
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_list(
-    "workdir",
-    None,
-    "Folder of a run, whose newest step is evaluated; several, separated by commas, are an ensemble.",
-    required=True,
-)
+flags.adopt_module_key_flags(weights)
+flags.DEFINE_list("workdir", None, "Folder of a run; several, separated by commas, are an ensemble.", required=True)
 flags.DEFINE_multi_enum(
     "protocol",
     ["single_crop"],
@@ -93,6 +89,7 @@ def main() -> None:
                 strategy,
                 population_of=batches if FLAGS.statistics == "population" else None,
                 population_steps=FLAGS.statistics_steps,
+                weights=FLAGS.weights,
             )
             for directory, batches in zip(directories, fed, strict=True)
         ]

@@ -22,12 +22,13 @@ from bn_keras.errors import InputError, first_line
 from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.runs.run_directory import RunDirectory
 from data_prep.program import require
-from launch import program, records
+from launch import program, records, weights
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
-flags.DEFINE_string("workdir", None, "Folder of the run whose newest step is exported.", required=True)
+flags.adopt_module_key_flags(weights)
+flags.DEFINE_string("workdir", None, "Folder of the run that is exported.", required=True)
 flags.DEFINE_enum(
     "format",
     "saved_model",
@@ -62,7 +63,9 @@ def main() -> None:
         from bn_keras.input.run_batches import RunBatches
 
     population_of = RunBatches(config, on_this_machine(dataset, FLAGS.cache), skipped) if dataset else None
-    model = load_network(directory, population_of=population_of, population_steps=FLAGS.statistics_steps)
+    model = load_network(
+        directory, population_of=population_of, population_steps=FLAGS.statistics_steps, weights=FLAGS.weights
+    )
     with written_aside(os.path.normpath(FLAGS.output)) as output:
         try:
             match FLAGS.format:

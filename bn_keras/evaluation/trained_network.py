@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import keras
 import tensorflow as tf
@@ -20,6 +21,9 @@ from bn_keras.runs import checkpoint
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import note
+
+Weights = Literal["last", "best", "ema"]
+"""Of the newest step, of the best evaluation, or the averages at the newest step."""
 
 Network = Callable[[RunConfig], keras.Model]
 """A function that builds an untrained model, from images to logits, for a run's configuration."""
@@ -52,8 +56,9 @@ def load_network(
     population_of: RunBatches | None = None,
     population_steps: int = 100,
     network: Network | None = None,
+    weights: Weights = "last",
 ) -> keras.Model:
-    """Loads the network of a run's newest step, with every batch normalization folded into its convolution.
+    """Loads the network of a run with every batch normalization folded into its convolution.
 
     Args:
       directory: the run's directory.
@@ -62,48 +67,61 @@ def load_network(
         mini-batches with which training would have continued. None keeps the moving averages.
       population_steps: how many mini-batches to take for that.
       network: the function that built the network in training, if it is not the variant's.
+      weights: which of the run's weights it has.
 
     Returns:
       A model from images float32 `[N, image_size, image_size, channels]` in [-1, 1] to logits float32 `[N, classes]`.
 
     Raises:
-      InputError: there is no run, or it has neither a whole checkpoint nor a model.
+      InputError: there is no run, it has neither a whole checkpoint nor a model, or it has no such weights.
     """
     directory = RunDirectory(directory) if isinstance(directory, str) else directory
     config = directory.read_trained()
-    model = read_network(directory, config, network)
+    model = read_network(directory, config, network, weights)
     if population_of and any(layer.trainable for layer in batch_normalizations(model)):
-        batches = population_of.training(_examples_seen(directory, config), distort_on="host")
+        saved = _saved(directory, weights)  # it counts the images, as the batch may have been changed on the way
+        examples = int(saved[1]["examples"]) if saved else config.steps * config.batch_size
+        batches = population_of.training(examples, distort_on="host")
         population_statistics(model, batches, steps=population_steps)
     with (strategy or tf.distribute.get_strategy()).scope():
         return fold_batch_normalization(model)
 
 
-def read_network(directory: RunDirectory[RunConfig], config: RunConfig, network: Network | None = None) -> keras.Model:
-    """The network of `model.keras`, or of the newest whole checkpoint if that is of a later step; not folded."""
-    state = directory.newest_state()
-    directory.forget_state()
-    if state is None or (network is None and (directory.model_step() or 0) >= state[0]):
+def read_network(
+    directory: RunDirectory[RunConfig], config: RunConfig, network: Network | None = None, weights: Weights = "last"
+) -> keras.Model:
+    """The network of `model.keras`, or of the best checkpoint, or of the newest if its step is later; not folded."""
+    saved = _saved(directory, weights)
+    if weights == "last" and (saved is None or (network is None and (directory.model_step() or 0) >= saved[0])):
         try:
             with storage.local(directory.model_path) as path:
                 return keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever zipfile, h5py and Keras raise for damaged bytes
             reason = first_line(error)
             raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
-    step, content = state
-    if step < config.steps:
+    if weights == "ema" and not config.ema:
+        raise InputError(f"`weights=ema`: {directory.path} was trained without `ema`: take `weights=last`")
+    if saved is None:
+        raise InputError(f"`weights={weights}`: {directory.path} has no whole checkpoint of them: take `weights=last`")
+    step, arrays = saved
+    if step < config.steps and weights != "best":
         note(f"{directory.path} is at step {step} of {config.steps}")
     if config.builder and network is None:
         raise InputError(
-            f"{directory.path} has no model of its step {step} yet, and its network is of the function "
-            f"{config.builder}: train it to its end, or give that function as `network`"
+            f"{directory.path} has no model of its step {step}, and its network is of the function "
+            f"{config.builder}: train it to its end and take `weights=last`, or give that function as `network`"
         )
     with building(config):
         model = (network or network_of)(config)
-    arrays = checkpoint.arrays_of(content)
     for weight in model.weights:
-        weight.assign(arrays[f"model/{weight.path}"])
+        plain = arrays[f"model/{weight.path}"]
+        weight.assign(arrays.get(f"optimizer/average/{weight.path}", plain) if weights == "ema" else plain)
     return model
+
+
+def head_of(model: keras.Model) -> keras.layers.Layer:
+    """The classifier: the last layer that has weights."""
+    return [layer for layer in model.layers if layer.weights][-1]
 
 
 def image_view(config: RunConfig, crops: int = 1) -> Callable[[tf.Tensor], tf.Tensor | tuple[tf.Tensor, ...]]:
@@ -121,7 +139,10 @@ def image_view(config: RunConfig, crops: int = 1) -> Callable[[tf.Tensor], tf.Te
     return functools.partial(view, image_size=config.image_size, channels=config.channels)
 
 
-def _examples_seen(directory, config):
-    """How many images training saw. The checkpoint counts them, as the batch size may have been changed on the way."""
-    saved = checkpoint.load_newest(directory.path)
-    return int(saved[1]["examples"]) if saved else config.steps * config.batch_size
+def _saved(directory, weights):
+    """(step, arrays) of the checkpoint that has these weights, or None."""
+    if weights == "best":
+        return checkpoint.load_best(directory.path)
+    state = directory.newest_state()
+    directory.forget_state()
+    return state and (state[0], checkpoint.arrays_of(state[1]))

@@ -84,6 +84,11 @@ def load_newest(directory: str) -> tuple[int, dict[str, np.ndarray]] | None:
     return newest(directory, arrays_of)
 
 
+def load_best(directory: str) -> tuple[int, dict[str, np.ndarray]] | None:
+    """The checkpoint of the best evaluation, if there is one that is whole, as (step, arrays)."""
+    return newest(directory, arrays_of, kind="best")
+
+
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint's bytes, by name."""
     with np.load(io.BytesIO(content)) as file:

@@ -127,13 +127,18 @@ def signature(directory: str) -> list[tuple[int, str, object]]:
     return [(step, path, version) for _, step, path, version in sorted(found, reverse=True)]
 
 
-def newest(directory: str, read: Callable[[bytes], Value]) -> tuple[int, Value] | None:
+def newest(directory: str, read: Callable[[bytes], Value], kind: str = "") -> tuple[int, Value] | None:
     """(step, `read(content)`) of the newest checkpoint that is whole, or None; damaged ones are named.
+
+    Args:
+      kind: "best" for those of best evaluations alone; "" for checkpoints, and those where there is none.
 
     Raises:
       PermissionError: a checkpoint may not be read.
     """
     for step, path in states(directory):
+        if not os.path.basename(path).startswith(kind):
+            continue
         try:
             of, content = read_sealed(path)
             if of not in (None, step):

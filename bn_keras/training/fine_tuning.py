@@ -5,9 +5,8 @@ import numpy as np
 
 from bn_keras import storage
 from bn_keras.errors import InputError, first_line
-from bn_keras.evaluation.trained_network import read_network
+from bn_keras.evaluation.trained_network import head_of, read_network
 from bn_keras.inference.population_statistics import batch_normalizations
-from bn_keras.networks.public_weights import read_public_weights
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 
@@ -16,7 +15,7 @@ Weights = dict[str, np.ndarray]
 
 
 def read_weights(source: str) -> Weights:
-    """The weights of a run's newest step, of a `.keras` model, or of a file of public weights.
+    """The weights of a run's newest step, or of a `.keras` model.
 
     Raises:
       InputError: none of these can be read at `source`.
@@ -24,14 +23,12 @@ def read_weights(source: str) -> Weights:
     if storage.is_folder(source):
         directory = RunDirectory(source)
         model = read_network(directory, directory.read_trained())
-    elif source.endswith(".keras"):
+    else:
         try:
             with storage.local(source) as path:
                 model = keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever zipfile, h5py and Keras raise for a file that is no model
             raise InputError(f"`initial_weights={source}` cannot be read ({first_line(error)})") from None
-    else:
-        model = read_public_weights(source)[1]
     return {weight.path: weight.numpy() for weight in model.weights}
 
 
@@ -87,11 +84,6 @@ def _index(names, name):
             f"`freeze={name}` is no layer of the network: give `body`, or one such as {names[len(names) // 2]}"
         )
     return names.index(name)
-
-
-def head_of(model: keras.Model) -> keras.layers.Layer:
-    """The classifier: the last layer that has weights."""
-    return [layer for layer in model.layers if layer.weights][-1]
 
 
 def rate_factors(model: keras.Model, config: RunConfig) -> list[float]:

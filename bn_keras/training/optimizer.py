@@ -23,6 +23,8 @@ class MomentumSGD:
       averaging: weight of the old value in the moving average of the weights; 0 keeps no average. At step t it is at
         most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`, so that the initial weights are forgotten.
       rate_factors: the factor on the learning rate of each weight; None for 1.
+      statistics: other variables that are averaged with the weights, such as BN's moving averages: those of the last
+        weights are not those of averaged ones.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class MomentumSGD:
         clip_norm: float | None = None,
         averaging: float = 0.0,
         rate_factors: Sequence[float] | None = None,
+        statistics: Sequence = (),
     ):
         self._weights = weights
         self._l2 = [_l2_of(weight) for weight in weights]
@@ -40,14 +43,18 @@ class MomentumSGD:
         self._clip_norm = clip_norm
         self._averaging = averaging
         self._velocities = [_zeros_like(weight) for weight in weights]
-        self._averages = [tf.Variable(weight.value, trainable=False) for weight in weights] if averaging else []
+        self._averaged = [*weights, *statistics] if averaging else []
+        self._averages = [tf.Variable(variable.value, trainable=False) for variable in self._averaged]
 
     def variables(self) -> dict[str, tf.Variable]:
         """Every variable of the optimizer by its name."""
         velocities = {f"velocity/{w.path}": v for w, v in zip(self._weights, self._velocities, strict=True)}
-        if not self._averaging:
-            return velocities
-        return velocities | {f"average/{w.path}": v for w, v in zip(self._weights, self._averages, strict=True)}
+        return velocities | {f"average/{v.path}": a for v, a in zip(self._averaged, self._averages, strict=True)}
+
+    def begin_averages(self) -> None:
+        """Averages begin with what is averaged as it is now: weights that were taken over are no steps of training."""
+        for variable, average in zip(self._averaged, self._averages, strict=True):
+            average.assign(variable.numpy())
 
     def apply(
         self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, usable: tf.Tensor | None = None
@@ -68,35 +75,41 @@ class MomentumSGD:
 
     def _update_all(self, strategy, gradients, rate, step, usable):
         for k, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
-            slots = [self._velocities[k], *self._averages[k : k + 1]]
             factor = self._rate_factors[k]
-            arguments = (gradient, rate if factor == 1 else rate * factor, step, usable, self._l2[k], *slots)
+            arguments = (gradient, rate if factor == 1 else rate * factor, usable, self._l2[k], self._velocities[k])
             strategy.extended.update(weight.value, self._update, args=arguments, group=False)
+        for variable, average in zip(self._averaged, self._averages, strict=True):
+            strategy.extended.update(variable.value, self._average, args=(average, step, usable), group=False)
 
-    def _update(self, weight, gradient, rate, step, usable, l2, velocity, average=None):
+    def _update(self, weight, gradient, rate, usable, l2, velocity):
         def update():
             total = gradient + l2 * weight if l2 else gradient
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=weight.handle, accum=velocity.handle, lr=rate, grad=total, momentum=self._momentum
             )
-            if average is not None:
-                kept = tf.minimum(self._averaging, (1.0 + step) / (10.0 + step))
-                average.assign_sub((1.0 - kept) * (average - weight))
             return True
 
-        return update() if usable is None else tf.cond(usable, update, lambda: False)
+        return _if_usable(usable, update)
+
+    def _average(self, variable, average, step, usable):
+        def update():
+            kept = tf.minimum(self._averaging, (1.0 + step) / (10.0 + step))
+            average.assign_sub((1.0 - kept) * (average - variable))
+            return True
+
+        return _if_usable(usable, update)
 
     @contextlib.contextmanager
     def averages_applied(self) -> Iterator[None]:
-        """In a `with` block, the weights have their averages' values; afterwards they have their former bits again."""
-        before = [weight.numpy() for weight in self._weights]
+        """In a `with` block, what is averaged has its averages' values; afterwards it has its former bits again."""
+        before = [variable.numpy() for variable in self._averaged]
         try:
-            for weight, average in zip(self._weights, self._averages, strict=True):
-                weight.assign(average.numpy())
+            for variable, average in zip(self._averaged, self._averages, strict=True):
+                variable.assign(average.numpy())
             yield
         finally:
-            for weight, value in zip(self._weights, before, strict=True):
-                weight.assign(value)
+            for variable, value in zip(self._averaged, before, strict=True):
+                variable.assign(value)
 
 
 class LossScale:
@@ -128,6 +141,10 @@ class LossScale:
         factor = tf.where(usable, tf.where(grow, 2.0, 1.0), 0.5)
         self._scale.assign(tf.maximum(self._scale * factor, 1.0))
         self._good_steps.assign(tf.where(grow, tf.zeros_like(good), good))
+
+
+def _if_usable(usable, update):
+    return update() if usable is None else tf.cond(usable, update, lambda: False)
 
 
 def _zeros_like(weight):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from conftest import make_run_config
 
 from bn_keras import VARIANTS, InputError, build_network, read_dataset
+from bn_keras.runs import checkpoint
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.training.distribution import make_strategy
 from bn_keras.training.fine_tuning import read_weights, take_over
@@ -126,16 +127,26 @@ def test_weights_of_a_run_and_of_its_model_are_the_same(source):
 
 
 def test_a_run_that_begins_with_trained_weights_is_continued_bit_for_bit(dataset, source, tmp_path, caplog):
-    config = config_of(dataset, source, freeze="stage2_block2", body_learning_rate=0.001)
+    config = config_of(dataset, source, freeze="stage2_block2", body_learning_rate=0.001, ema=0.9)
     for directory, stops in (("whole", (4,)), ("halves", (2, 4))):
         for steps in stops:
             train(dataclasses.replace(config, steps=steps), dataset, str(tmp_path / directory))
     assert "41 of 41 layers begin with the weights of" in caplog.text
-    whole, halves = (read_weights(str(tmp_path / directory)) for directory in ("whole", "halves"))
-    for path in whole:
-        np.testing.assert_array_equal(whole[path], halves[path])
-    before = read_weights(str(source))
-    np.testing.assert_array_equal(whole["conv1_conv/kernel"], before["conv1_conv/kernel"])
-    assert (whole["stage4_block2_3x3_2_conv/kernel"] != before["stage4_block2_3x3_2_conv/kernel"]).any()
+    whole, halves = (checkpoint.load_newest(str(tmp_path / directory))[1] for directory in ("whole", "halves"))
+    for path in whole.keys() - {"best_step"}:  # the run that stopped at step 2 was evaluated there
+        np.testing.assert_array_equal(whole[path], halves[path], err_msg=path)
+    before, after = read_weights(str(source)), read_weights(str(tmp_path / "whole"))
+    np.testing.assert_array_equal(after["conv1_conv/kernel"], before["conv1_conv/kernel"])
+    assert (after["stage4_block2_3x3_2_conv/kernel"] != before["stage4_block2_3x3_2_conv/kernel"]).any()
+    averaged = {path.split("/")[2] for path in whole if path.startswith("optimizer/average/")}
+    assert averaged == {path.partition("/")[0] for path in moved(before, after)}, "what is frozen has no average"
     with pytest.raises(InputError, match=r"holds a run with freeze stage2_block2 \(now body\)"):
         RunDirectory(str(tmp_path / "whole")).check(dataclasses.replace(config, freeze="body"), dataset.class_names)
+
+
+def test_averages_begin_with_the_weights_that_are_taken_over(dataset, source, tmp_path):
+    """At a rate of 0 they stay what they began with, so the weights of the source, bit for bit."""
+    config = config_of(dataset, source, freeze="body", learning_rate=0.0, ema=0.9, steps=1)
+    train(config, dataset, str(tmp_path))
+    kernel = checkpoint.load_newest(str(tmp_path))[1]["optimizer/average/logits/kernel"]
+    np.testing.assert_array_equal(kernel, read_weights(str(source))["logits/kernel"])

@@ -112,6 +112,22 @@ def test_averages_move_towards_the_weights_and_lend_them_their_place():
         np.testing.assert_allclose(weight.numpy().item(), 0.075, rtol=1e-5)
 
 
+def test_moving_statistics_are_averaged_as_the_weights_are():
+    """By the formula of `MomentumSGD`: the average keeps min(0.9, (1 + t) / (10 + t)) of itself in step t."""
+    (weight,) = weights_of([1.0])
+    statistic = keras.Variable([2.0, 3.0], trainable=False, name="moving_mean")
+    optimizer = MomentumSGD([weight], momentum=0.9, averaging=0.9, statistics=[statistic])
+    expected = np.array([2.0, 3.0])
+    for step, value in enumerate(([4.0, 5.0], [-1.0, 0.5], [7.0, 7.0])):
+        statistic.assign(value)
+        take_step(optimizer, [0.0], step=step)
+        kept = min(0.9, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * np.array(value)
+    with optimizer.averages_applied():
+        np.testing.assert_allclose(statistic.numpy(), expected, rtol=1e-6)
+    np.testing.assert_array_equal(statistic.numpy(), [7.0, 7.0])
+
+
 def test_weights_have_their_very_bits_back_after_averages():
     values = np.random.default_rng(0).normal(size=100).astype("float32")
     (weight,) = weights_of(values)
