@@ -88,8 +88,16 @@ class RunConfig(Configuration):
         has_variables=bool,
     )
     initial_weights: str = setting(
-        "Start from the pretrained weights of a run, a .keras model or a file of public weights, where they fit.",
-        "",
+        "Start from the pretrained weights of a run or of a .keras model, where they fit.", ""
+    )
+    label_smoothing: float = setting(
+        "Share of each label that is divided equally among all classes; 0: none.", 0.0, low=0.0, below=1.0
+    )
+    mixup: float = setting(
+        "MixUp of pairs of images and of their labels, by weights of Beta(MIXUP, MIXUP); 0: none.",
+        0.0,
+        low=0.0,
+        high=1.0,
     )
     freeze: str = setting(
         "Layers that are not trained. body: all but the classifier; the name of a layer: all up to that one.",
@@ -115,6 +123,7 @@ class RunConfig(Configuration):
     steps: int = _free("Steps to train, of batch_size images each.", low=0)  # 0: a network that was imported
     eval_every: int = _free("Steps between evaluations.", 40_000, low=1)  # an epoch of ILSVRC2012: 1,281,167 / 32
     eval_batch_size: int = _free("Images of one evaluation step on all devices together.", 250, low=1)
+    patience: int = _free("Stop after this many evaluations in a row that are no better; 0: never.", 0, low=0)
     log_every: int = _free("Steps between points of the training curve.", 100, low=1)
     checkpoint_every: int = _free("Steps between checkpoints.", 1_000, low=1)
     population_statistics: int = _free(

@@ -245,14 +245,19 @@ class RunDirectory(Generic[Config]):
         }
 
     def finished(self: "RunDirectory[RunConfig]", config: RunConfig) -> bool:
-        """Whether nothing is left to do: the last step's model is there, or the run diverged, as it would again."""
+        """Whether nothing is left to do: the last step's model is there, or the run diverged, as it would again.
+
+        The last step is that of `config`, or an earlier one at which its patience ends.
+        """
         state = self._newest()
         found = self._read_config(state)
         if found is None:
             return False
         if self.curve.diverged():
             return not self._changes(found, config)
-        return state is not None and state[0] >= config.steps and self.model_step() == state[0]
+        if state is None or not (state[0] >= config.steps or self.curve.stalled(config.patience, state[0])):
+            return False
+        return self.model_step() == state[0]
 
     def open(self, config: Config, class_names: Sequence[str]) -> None:
         """Makes the directory, locks it for this process, and writes the configuration and the names of the classes.

@@ -130,6 +130,18 @@ class TrainingCurve:
         best = max(rows, key=lambda row: row["top1"] / row["of"], default=None)
         return None if best is None else (best["step"], best["top1"] / best["of"])
 
+    def stalled(self, patience: int, step: int) -> str:
+        """Why a run ends at a step, after `patience` evaluations in a row without a better one, in words.
+
+        "" where it does not end, and never by a patience of 0.
+        """
+        if (best := self.best(step)) is None:
+            return ""
+        since = [row for row in self.rows if row["kind"] == "validation" and best[0] < row["step"] <= step]
+        if not 0 < patience <= len(since):
+            return ""
+        return f"no evaluation since step {best[0]} was better"
+
     def steps_to(self, accuracy: float) -> float | None:
         """Figure 3's middle column: steps of 32 images to the first evaluation that reaches `accuracy`, or None."""
         return next((step for step, reached in self.validation() if reached >= accuracy), None)

@@ -5,6 +5,7 @@ A recipe holds the fields of `RunConfig` in which it differs from the paper. Its
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from bn_keras.errors import InputError
@@ -13,7 +14,7 @@ from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS, Variant
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.settings import fields_of
-from bn_keras.storage import is_folder
+from bn_keras.storage import exists, is_folder
 
 PAPER = "the paper's"
 
@@ -68,6 +69,9 @@ CPU time by two threads and 64 by one, at 128 * 0.5 it takes 400 and 354. With o
 number of cores.
 """
 
+MOST_EPOCHS = 320
+"""Of a small recipe's run: 500 photos in 5,000 steps. A set of fewer images gets fewer steps in proportion."""
+
 MOST_DECAYS = 112
 """Most decays of the exponential schedule on a small data set, which end at 1% of the initial rate. BN-x30 has as many
 in 6 million steps."""
@@ -97,7 +101,8 @@ def make_config(
       changes: fields of `RunConfig` and of `Variant`.
 
     Raises:
-      InputError: there is no such field. `RunConfig.check` then checks the values.
+      InputError: there is no such field, or no run and no model of these initial weights. `RunConfig.check` then checks
+        the values.
     """
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     fields = fields_of(RunConfig)
@@ -109,16 +114,20 @@ def make_config(
     if source := _source_of(changes.get("initial_weights"), variant, continued):
         of_row = {name: getattr(source.variant, name) for name in _OF_WEIGHTS} | of_row
         inherited["width"] = source.width
-    chosen = RECIPES[recipe] | inherited | {name: value for name, value in changes.items() if not fields[name].of_row}
-    batch_size = chosen.get("batch_size", PAPER_BATCH_SIZE)
-    if "steps" not in changes:
-        chosen["steps"] = chosen.get("steps", variant.steps) * PAPER_BATCH_SIZE // max(1, batch_size) or 1
     train_examples = dataset.examples("train")
+    of_recipe = _shortened(RECIPES[recipe], train_examples)
+    chosen = of_recipe | inherited | {name: value for name, value in changes.items() if not fields[name].of_row}
+    batch_size = chosen.get("batch_size", PAPER_BATCH_SIZE)
+    begun = continued if continued and continued.variant.name == variant.name else None
+    if "steps" not in changes:
+        steps = chosen.get("steps", variant.steps) * PAPER_BATCH_SIZE // max(1, batch_size) or 1
+        earlier = begun.steps * begun.batch_size // max(1, batch_size) if begun else 0  # which had more for few images
+        chosen["steps"] = max(steps, earlier)
     row = dataclasses.replace(variant, **of_row)
     if "decay_epochs" not in changes and (recipe != PAPER or row.schedule != variant.schedule):
         decay_epochs = (
-            continued.variant.decay_epochs
-            if continued and continued.variant.name == variant.name
+            begun.variant.decay_epochs
+            if begun
             else fitting_decay_epochs(row, chosen["steps"] * batch_size, train_examples)
         )
         row = dataclasses.replace(row, decay_epochs=decay_epochs)
@@ -137,23 +146,47 @@ def make_config(
     return config
 
 
+def _shortened(recipe, train_examples):
+    """A recipe of at most `MOST_EPOCHS`, in which everything happens as often as in the whole one."""
+    most = math.ceil(MOST_EPOCHS * train_examples / PAPER_BATCH_SIZE)
+    if recipe.get("steps", 0) <= most:
+        return recipe
+    cadences = "steps", "eval_every", "log_every", "checkpoint_every", "monitor_every"
+    return recipe | {name: max(1, recipe[name] * most // recipe["steps"]) for name in cadences}
+
+
 _OF_WEIGHTS = "input_convention", "padding", "epsilon", "separable_stem", "projection_4c_4d"
 """Settings that belong to a network's weights: a run that starts from another run's weights takes them over, and the
 width."""
 
 
 def _source_of(initial_weights, variant, continued):
-    """The configuration of the run that initial weights are from; None if they are not from a run."""
-    found = continued if continued and continued.initial_weights == initial_weights else None
-    if initial_weights and is_folder(initial_weights):
-        found = found or RunDirectory(initial_weights).read_config()
-    return found if initial_weights and found and found.variant.network == variant.network else None
+    """The configuration of the run that initial weights are from; None if they are a model that is in no run.
+
+    Raises:
+      InputError: they are neither a run nor a Keras model.
+    """
+    if not initial_weights:
+        return None
+    if continued and continued.initial_weights == initial_weights:  # they may be gone
+        found = continued
+    elif is_folder(initial_weights):
+        found = RunDirectory(initial_weights).read_config()
+    elif initial_weights.endswith(".keras") and exists(initial_weights):
+        found = RunDirectory(os.path.dirname(initial_weights)).read_config()
+    else:
+        raise InputError(
+            f"`initial_weights={initial_weights}` is no run and no .keras model. A file of public weights does not say "
+            "which pixels and borders they need; fix: make a run of it by "
+            f"`launch/import_weights --checkpoint={initial_weights} --workdir=RUN`, and give RUN"
+        )
+    return found if found and found.variant.network == variant.network else None
 
 
 def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -> float:
     """The schedule's unit of time, in epochs, that fits a run of so many examples.
 
-    The variants' schedules are made for ImageNet's epochs, but 167 photos are seen a thousand times in 5,000 steps. The
+    The variants' schedules are made for ImageNet's epochs, but 167 photos are seen 320 times in 1,670 steps. The
     schedules "steps" and "cosine" become as long as the run. The exponential one keeps the variant's unit, unless the
     rate would fall more than `MOST_DECAYS` times.
     """

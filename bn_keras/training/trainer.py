@@ -62,7 +62,7 @@ def train(
     profiled_steps: range = range(0),
     trackers: Collection[str] = (),
 ) -> Outcome:
-    """Trains a run in `directory`, from its newest checkpoint, if there is one, to `config.steps`.
+    """Trains a run in `directory`, from its newest checkpoint, if there is one, to the end of its steps or patience.
 
     It returns when all steps are done, when the run has diverged (the last row of the curve then says so), or after a
     SIGINT or SIGTERM. Settings of the process that it changes, such as seeds and signal handlers, are put back. The
@@ -133,6 +133,7 @@ class Trainer:
         self.agreement = Agreement(strategy)
         if config.initial_weights and directory.newest_step() is None:
             note(take_over(self.state.model, read_weights(config.initial_weights), config.initial_weights))
+            self.state.optimizer.begin_averages()
         # Restored twice: a checkpoint that does not fit fails before anything is written, and until `open` another
         # process may train on.
         self.step = self._restore(directory)
@@ -145,6 +146,7 @@ class Trainer:
         self.step = self._restore(directory)
         directory.forget_state()
         self.record = RunRecord(config, directory, self.step, is_chief(strategy), batches.skipped, trackers)
+        self.curve = directory.curve
         self.statistics = StepStatistics(strategy.num_replicas_in_sync)
         self.train_steps = make_train_steps(self.state, config, strategy)
         self.evaluator = Evaluator(self.state.model, strategy)
@@ -160,7 +162,7 @@ class Trainer:
         """Takes the remaining steps, and after each does what is due."""
         try:
             self._evaluate_if_due()  # an interruption may have cut an evaluation short
-            while self.step < self.config.steps:
+            while self.step < self.config.steps and not self._stalled():
                 self._advance()
                 self.interruption.take_over()  # before the first step there is nothing to save
                 if problem := self._problem():
@@ -178,9 +180,14 @@ class Trainer:
             return Outcome.INTERRUPTED if self.interruption.signal == signal.SIGINT else Outcome.PREEMPTED
         finally:
             self.profiler.close()
+        if stalled := self._stalled():
+            self._save()
         self.record.save_model(self.step, self.state.model, self._best_step())
-        self.record.close("finished")
+        self.record.close(f"finished at step {self.step}: {stalled}" if stalled else "finished")
         return Outcome.FINISHED
+
+    def _stalled(self):
+        return self.curve.stalled(self.config.patience, self.step)
 
     def _restore(self, directory):
         if saved := directory.newest_state():

@@ -9,12 +9,14 @@ import tensorflow as tf
 from bn_keras.errors import InputError
 from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.evaluation.trained_network import Network, network_of
+from bn_keras.inference.population_statistics import batch_normalizations
 from bn_keras.input.photometric_distortion import PhotometricDistortion
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.fine_tuning import freeze, rate_factors
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
 from bn_keras.training.process_settings import enforces_determinism, process_settings
+from bn_keras.training.soft_labels import SoftLabels, mixture_of
 
 
 class TrainingState:
@@ -37,6 +39,7 @@ class TrainingState:
                 config.clip_norm,
                 config.ema,
                 rate_factors(self.model, config),
+                self._statistics(),
             )
             self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
             self.step = _counter(tf.int64, 0)
@@ -47,6 +50,11 @@ class TrainingState:
             self.correct = _counter(tf.int64, 0)
             self.best_step = _counter(tf.int64, 0)
             self.best_accuracy = _counter(tf.float32, 0.0)
+
+    def _statistics(self):
+        """What the model's inference normalizes by and training moves: frozen averages stay, and need no average."""
+        moved = [layer for layer in batch_normalizations(self.model) if layer.trainable]
+        return [statistic for layer in moved for statistic in (layer.moving_mean, layer.moving_variance)]
 
     def note_accuracy(self, step: int, accuracy: float) -> bool:
         """Notes an evaluation's accuracy; returns whether it is the best so far."""
@@ -70,6 +78,8 @@ class TrainingState:
         arrays = {"best_step": count, "best_accuracy": fraction} | arrays  # which earlier versions lack
         if "row_examples" not in arrays:  # nor did they count the examples of these sums
             arrays |= {"row_examples": count, "loss_sum": fraction, "correct": count}
+        own = {f"optimizer/average/{statistic.path}": f"model/{statistic.path}" for statistic in self._statistics()}
+        arrays = {average: arrays[name] for average, name in own.items() if name in arrays} | arrays  # lacked likewise
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != variable.shape:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"
@@ -132,7 +142,8 @@ def make_train_steps(
     @tf.autograph.experimental.do_not_convert
     def train_step(images, labels):
         rate = learning_rate(config, state.examples)
-        results = strategy.run(replica_step, args=(images, labels, rate, tf.identity(state.step)))
+        arguments = images, labels, rate, tf.identity(state.step), mixture_of(config, state.step)
+        results = strategy.run(replica_step, args=arguments)
         loss, correct, usable = (strategy.experimental_local_results(result)[0] for result in results)
         state.step.assign_add(1)
         state.examples.assign_add(config.batch_size)
@@ -184,24 +195,30 @@ def make_replica_step(state: TrainingState, config: RunConfig) -> Callable[..., 
     """Makes one replica's part of a step.
 
     Returns:
-      `replica_step(images, labels, rate, step)`, of which the first two are as in `training_batches`. It returns three
-      scalars, the same on every replica: the mean loss of the whole mini-batch, without L2, float32; how many answers
-      were right, float32; and whether the gradients were finite, bool.
+      `replica_step(images, labels, rate, step, mixture)`, of which the first two are as in `training_batches` and the
+      last is `mixture_of` the step. It returns three scalars, the same on every replica: the mean loss of the whole
+      mini-batch, without L2, float32; how many answers were right, float32 (in a mixture, the label that has most of it
+      is right); and whether the gradients were finite, bool.
     """
-    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
     weights = state.model.trainable_variables
     distort = PhotometricDistortion(config.variant.photometric_distortion) if config.distort_on == "device" else None
+    soft_labels = SoftLabels(config) if config.label_smoothing or config.mixup else None
 
-    def replica_step(images, labels, rate, step):
+    def replica_step(images, labels, rate, step, mixture=None):
+        context = tf.distribute.get_replica_context()
         if distort:
             images = distort(images)
+        cross_entropy, targets = tf.nn.sparse_softmax_cross_entropy_with_logits, labels
+        if soft_labels:
+            cross_entropy = tf.nn.softmax_cross_entropy_with_logits
+            images, targets = soft_labels(images, labels, mixture, context.replica_id_in_sync_group)
+            labels = tf.argmax(targets, -1, labels.dtype)
         with tf.GradientTape() as tape:
             logits = state.model(images, training=True)
-            loss = tf.reduce_sum(cross_entropy(labels, logits)) / config.batch_size
+            loss = tf.reduce_sum(cross_entropy(targets, logits)) / config.batch_size
             scaled = loss * state.loss_scale.scale if state.loss_scale else loss
         gradients = tape.gradient(scaled, [weight.value for weight in weights])
         sums = tf.stack([loss, tf.cast(count_correct(logits, labels)[0], tf.float32)])
-        context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         usable = tf.constant(True)

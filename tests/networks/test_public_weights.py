@@ -1,5 +1,6 @@
 """Public weights, read by name, give the logits of the network that they were made for."""
 
+import re
 import time
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import tensorflow as tf
 from conftest import run_program, start_program
 
+from bn_keras import read_dataset
 from bn_keras.errors import InputError
 from bn_keras.evaluation.trained_network import load_network
 from bn_keras.networks.public_weights import read_public_weights
 from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.training.recipes import make_config
 
 # TF-Slim's nets/inception_v2.py: maps of the convolutions of each branch, in order, by its own module names.
 MODULES = {
@@ -175,17 +178,22 @@ def test_what_is_no_such_checkpoint_is_named(checkpoint, tmp_path):
         read_public_weights(write_checkpoint(reshaped, tmp_path), image_size=32)
 
 
-def test_the_imported_run_is_loaded_as_any_other(data_dir, tmp_path):
+def test_a_file_is_no_run_to_begin_with_but_what_the_refusal_says_makes_one(data_dir, tmp_path):
     images = np.random.default_rng(3).uniform(-1, 1, (2, 32, 32, 1)).astype("float32")
     path, _, expected = make_checkpoint(tmp_path, 1, 4, images)
-    run, data = tmp_path / "run", f"--data_dir={data_dir}"
-    command = ("-m", "launch.import_weights", f"--checkpoint={path}", f"--workdir={run}", data, "--image_size=32")
+    dataset, run = read_dataset(str(data_dir)), tmp_path / "run"
+    with pytest.raises(InputError, match=r"is no run and no \.keras model") as refused:
+        make_config(dataset, "bn_x30", initial_weights=path)
+    advice = re.search(r"`launch/import_weights (.*)`", str(refused.value))[1].replace("RUN", str(run))
+    command = ("-m", "launch.import_weights", *advice.split(), f"--data_dir={data_dir}", "--image_size=32")
     done = run_program(*command, warm=True)
     assert done.returncode == 0 and "3 classes" in done.stdout, done.stderr
     directory = RunDirectory(str(run))
     assert directory.read_class_names() == ["circle", "square", "stripe"]
     logits = load_network(directory)(images)
     np.testing.assert_allclose(logits, expected[:, 1:], atol=2e-4 * np.abs(expected).max())
+    for source in (run, run / "model.keras"):
+        assert make_config(dataset, "bn_x30", initial_weights=str(source)).width == 1.0, "the recipe's is another"
     again = run_program(*command, warm=True)
     assert again.returncode == 1 and "holds a run" in again.stderr
 

@@ -31,6 +31,17 @@ def test_a_curve_without_evaluations_has_no_maximum(tmp_path):
     assert curve_of(tmp_path).max_accuracy() is None
 
 
+def test_patience_counts_the_evaluations_since_the_first_of_the_best(tmp_path):
+    curve = curve_of(tmp_path, *(validation(10 * k, top1) for k, top1 in enumerate((50, 60, 55, 60, 61), 1)))
+    assert [curve.stalled(2, step) for step in (10, 20, 30, 40, 50)] == [
+        *[""] * 3,
+        "no evaluation since step 20 was better",
+        "",
+    ]
+    assert not curve.stalled(0, 40) and not curve.stalled(3, 40)
+    assert not curve_of(tmp_path / "none").stalled(1, 40)
+
+
 def test_rows_come_back_without_the_line_that_a_kill_cut_short(tmp_path):
     curve = curve_of(tmp_path, validation(10, 50))
     with open(curve.path, "a") as file:

@@ -115,10 +115,18 @@ def test_on_imagenet_a_run_differs_from_the_papers_defaults_in_nothing(colors, n
     }
 
 
+def test_few_images_are_seen_at_most_320_times_and_evaluated_as_often(colors):
+    many, few = (make_config(images_of(colors, images), "bn_x5") for images in (1_000, 100))
+    assert (many.steps, many.eval_every) == (5_000, 250) and (few.steps, few.eval_every) == (1_000, 50)
+    earlier = dataclasses.replace(few, steps=5_000)
+    assert make_config(images_of(colors, 100), "bn_x5", continued=earlier).steps == 5_000, "a run goes on as it began"
+
+
 @pytest.mark.parametrize("images", [60, 167, 1_000])
 @pytest.mark.parametrize("name", ["bn_x5", "bn_x30"])
 def test_the_rate_of_a_small_set_ends_at_1_percent_of_its_start(colors, images, name):
-    decays = math.floor(4_999 * 32 / images / decay_epochs(colors, images, name))  # by the last step
+    config = make_config(images_of(colors, images), name)
+    decays = math.floor((config.steps - 1) * 32 / images / config.variant.decay_epochs)  # by the last step
     assert 0.01 <= 0.96**decays < 0.011
 
 

@@ -1,5 +1,6 @@
 """`bn_keras.training.train` from Python: a network of one's own, exact resume, and a process that is as it was."""
 
+import dataclasses
 import os
 import random
 import shutil
@@ -77,18 +78,56 @@ def test_a_network_of_ones_own_goes_on_bit_for_bit(dataset, mine, tmp_path):
 def test_a_network_of_ones_own_is_evaluated_as_its_curve_says_and_folded(dataset, mine):
     model = load_network(str(mine))
     assert not [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
-    config = RunConfig.read(str(mine))
-    right = 0
-    for images, labels in RunBatches(config, dataset).evaluation().as_numpy_iterator():
-        right += int(((model.predict(images, verbose=0).argmax(-1) == labels) & (labels >= 0)).sum())
     row = RunDirectory(str(mine)).curve.rows[-1]
-    assert row["kind"] == "validation" and right == row["top1"] and row["of"] == 21
+    assert row["kind"] == "validation" and row["of"] == 21
+    assert counted(model, str(mine), dataset) == row["top1"]
+
+
+def counted(model, directory, dataset):
+    """Validation images that a model is right about, out of TensorFlow's graph."""
+    right = 0
+    for images, labels in RunBatches(RunConfig.read(directory), dataset).evaluation().as_numpy_iterator():
+        right += int(((np.asarray(model(images)).argmax(-1) == labels) & (labels >= 0)).sum())
+    return right
+
+
+def test_last_best_and_averaged_weights_are_those_that_the_curve_counted(dataset, tmp_path):
+    """A run that ends below its best, with averages that lag behind."""
+    config = config_of(dataset, ema=0.9, learning_rate=0.5, steps=8, eval_every=1, seed=1)
+    train(config, dataset, str(tmp_path), network=my_network)
+    rows = RunDirectory(str(tmp_path)).curve.rows
+    plain, averaged = ([row["top1"] for row in rows if row["kind"] == kind] for kind in ("validation", "ema"))
+    expected = {"last": plain[-1], "best": max(plain), "ema": averaged[-1]}
+    assert expected["best"] > expected["last"]
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 1)).astype("float32")
+    logits = set()
+    for weights, right in expected.items():
+        model = load_network(str(tmp_path), weights=weights, network=my_network)
+        assert counted(model, str(tmp_path), dataset) == right, weights
+        logits.add(float(model(images)[0, 0]))
+    assert len(logits) == 3
+
+
+def test_weights_that_a_run_does_not_have_are_refused(mine):
+    with pytest.raises(InputError, match=r"`weights=ema`: .* was trained without `ema`: take `weights=last`"):
+        load_network(str(mine), weights="ema", network=my_network)
+
+
+def test_a_run_whose_statistics_were_not_averaged_goes_on_with_averages_that_begin_with_them(dataset, tmp_path):
+    """As versions before kept no averages of moving statistics."""
+    config = config_of(dataset, ema=0.9, steps=2)
+    train(config, dataset, str(tmp_path), network=my_network)
+    step, arrays = checkpoint.load_newest(str(tmp_path))
+    old = {name: array for name, array in arrays.items() if not ("average/" in name and "moving_" in name)}
+    assert len(arrays) - len(old) == 4
+    checkpoint.save(str(tmp_path), step, old)
+    assert train(config_of(dataset, ema=0.9, steps=3), dataset, str(tmp_path), network=my_network) is Outcome.FINISHED
 
 
 def test_before_its_end_a_network_of_ones_own_is_loaded_by_its_function_alone(dataset, mine, tmp_path):
     copy = shutil.copytree(mine, tmp_path / "run")
     (copy / "model.keras").unlink()
-    with pytest.raises(InputError, match=r"its network is of the function my_network: .*or give that function as"):
+    with pytest.raises(InputError, match=r"network is of the function my_network: .*or give that function as"):
         load_network(str(copy))
     images = np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 1)).astype("float32")
     found, expected = load_network(str(copy), network=my_network)(images), load_network(str(mine))(images)
@@ -219,3 +258,49 @@ def test_training_in_a_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_mixed_and_smoothed_labels_go_on_bit_for_bit(dataset, tmp_path):
+    config = config_of(dataset, mixup=0.4, label_smoothing=0.1, steps=4)
+    for directory, stops in (("whole", (4,)), ("halves", (2, 4))):
+        for steps in stops:
+            train(dataclasses.replace(config, steps=steps), dataset, str(tmp_path / directory), network=my_network)
+    (_, whole), (_, halves) = (checkpoint.load_newest(str(tmp_path / name)) for name in ("whole", "halves"))
+    for name in whole.keys() - {"best_step", "best_accuracy"}:  # the halves were evaluated at step 2, too
+        np.testing.assert_array_equal(halves[name], whole[name], err_msg=name)
+
+
+def linear(config):
+    """A network without batch normalization, which a rate of 0 leaves as it is."""
+    inputs = keras.Input((config.image_size, config.image_size, config.channels))
+    return keras.Model(inputs, keras.layers.Dense(config.classes)(keras.layers.Flatten()(inputs)))
+
+
+def arrays_of(directory):
+    return checkpoint.load_newest(str(directory))
+
+
+def test_without_a_better_evaluation_a_run_ends_and_goes_on_if_it_is_told_to(dataset, tmp_path, capsys):
+    """A rate of 0 learns nothing, so that the first of its evaluations, one a step, is the best."""
+    config = config_of(dataset, patience=2, learning_rate=0.0, eval_every=1, steps=STEPS, checkpoint_every=2)
+    run = tmp_path / "run"
+    assert train(config, dataset, str(run), network=linear) is Outcome.FINISHED
+    assert "finished at step 3: no evaluation since step 1 was better" in capsys.readouterr().err
+    step, stopped = arrays_of(run)
+    assert step == 3 and RunDirectory(str(run)).model_step() == 3 and (run / "best-00000001.npz").exists()
+    own = RunConfig.read(str(run))
+    assert RunDirectory(str(run)).finished(own)
+
+    for name in ("checkpoint-00000003.npz", "model.keras"):  # as a kill leaves it
+        (run / name).unlink()
+    assert not RunDirectory(str(run)).finished(own)
+    assert train(config, dataset, str(run), network=linear) is Outcome.FINISHED
+    step, again = arrays_of(run)
+    assert step == 3 and all((again[name] == stopped[name]).all() for name in stopped)
+
+    patient = dataclasses.replace(config, patience=0)
+    assert train(patient, dataset, str(run), network=linear) is Outcome.FINISHED
+    whole = tmp_path / "whole"
+    train(patient, dataset, str(whole), network=linear)
+    (step, found), (_, expected) = arrays_of(run), arrays_of(whole)
+    assert step == STEPS and all((found[name] == expected[name]).all() for name in expected)

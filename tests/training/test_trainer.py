@@ -1,6 +1,7 @@
 """Runs end to end by the real program on small data: exact resume, replicas, divergence, TensorBoard."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -194,6 +195,16 @@ def test_a_finished_run_has_nothing_to_do(data_dir, uninterrupted):
     done = finish(train_command(data_dir, uninterrupted, *EVERYTHING))
     assert "nothing to do, all 15 steps are done" in done.stdout
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in uninterrupted.iterdir())
+
+
+def test_a_run_that_its_patience_ended_has_nothing_to_do_and_says_how_to_go_on(data_dir, tmp_path, uninterrupted):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
+    worst = [row | {"top1": 0} if row["kind"] == "validation" and row["step"] == 15 else row for row in rows]
+    (run / "curve.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in worst))
+    done = finish(train_command(data_dir, run, *EVERYTHING, "--steps=30", "--patience=1"))
+    ended = r"it ended at step 15, as no evaluation since step \d+ was better \(--patience=0 goes on\), in "
+    assert re.search(f"nothing to do, {ended}", done.stdout)
 
 
 def contents(folder):
