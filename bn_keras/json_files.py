@@ -47,10 +47,15 @@ def read_bytes(path: str, fix: str) -> bytes:
       InputError: it is larger, or no regular file.
       OSError: it is missing or cannot be read.
     """
+    check_size(path, fix)
+    return read(path)
+
+
+def check_size(path: str, fix: str) -> None:
+    """Refuses what `read_bytes` does."""
     size = file_size(path) or 0
     if size > MOST_BYTES:
         raise InputError(f"{path} has {size:,} bytes, at most {MOST_BYTES:,} are read: {fix}")
-    return read(path)
 
 
 def read_json(path: str, schema: dict, fix: str) -> dict:

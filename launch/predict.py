@@ -1,77 +1,114 @@
-"""Classifies your pictures with a trained network, or an ensemble of several: prints the five most probable classes.
+"""Classifies your pictures with a trained network, or an ensemble of several: the five most probable classes of each.
 
 launch/predict cat.jpg dog.png --workdir=runs/bn_x30
+launch/predict photos --workdir=runs/mine --output=answers.csv
 """
 
 import sys
+import time
 from pathlib import Path
 
 if not __package__:  # run by its path: the folder above has the packages, this one would hide others
     sys.path[0] = str(Path(__file__).parents[1])
 
-from typing import NoReturn
+import csv
+import io
+import json
+import os
+from typing import Any, NoReturn
 
 from absl import flags
 
 from bn_keras.errors import InputError
-from bn_keras.json_files import read_bytes
+from bn_keras.progress import Progress
 from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.run_files import write_text
 from data_prep.program import escaped
-from launch import program
+from launch import program, weights
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list(
-    "workdir",
-    None,
-    "Folder of a run, whose newest step is used; several, separated by commas, are an ensemble.",
-    required=True,
-)
+flags.adopt_module_key_flags(weights)
+flags.DEFINE_list("workdir", None, "Folder of a run; several, separated by commas, are an ensemble.", required=True)
 flags.DEFINE_enum(
     "protocol",
     "single_crop",
     ["single_crop", "multicrop144"],
     "Crops of each image: one, or the mean over 144.",
 )
+flags.DEFINE_string("output", None, "File for the answers, .csv or .json. Default: they are printed.")
 
 SHOWN = 5
+STARTED = time.monotonic()
 
 
-def main(paths: list[str]) -> None:
-    images = {path: read_bytes(path, "give a smaller picture") for path in paths}
-    directories = [RunDirectory(path) for path in FLAGS.workdir]
-    configs = [directory.read_trained() for directory in directories]
-    class_names = directories[0].read_class_names()
-    for directory in directories[1:]:
-        if directory.read_class_names() != class_names:
-            raise InputError(f"{directory.path} and {directories[0].path} know different classes")
+Answer = tuple[str, list[tuple[str, float]]]
+"""The path of a picture, and (class, probability) of its most probable classes, the most probable first."""
+
+
+def main(paths: list[str]) -> int:
+    if FLAGS.output and not FLAGS.output.endswith((".csv", ".json")):
+        raise InputError(f"--output={FLAGS.output} ends in neither .csv nor .json")
+    for path in paths:
+        os.stat(path)
+    for directory in FLAGS.workdir:
+        RunDirectory(directory).read_trained()
 
     with program.loading_tensorflow():
-        import tensorflow as tf
+        from bn_keras.evaluation.classifier import Classifier, pictures
 
-        from bn_keras.evaluation.accuracy import class_probabilities
-        from bn_keras.evaluation.trained_network import image_view, load_network
-        from bn_keras.input.image_header import why_unreadable
-        from bn_keras.input.preprocessing import to_network_range
+    images = [image for path in paths for image in pictures(path)]
+    classifier = Classifier(FLAGS.workdir, weights=FLAGS.weights, crops=144 if FLAGS.protocol == "multicrop144" else 1)
+    bad: list[tuple[str, str]] = []
+    progress, begun = Progress("predict", len(images)), time.monotonic()
+    probabilities = classifier.predict(images, bad=bad, after_batch=progress.update)
+    ended = time.monotonic()
+    unreadable = {path for path, _ in bad}
+    answers = [
+        (image, best_of(row, classifier.class_names))
+        for image, row in zip(images, probabilities, strict=True)
+        if image not in unreadable
+    ]
+    if FLAGS.output:
+        write_text(FLAGS.output, as_csv(answers) if FLAGS.output.endswith(".csv") else as_json(answers))
+        speed = f"{len(images) / (ended - begun):,.0f} a second after a start of {begun - STARTED:.1f} s"
+        print(f"{FLAGS.output}: {len(answers):,} of {len(images):,} images, {speed}")
+    else:
+        for image, best in answers:
+            print(escaped(image, line=True))
+            for name, probability in best:
+                print(f"  {probability:6.2%}  {name}")
+    for path, reason in bad:
+        print(f"predict: {path} is {reason}", file=sys.stderr)
+    return 1 if bad else 0
 
-    crops = 144 if FLAGS.protocol == "multicrop144" else 1
 
-    def views(path, encoded):
-        """A picture's view for each network, as a batch of one."""
-        try:
-            pixels = [image_view(config, crops)(encoded) for config in configs]
-        except tf.errors.InvalidArgumentError:
-            raise InputError(f"{path} is {why_unreadable(encoded)}") from None
-        return tf.nest.map_structure(lambda values: to_network_range(values)[None], pixels)
+def best_of(probabilities: Any, class_names: list[str]) -> list[tuple[str, float]]:
+    """(class, probability) of the most probable classes; of equals the first comes first."""
+    order = (-probabilities).argsort(kind="stable")[:SHOWN]
+    return [(class_names[k], float(probabilities[k])) for k in order]
 
-    shown = {path: views(path, encoded) for path, encoded in images.items()}
-    models = [load_network(directory) for directory in directories]
-    for path, batches in shown.items():
-        each = [class_probabilities([model], batch)[0, 0] for model, batch in zip(models, batches, strict=True)]
-        best = tf.math.top_k(tf.reduce_mean(tf.stack(each), 0), min(SHOWN, len(class_names)))
-        print(escaped(path, line=True))
-        for probability, index in zip(best.values.numpy(), best.indices.numpy(), strict=True):
-            print(f"  {probability:6.2%}  {class_names[index]}")
+
+def as_csv(answers: list[Answer]) -> str:
+    """A row an image: its path, then class and probability of the most probable ones."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    count = len(answers[0][1]) if answers else 0
+    writer.writerow(["image", *(f"{what}_{k}" for k in range(1, count + 1) for what in ("class", "probability"))])
+    for image, best in answers:
+        writer.writerow([image, *(cell for name, probability in best for cell in (name, f"{probability:.6f}"))])
+    return text.getvalue()
+
+
+def as_json(answers: list[Answer]) -> str:
+    """The same as a list of objects."""
+    return json.dumps(
+        [
+            {"image": image, "classes": [{"class": name, "probability": probability} for name, probability in best]}
+            for image, best in answers
+        ],
+        indent=1,
+    )
 
 
 def run() -> NoReturn:

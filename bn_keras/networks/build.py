@@ -25,6 +25,7 @@ def build_network(
     channels: int = 3,
     classes: int = 1000,
     width: float = 1.0,
+    include_top: bool = True,
     batch_normalization: Callable[..., keras.layers.Layer] = BatchNormalization,
     **normalization: Any,
 ) -> keras.Model:
@@ -38,13 +39,14 @@ def build_network(
       channels: 3 for color, 1 for gray.
       classes: outputs of the classifier.
       width: factor on every count of feature maps, rounded down to a multiple of 8, at least 8.
+      include_top: whether the network ends with its classifier.
       batch_normalization: makes each normalization layer. It is called with `name=`, and with `per_activation=True`
         for the layers for which the variant says so.
       normalization: more arguments for each normalization layer, such as `momentum=0.99`.
 
     Returns:
       A functional model from `images` float32 `[N, image_size, image_size, channels]` in [-1, 1] to `logits` float32
-      `[N, classes]`.
+      `[N, classes]`; without its top to what the classifier is given, `[N, 1024]` of Inception at width 1.
 
     Raises:
       ValueError: an argument is out of its range, `variant` is not in the table or has a setting of another network, or
@@ -82,6 +84,8 @@ def build_network(
     network = importlib.import_module(f"bn_keras.networks.{variant.network}")
     pixels = _by_convention(images, variant.input_convention)
     features = network.build(pixels, variant, maps=maps, batch_normalization=normalized, l2=l2)
+    if not include_top:
+        return keras.Model(images, features, name=variant.name)
     logits = keras.layers.Dense(
         classes,
         kernel_initializer=network.classifier_initializer(),

@@ -20,6 +20,15 @@ def test_every_row_gives_finite_logits_of_its_classes(name):
     assert logits.shape == (2, 3) and np.isfinite(logits).all() and model.name == name
 
 
+def test_without_its_top_a_network_ends_with_what_its_classifier_is_given():
+    small = {"image_size": 32, "width": 0.1, "classes": 3, "channels": 1}
+    whole, body = build_network("resnet18", **small), build_network("resnet18", **small, include_top=False)
+    *weights, kernel, bias = whole.get_weights()
+    body.set_weights(weights)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    np.testing.assert_allclose(body(images) @ kernel + bias, whole(images), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_network_trains_and_goes_on_bit_for_bit(name):
     config = make_run_config(variant=VARIANTS[name], image_size=32, width=0.1, batch_size=4)

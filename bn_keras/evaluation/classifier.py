@@ -1,0 +1,176 @@
+"""A trained network as it is used: pictures in, probabilities of the classes or features out."""
+
+import functools
+import mimetypes
+import os
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bn_keras.errors import InputError
+from bn_keras.evaluation import multicrop
+from bn_keras.evaluation.accuracy import class_probabilities
+from bn_keras.evaluation.trained_network import Weights, head_of, image_view, load_network
+from bn_keras.input.image_header import why_unreadable
+from bn_keras.input.preprocessing import to_network_range
+from bn_keras.input.records import prepare_or_blank, without_autotune
+from bn_keras.json_files import check_size
+from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.run_files import note
+
+Images = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike | np.ndarray]
+"""A folder or a picture; uint8 `[N, height, width, channels]`; or a sequence of pictures or of such arrays of one."""
+
+_BATCH = {1: 32, 144: 8}  # images at once, by their crops
+
+
+class Classifier:
+    """The classifier of a run, or of several whose mean is taken; everything is loaded once.
+
+        classifier = Classifier("runs/mine")
+        best = classifier.class_names[classifier.predict("cat.jpg")[0].argmax()]
+
+    Args:
+      directories: of one run, or of several that know the same classes.
+      weights: which of those that the runs have.
+      crops: 1, the view of an image that the run's own evaluation takes; or 144, the mean over those of GoogLeNet.
+
+    Raises:
+      InputError: there is no run, it has no such weights, or several know different classes.
+    """
+
+    def __init__(
+        self, directories: str | os.PathLike | Sequence[str], *, weights: Weights = "last", crops: int = 1
+    ) -> None:
+        paths = [directories] if isinstance(directories, str | os.PathLike) else directories
+        runs = [RunDirectory(os.fspath(path)) for path in paths]
+        self._configs = [run.read_trained() for run in runs]
+        self._crops = crops
+        self.class_names = runs[0].read_class_names()
+        for run in runs[1:]:
+            if run.read_class_names() != self.class_names:
+                raise InputError(f"{run.path} and {runs[0].path} know different classes")
+        self.models = [load_network(run, weights=weights) for run in runs]
+        shown = tuple(_shown(model, crops) for model in self.models)
+        self._probabilities = tf.function(self._mean_probabilities, input_signature=[shown])
+        self._body = functools.cache(self._make_body)
+
+    @property
+    def model(self) -> keras.Model:
+        """The first run's network, folded: from images float32 in [-1, 1] to logits."""
+        return self.models[0]
+
+    def predict(
+        self,
+        images: Images,
+        *,
+        bad: list[tuple[str, str]] | None = None,
+        after_batch: Callable[[int], None] = lambda images: None,
+    ) -> np.ndarray:
+        """The class probabilities of pictures.
+
+        Args:
+          images: pictures in JPEG, PNG, GIF, BMP or WebP, those of a folder by name, or their pixels.
+          bad: takes note of (path, what it is) of every picture that cannot be read, and whose row is NaN. None: the
+            first is an error.
+          after_batch: called with the count of images that are done.
+
+        Returns:
+          float64 `[N, classes]`; a row's sum is 1.
+
+        Raises:
+          InputError: a picture cannot be read, or there is none.
+          OSError: a file is missing.
+        """
+        return self._outputs(self._probabilities, self._configs, self._crops, images, bad, after_batch)
+
+    def features(self, images: Images, layer: str | None = None) -> np.ndarray:
+        """What the first run's network makes of pictures before it classifies them.
+
+        Args:
+          images: as of `predict`.
+          layer: name of a layer, whose output is returned; None: what the classifier is given, Inception's 1,024 means.
+
+        Returns:
+          float32 `[N, ...]`.
+
+        Raises:
+          InputError: there is no such layer; as of `predict`.
+        """
+        return self._outputs(self._body(layer), self._configs[:1], 1, images)
+
+    def _make_body(self, layer):
+        names = [each.name for each in self.model.layers]
+        if layer is not None and layer not in names:
+            raise InputError(f"`layer={layer}` is none of the network's, which are {names[0]}, ..., {names[-1]}")
+        output = self.model.get_layer(layer).output if layer else head_of(self.model).input
+        body = keras.Model(self.model.inputs, output)
+        return tf.function(lambda views: body(views[0], training=False), input_signature=[(_shown(self.model, 1),)])
+
+    def _mean_probabilities(self, views):
+        each = [class_probabilities([model], view)[:, 0] for model, view in zip(self.models, views, strict=True)]
+        return tf.reduce_mean(tf.stack(each), 0)
+
+    def _outputs(self, function, configs, crops, images, bad=None, after_batch=lambda images: None):
+        """The outputs for all images of `function`, which is given batches of what each run is shown of them."""
+        names, strings, read = _sources(images)
+        views = [image_view(config, crops) for config in configs]
+
+        def prepare(string):
+            encoded = read(string)
+            return tuple(tf.nest.map_structure(to_network_range, view(encoded)) for view in views), np.int32(0)
+
+        sources = tf.data.Dataset.from_tensor_slices(strings).map(lambda string: (string,))
+        places = tf.data.Dataset.range(len(names)).map(lambda number: (tf.constant(0, tf.int64), number))
+        batches = prepare_or_blank(tf.data.Dataset.zip((sources, places)), prepare)
+        found: list[np.ndarray] = []
+        for shown, _, places in without_autotune(batches.batch(_BATCH[crops]).prefetch(2)):
+            output = np.array(function(shown))
+            for row, number in enumerate(places[:, 1].numpy()):
+                if number >= 0:
+                    reason = why_unreadable(read(strings[number]).numpy())
+                    if bad is None:
+                        raise InputError(f"{names[number]} is {reason}")
+                    bad.append((names[number], reason))
+                    output[row] = np.nan
+            found.append(output)
+            after_batch(sum(map(len, found)))
+        return np.concatenate(found)
+
+
+def _sources(images: Images) -> tuple[list[str], list, Callable]:
+    """The name of every picture; its path or its bytes; and the function that makes bytes of these."""
+    if isinstance(images, str | os.PathLike):
+        images = pictures(os.fspath(images))
+    if not len(images):
+        raise InputError("`images` is empty: give at least one picture")
+    if isinstance(images[0], np.ndarray):  # as files without loss, so that they are seen as files are
+        return [f"array {k}" for k in range(len(images))], [tf.io.encode_png(image) for image in images], tf.identity
+    paths = [str(path) for path in images]
+    for path in paths:
+        os.stat(path)  # raises for one that is missing
+        check_size(path, "give a smaller picture")
+    return paths, paths, tf.io.read_file
+
+
+def pictures(path: str) -> list[str]:
+    """A file itself; of a folder the pictures in it and below, by their names' endings, in the order of names."""
+    if not os.path.isdir(path):
+        return [path]
+    files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    found = [file for file in files if (mimetypes.guess_type(file)[0] or "").startswith("image/")]
+    if not found:
+        raise InputError(f"{path} holds no picture: give a folder with JPEG, PNG, GIF, BMP or WebP files")
+    if others := set(files).difference(found):
+        note(f"{path}: what is no picture is left out, {len(others):,} in all, such as {min(others)}")
+    return found
+
+
+def _shown(model, crops):
+    """What `class_probabilities` is given of a batch of images."""
+    size, _, channels = model.input_shape[1:]
+    if crops == 1:
+        return tf.TensorSpec((None, size, size, channels))
+    return tuple(tf.TensorSpec((None, 3, side, side, channels)) for side in multicrop.short_sides(size))
