@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes docs/benchmarks.md: this project beside its peers, ratios first, the machine named.
 
-  python -m benchmarks                                  all but accelerator, half an hour on two cores
+  python -m benchmarks                                  all but accelerator and fine_tuning, half an hour on two cores
   python -m benchmarks --only=batch_normalization       one; the others' tables stay as they were
 
 A benchmark is a program here that measures all peers in one run and prints Markdown tables. What it printed is kept in
@@ -19,7 +19,7 @@ from bn_keras.paper.provenance import commit, cpu_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-ON_CPUS = [name for name in PROGRAMS if name != "accelerator"]
+ON_CPUS = [name for name in PROGRAMS if name not in ("accelerator", "fine_tuning")]
 RATIO_WORDS = ("ratio", "against", "speed", "times", "share")
 
 
