@@ -1,6 +1,7 @@
 """Which files are pictures, and what is stored of each kind, against numpy, Pillow's own resampling and TensorFlow."""
 
 import collections
+import importlib
 import io
 import itertools
 import struct
@@ -104,9 +105,10 @@ def test_a_name_that_does_not_say_is_decided_by_the_first_bytes(tmp_path, archiv
     assert "1 .txt" in counted and "1 .db" in counted
 
 
+@pytest.mark.needs("pillow_heif")
 @pytest.mark.parametrize("pixels", [COLOR, WITH_ALPHA, COLOR[..., 0]], ids=["color", "transparent", "gray"])
 def test_heic_is_decoded_where_its_extra_is_installed(tmp_path, pixels):
-    heif = pytest.importorskip("pillow_heif", reason="needs the extra [heic]")
+    heif = importlib.import_module("pillow_heif")
     heif.register_heif_opener()
     content = encoded(pixels, "HEIF", quality=90)
     source = write_folders(tmp_path, {"ant/1.heic": content, "bee/1.jpg": encoded(COLOR, "JPEG")})
