@@ -375,15 +375,30 @@ def converted(tmp_path):
 
 @pytest.mark.needs("apache_beam")
 def test_beam_writes_the_same_bytes(tmp_path):
+    """Also where what the validation images hold decides what is left out of training."""
     (tmp_path / "release").mkdir()
-    miniature_release.write(tmp_path / "release")
-    command = [sys.executable, "-m", "data_prep", f"--imagenet={tmp_path}/release", "--on_bad=skip"]
-    for name, flags in (("local", []), ("beam", ["--runner=beam"])):
+    release = miniature_release.write(tmp_path / "release")
+    leak = next(content for name, (_, content) in release.train.items() if name not in release.repaired)
+    contents = {name: content for name, (_, content) in release.validation.items()} | {min(release.validation): leak}
+    (tmp_path / "release/ILSVRC2012_img_val.tar").write_bytes(miniature_release.tar_of(contents))
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep",
+        f"--imagenet={tmp_path}/release",
+        "--on_bad=skip",
+        "--duplicates=drop",
+    ]
+    for runner in ("local", "beam"):
         result = subprocess.run(
-            [*command, *flags, f"--output_dir={tmp_path / name}"], cwd=ROOT, capture_output=True, text=True
+            [*command, f"--runner={runner}", f"--output_dir={tmp_path / runner}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == 0, result.stderr
     assert subprocess.run(["diff", "-r", tmp_path / "local", tmp_path / "beam"]).returncode == 0
+    assert (tmp_path / "beam/duplicates.tsv").exists()
 
 
 # What readers of others must give back: file name, label and digest of the stored bytes, as a line.
