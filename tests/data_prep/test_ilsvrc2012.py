@@ -4,9 +4,12 @@ import gzip
 import io
 import itertools
 import json
+import struct
 import subprocess
 import tarfile
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 import miniature_release
@@ -430,12 +433,40 @@ def write_tar_of_tiny_images(path, images, classes):
         file.write(bytes(1024))
 
 
+def write_zip_of_tiny_images(path, images, classes):
+    """As `write_tar_of_tiny_images`, by hand too, as a zip64 archive."""
+    content = miniature_release.jpeg(np.random.default_rng(0), mode="L", size=(1, 1))
+    sizes, directory = (zlib.crc32(content), len(content), len(content)), bytearray()
+    with path.open("wb") as file:
+        for number in range(images):
+            name = f"n{number % classes:08}/n{number % classes:08}_{number:020}.JPEG".encode()
+            entry = 0x314, 20, 0, 0, 0, 0, *sizes, len(name), 0, 0, 0, 0, 0, file.tell()
+            directory += struct.pack("<4s6H3L5H2L", b"PK\1\2", *entry) + name
+            file.write(struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, *sizes, len(name), 0) + name + content)
+        start, size = file.tell(), len(directory)
+        file.write(directory)
+        file.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, images, images, size, start))
+        file.write(struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1))
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
+
+
+@pytest.mark.parametrize("write", [write_tar_of_tiny_images, write_zip_of_tiny_images])
+def test_an_archive_of_tiny_images_is_what_python_reads_too(tmp_path, write):
+    path = tmp_path / "a.archive"
+    write(path, 5, 2)
+    is_tar = tarfile.is_tarfile(path)
+    with (tarfile.open if is_tar else zipfile.ZipFile)(path) as archive:
+        names = archive.getnames() if is_tar else archive.namelist()
+    assert names == [f"n{k % 2:08}/n{k % 2:08}_{k:020}.JPEG" for k in range(5)]
+
+
 @pytest.mark.slow
-def test_imagenets_count_of_images_takes_less_than_a_gigabyte_of_memory(tmp_path):
+@pytest.mark.parametrize("write", [write_tar_of_tiny_images, write_zip_of_tiny_images])
+def test_imagenets_count_of_images_takes_less_than_a_gigabyte_of_memory(tmp_path, write):
     """Main process and two workers together, pages that they share counted once; a million images in some minutes."""
     for split, count in ilsvrc2012.IMAGES.items():
-        write_tar_of_tiny_images(tmp_path / f"{split}.tar", count, ilsvrc2012.CLASSES)
-    flags = f"--train={tmp_path}/train.tar", f"--validation={tmp_path}/validation.tar", "--strict_imagenet"
+        write(tmp_path / f"{split}.archive", count, ilsvrc2012.CLASSES)
+    flags = f"--train={tmp_path}/train.archive", f"--validation={tmp_path}/validation.archive", "--strict_imagenet"
     program = start_program("-m", "data_prep", *flags, "--workers=2", f"--output_dir={tmp_path}/out")
     peak = 0
     while program.poll() is None:
