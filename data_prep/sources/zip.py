@@ -38,30 +38,30 @@ def index(read: Read, end: int, archive: str, wanted: Callable[[str], bool] = la
       read: (offset, size) -> bytes of the file; fewer only at its end.
       end: the file's size.
       archive: what messages call it.
-      wanted: whether a name is of interest; the headers of other members are not looked at.
+      wanted: whether a name is of interest. The headers of other members are not looked at, but for neighbors of
+        wanted ones: a flipped bit in the folder of a name would take its image away unsaid.
     Raises:
       InputError: not a zip archive, in parts, cut, or damaged.
     """
 
     broken = functools.partial(_broken, archive)
     start, seen = _directory(read, end, broken)[2], set()
-    for made_by, flags, method, crc, packed, full, attributes, offset, raw, extra in _entries(read, end, broken):
+    after_wanted, unwanted = False, None
+    for entry in _entries(read, end, broken):
+        made_by, flags, method, crc, *_, attributes, _, raw, _ = entry
         name = _text(raw, flags).removeprefix("./")
         if not wanted(name):
+            if after_wanted:
+                _located(read, start, entry, broken)
+            after_wanted, unwanted = False, entry
             continue
+        if unwanted:
+            _located(read, start, unwanted, broken)
+        after_wanted, unwanted = True, None
         if name.endswith("/"):
             yield Member(name, 0, 0)
             continue
-        if _MAX32 in (packed, full, offset):
-            full, packed, offset = _large(extra, full, packed, offset, broken)
-        local = read(offset, _LOCAL.size + len(raw)) if offset < start else b""
-        if len(local) < _LOCAL.size + len(raw) or local[:4] != b"PK\3\4" or local[_LOCAL.size :] != raw:
-            raise broken(f"no member {name!r} at byte {offset:,}")
-        if int.from_bytes(local[8:10], "little") != method:
-            raise broken(f"two headers of member {name!r} contradict each other")
-        data = offset + _LOCAL.size + len(raw) + int.from_bytes(local[28:30], "little")
-        if data + packed > start or (method == _STORED and packed != full):
-            raise broken(f"member {name!r} declares {packed:,} bytes, {max(start - data, 0):,} are left")
+        data, full, packed = _located(read, start, entry, broken)
         if storage.is_clutter(name):  # not before both headers say so: one flipped bit makes an n a dot
             continue
         rejected = unusable_name(name, seen)
@@ -73,6 +73,22 @@ def index(read: Read, end: int, archive: str, wanted: Callable[[str], bool] = la
             rejected = "is a symbolic link, not a file"
         seen.add(name)
         yield Member(name, data, full, rejected, (packed if method == _DEFLATED else -1, crc))
+
+
+def _located(read: Read, start: int, entry: tuple, broken) -> tuple[int, int, int]:
+    """Where a member's bytes lie, its size and the bytes it takes, if its own header agrees with the directory."""
+    _, flags, method, _, packed, full, _, offset, raw, extra = entry
+    if _MAX32 in (packed, full, offset):
+        full, packed, offset = _large(extra, full, packed, offset, broken)
+    local = read(offset, _LOCAL.size + len(raw)) if offset < start else b""
+    if len(local) < _LOCAL.size + len(raw) or local[:4] != b"PK\3\4" or local[_LOCAL.size :] != raw:
+        raise broken(f"no member {_text(raw, flags)!r} at byte {offset:,}")
+    if int.from_bytes(local[8:10], "little") != method:
+        raise broken(f"two headers of member {_text(raw, flags)!r} contradict each other")
+    data = offset + _LOCAL.size + len(raw) + int.from_bytes(local[28:30], "little")
+    if data + packed > start or (method == _STORED and packed != full):
+        raise broken(f"member {_text(raw, flags)!r} declares {packed:,} bytes, {max(start - data, 0):,} are left")
+    return data, full, packed
 
 
 def names(read: Read, end: int, archive: str) -> Iterator[str]:

@@ -194,6 +194,20 @@ def test_mutated_zip_and_parquet_give_only_images_that_are_in_them_or_are_refuse
     assert refused > 0.3 * count
 
 
+@pytest.mark.parametrize("number", range(8))
+def test_a_flipped_bit_in_the_folder_of_a_zips_name_takes_no_image_away(tmp_path, number):
+    others = {"a/1.jpg": b"1"}, {"z/1.jpg": b"1"}
+    files = others[0] | {f"pets/{name}": content for name, content in sorted(MEMBERS.items())} | others[1]
+    path = miniature_release.zip_of(tmp_path / "a.zip", files)
+    content = bytearray(path.read_bytes())
+    name = f"pets/{sorted(MEMBERS)[number]}".encode()
+    content[content.rindex(name)] ^= 1  # in the directory; the member's own header stays
+    path.write_bytes(content)
+    place = archives.locate(f"{path}/pets")
+    with pytest.raises(InputError, match=r"a\.zip: damaged zip archive: no member 'qets/"):
+        archives.images(place, archives.Unpacked(str(tmp_path)), dataset.Found())
+
+
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=SLOW)])
 def test_mutated_devkits_and_annotations_are_refused_or_read_as_they_were(tmp_path, count):
     release = miniature_release.write(tmp_path)
