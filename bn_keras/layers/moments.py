@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import keras
+import numpy as np
 from keras import ops
 
 from bn_keras.layers.groups import Groups, Tensor, count_of
@@ -37,9 +38,16 @@ class Moments(NamedTuple):
 
     @classmethod
     def of_groups(cls, groups: Sequence[Self]) -> Self:
-        """Joins the Moments of groups, whose values are [*channels], into one whose values are [groups, *channels]."""
-        values = ((count * ops.ones_like(mean), mean, variance) for count, mean, variance in groups)
-        return cls(*map(ops.stack, zip(*values, strict=True)))
+        """Joins the Moments of groups, whose values are [*channels], into one whose values are [groups, *channels].
+
+        Its count is a NumPy array if those of the groups are floats.
+        """
+        counts, means, variances = zip(*groups, strict=True)
+        if isinstance(counts[0], float):
+            count = np.stack([np.full(means[0].shape, each, "float32") for each in counts])
+        else:
+            count = ops.stack([each * ops.ones_like(means[0]) for each in counts])
+        return cls(count, ops.stack(means), ops.stack(variances))
 
 
 def moments_over(

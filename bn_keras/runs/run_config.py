@@ -65,6 +65,9 @@ class RunConfig(Configuration):
     batch_size: int = setting(
         "Images of one step on all devices together; the learning rate grows with it.", PAPER_BATCH_SIZE, low=1
     )
+    accumulate: int = setting(
+        "Parts in which a device computes its share of a mini-batch, one after another, to need less memory.", 1, low=1
+    )
     scale_learning_rate: Literal["linear", "none"] = setting(
         "How the learning rate grows with the batch size. none: not at all.", "linear"
     )
@@ -241,6 +244,15 @@ class RunConfig(Configuration):
                 f"`batch_size={config.batch_size}` leaves one image to each of {replicas} devices: "
                 "batch statistics need at least 2 (Section 3.1)"
             )
+        if (parts := config.accumulate) > 1:
+            group = config.normalization_batch if config.variant.batch_normalization else "1"
+            if not group.isdecimal():
+                raise InputError(f"`accumulate={parts}` cannot work with `normalization_batch={group}`: give a number")
+            if (share := config.batch_size // replicas) % (parts * int(group)):
+                raise InputError(
+                    f"`accumulate={parts}` cannot divide a device's {share} images into parts of whole groups of "
+                    f"{group} (`normalization_batch`): give a divisor of {share // int(group) or 1}"
+                )
         if gpus and config.deterministic and config.jit_compile:
             raise InputError(
                 "`jit_compile`: on GPUs, XLA's gradient of max pooling is not the same each time; "

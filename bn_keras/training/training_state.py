@@ -12,6 +12,7 @@ from bn_keras.evaluation.trained_network import Network, network_of
 from bn_keras.inference.population_statistics import batch_normalizations
 from bn_keras.input.photometric_distortion import PhotometricDistortion
 from bn_keras.runs.run_config import RunConfig
+from bn_keras.training.accumulation import sum_over_parts
 from bn_keras.training.fine_tuning import freeze, rate_factors
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
@@ -213,12 +214,21 @@ def make_replica_step(state: TrainingState, config: RunConfig) -> Callable[..., 
             cross_entropy = tf.nn.softmax_cross_entropy_with_logits
             images, targets = soft_labels(images, labels, mixture, context.replica_id_in_sync_group)
             labels = tf.argmax(targets, -1, labels.dtype)
-        with tf.GradientTape() as tape:
-            logits = state.model(images, training=True)
-            loss = tf.reduce_sum(cross_entropy(targets, logits)) / config.batch_size
-            scaled = loss * state.loss_scale.scale if state.loss_scale else loss
-        gradients = tape.gradient(scaled, [weight.value for weight in weights])
-        sums = tf.stack([loss, tf.cast(count_correct(logits, labels)[0], tf.float32)])
+
+        def gradients_and_sums(images, labels, targets):
+            with tf.GradientTape() as tape:
+                logits = state.model(images, training=True)
+                loss = tf.reduce_sum(cross_entropy(targets, logits)) / config.batch_size
+                scaled = loss * state.loss_scale.scale if state.loss_scale else loss
+            gradients = tape.gradient(scaled, [weight.value for weight in weights])
+            return [*gradients, tf.stack([loss, tf.cast(count_correct(logits, labels)[0], tf.float32)])]
+
+        batch = images, labels, targets
+        if config.accumulate == 1:
+            *gradients, sums = gradients_and_sums(*batch)
+        else:
+            shapes = [*(weight.shape for weight in weights), (2,)]
+            *gradients, sums = sum_over_parts(state.model, gradients_and_sums, batch, config.accumulate, shapes)
         if context.num_replicas_in_sync > 1:
             *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         usable = tf.constant(True)
