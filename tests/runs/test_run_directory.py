@@ -277,7 +277,7 @@ def changed(field):
 SHAPES = {"width", "classes", "channels", "network", "depth", "separable_stem", "projection_4c_4d"}
 NEVER = SHAPES | {"batch_normalization", "per_activation_modules", "dropout", "builder", "freeze"}
 CADENCE = {name for name in CONFIG.flat() if name.endswith("_every")}
-CADENCE |= {"steps", "population_statistics", "monitor", "pictures"}
+CADENCE |= {"steps", "population_statistics", "monitor", "pictures", "patience"}
 IDENTITY = sorted(CONFIG.flat().keys() - CADENCE - {"eval_batch_size"})
 
 
