@@ -39,8 +39,8 @@ def test_pyright_accepts_right_use_and_refuses_every_mistake():
 
 def test_every_public_name_is_there_when_it_is_asked_for():
     assert set(bn_keras.__all__) == {
-        "BatchNormalization", "InputError", "VARIANTS", "Variant", "build_network", "fold_batch_normalization",
-        "population_statistics", "read_dataset",
+        "BatchNormalization", "Classifier", "InputError", "VARIANTS", "Variant", "build_network",
+        "fold_batch_normalization", "population_statistics", "read_dataset",
     }  # fmt: skip
     for name in bn_keras.__all__:
         assert name in dir(bn_keras) and getattr(bn_keras, name) is not None
