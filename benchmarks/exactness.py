@@ -7,6 +7,7 @@ float64 numpy's y of the same float32 values. A constant channel is beta, 0 here
 is divided by sqrt(epsilon).
 """
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -40,6 +41,22 @@ def compiled(way, function):
     return function
 
 
+@functools.cache
+def _tensorflow_step(layer, way):
+    """(x, dy) to y and the gradients, compiled once for a layer."""
+    import tensorflow as tf
+
+    parameters = [variable.value for variable in layer.trainable_variables]
+
+    def step(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        return y, *tape.gradient(y, [x, *parameters], dy)
+
+    return compiled(way, step)
+
+
 def train(layer, x, dy, way):
     """One training step of a built layer: y and the gradients of x, gamma and beta, as numpy; its averages move."""
     import keras
@@ -47,15 +64,7 @@ def train(layer, x, dy, way):
     x, dy = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(dy)
     parameters = [variable.value for variable in layer.trainable_variables]
     if way.startswith("TensorFlow"):
-        import tensorflow as tf
-
-        def step(x, dy):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = layer(x, training=True)
-            return y, *tape.gradient(y, [x, *parameters], dy)
-
-        results = compiled(way, step)(x, dy)
+        results = _tensorflow_step(layer, way)(x, dy)
     elif way == "PyTorch":
         import torch
 
@@ -81,14 +90,15 @@ def train(layer, x, dy, way):
 
 
 def errors(layer, x, dy, way):
-    """{what: error} of a training step and an inference of a new layer with momentum 0, against float64 numpy.
+    """{what: error} of a training step and an inference of a layer with momentum 0, against float64 numpy.
 
     Of y, dx and the inference: the largest distance. Of the averages: relative to their value, at least 1. Of dgamma
     and dbeta, which are sums: relative to the sum of their terms' magnitudes.
     """
     import keras
 
-    layer.build(x.shape)
+    if not layer.built:
+        layer.build(x.shape)
     y, dx, dgamma, dbeta = train(layer, x, dy, way)
     axes = tuple(i for i in range(x.ndim) if i != layer.axis % x.ndim)
     channels = [size if i not in axes else 1 for i, size in enumerate(x.shape)]
