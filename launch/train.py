@@ -94,7 +94,8 @@ def nothing_to_do(config: RunConfig, directory: RunDirectory[RunConfig]) -> int:
     """Says why there is nothing to do, and returns the exit status."""
     diverged = directory.curve.diverged()
     state = f"diverged at step {diverged['step']}" if diverged else f"all {config.steps} steps are done"
-    if stalled := directory.curve.stalled(config.patience, step := directory.newest_step() or 0):
+    step = directory.newest_step() or 0
+    if step < config.steps and (stalled := directory.curve.stalled(config.patience, step)):
         state = f"it ended at step {step}, as {stalled} (--patience=0 goes on),"
     print(f"{FLAGS.variant}: nothing to do, {state} in {directory.path}")
     return status(bool(diverged))
