@@ -244,7 +244,7 @@ def test_xla_compiles_the_whole_step_in_static_shapes(policy):
     step = make_replica_step(state, make_run_config(batch_size=8, jit_compile=True, distort_on="device"))
     images = tf.cast(tf.random.stateless_uniform((8, 16, 16, 3), [0, 1], 0, 256, tf.int32), tf.uint8)
     images, labels = (images, uniform_draws((0, 2), 8)), tf.range(8) % 5
-    arguments = (images, labels, tf.constant(0.1), tf.constant(0, tf.int64))
+    arguments = (images, labels, tf.constant(0.1), tf.constant(0, tf.int64), None)
     losses = [float(step(*arguments)[0]) for _ in range(8)]
     assert losses[-1] < losses[0]
     hlo = step.experimental_get_compiler_ir(*arguments)(stage="hlo")
