@@ -52,7 +52,8 @@ def test_probabilities_are_the_saved_models_for_files_and_pixels_alike(classifie
     powers = np.exp(logits.astype("float64"))
     np.testing.assert_allclose(found, powers / powers.sum(-1, keepdims=True), atol=2e-5)
     np.testing.assert_array_equal(classifier.predict([*map(pixels_of, paths)]), found)
-    np.testing.assert_array_equal(classifier.predict(paths[1])[0], found[1])
+    alone = classifier.predict(paths[1])[0]  # whose sums may have another order than those of a batch of two
+    np.testing.assert_allclose(alone, found[1], rtol=1e-6)
     assert classifier.class_names == ["circle", "square", "stripe"]
 
 
