@@ -23,8 +23,9 @@ class MomentumSGD:
       averaging: weight of the old value in the moving average of the weights; 0 keeps no average. At step t it is at
         most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`, so that the initial weights are forgotten.
       rate_factors: the factor on the learning rate of each weight; None for 1.
-      statistics: other variables that are averaged with the weights, such as BN's moving averages: those of the last
-        weights are not those of averaged ones.
+      statistics: (BN's moving average, the weight of its old value in it). Averaged weights need statistics of their own:
+        the averages, in the weights' proportions, of what each mini-batch moved these averages towards. Averages of the
+        moving averages would still hold most of their initial 0 and 1 after 50 steps.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class MomentumSGD:
         clip_norm: float | None = None,
         averaging: float = 0.0,
         rate_factors: Sequence[float] | None = None,
-        statistics: Sequence = (),
+        statistics: Sequence[tuple[keras.Variable, float]] = (),
     ):
         self._weights = weights
         self._l2 = [_l2_of(weight) for weight in weights]
@@ -43,18 +44,24 @@ class MomentumSGD:
         self._clip_norm = clip_norm
         self._averaging = averaging
         self._velocities = [_zeros_like(weight) for weight in weights]
-        self._averaged = [*weights, *statistics] if averaging else []
-        self._averages = [tf.Variable(variable.value, trainable=False) for variable in self._averaged]
+        self._statistics = list(statistics) if averaging else []
+        self._averaged = [*weights, *(statistic for statistic, _ in self._statistics)] if averaging else []
+        self._averages = [_copy_of(variable) for variable in self._averaged]
+        self._previous = [_copy_of(statistic) for statistic, _ in self._statistics]
 
     def variables(self) -> dict[str, tf.Variable]:
         """Every variable of the optimizer by its name."""
         velocities = {f"velocity/{w.path}": v for w, v in zip(self._weights, self._velocities, strict=True)}
-        return velocities | {f"average/{v.path}": a for v, a in zip(self._averaged, self._averages, strict=True)}
+        averages = {f"average/{v.path}": a for v, a in zip(self._averaged, self._averages, strict=True)}
+        previous = {f"previous/{v.path}": p for (v, _), p in zip(self._statistics, self._previous, strict=True)}
+        return velocities | averages | previous
 
     def begin_averages(self) -> None:
         """Averages begin with what is averaged as it is now: weights that were taken over are no steps of training."""
         for variable, average in zip(self._averaged, self._averages, strict=True):
             average.assign(variable.numpy())
+        for (statistic, _), previous in zip(self._statistics, self._previous, strict=True):
+            previous.assign(statistic.numpy())
 
     def apply(
         self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, usable: tf.Tensor | None = None
@@ -78,8 +85,12 @@ class MomentumSGD:
             factor = self._rate_factors[k]
             arguments = (gradient, rate if factor == 1 else rate * factor, usable, self._l2[k], self._velocities[k])
             strategy.extended.update(weight.value, self._update, args=arguments, group=False)
-        for variable, average in zip(self._averaged, self._averages, strict=True):
-            strategy.extended.update(variable.value, self._average, args=(average, step, usable), group=False)
+        for weight, average in zip(self._weights, self._averages, strict=False):
+            strategy.extended.update(weight.value, self._average, args=(average, step, usable), group=False)
+        averages = self._averages[len(self._weights) :]
+        for (statistic, kept), average, previous in zip(self._statistics, averages, self._previous, strict=True):
+            arguments = (kept, average, previous, step, usable)
+            strategy.extended.update(statistic.value, self._average_statistic, args=arguments, group=False)
 
     def _update(self, weight, gradient, rate, usable, l2, velocity):
         def update():
@@ -90,6 +101,11 @@ class MomentumSGD:
             return True
 
         return _if_usable(usable, update)
+
+    def _average_statistic(self, moving, kept, average, previous, step, usable):
+        of_mini_batch = (moving - kept * previous) / (1.0 - kept)
+        previous.assign(moving)  # a step that changes no weight has moved it too
+        return self._average(of_mini_batch, average, step, usable)
 
     def _average(self, variable, average, step, usable):
         def update():
@@ -145,6 +161,10 @@ class LossScale:
 
 def _if_usable(usable, update):
     return update() if usable is None else tf.cond(usable, update, lambda: False)
+
+
+def _copy_of(variable):
+    return tf.Variable(variable.value, trainable=False)
 
 
 def _zeros_like(weight):

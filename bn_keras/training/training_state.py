@@ -53,9 +53,16 @@ class TrainingState:
             self.best_accuracy = _counter(tf.float32, 0.0)
 
     def _statistics(self):
-        """What the model's inference normalizes by and training moves: frozen averages stay, and need no average."""
-        moved = [layer for layer in batch_normalizations(self.model) if layer.trainable]
-        return [statistic for layer in moved for statistic in (layer.moving_mean, layer.moving_variance)]
+        """(moving average, weight of its old value) of what training moves: frozen averages stay, and need no average.
+
+        The weight is 0 where the average moves by another rule: what is averaged is then the moving average itself.
+        """
+        statistics = []
+        for layer in batch_normalizations(self.model):
+            plain = layer.momentum < 1 and not (layer.renorm or getattr(layer, "debias", False))
+            moved = (layer.moving_mean, layer.moving_variance) if layer.trainable else ()
+            statistics += [(statistic, layer.momentum if plain else 0.0) for statistic in moved]
+        return statistics
 
     def note_accuracy(self, step: int, accuracy: float) -> bool:
         """Notes an evaluation's accuracy; returns whether it is the best so far."""
@@ -79,8 +86,9 @@ class TrainingState:
         arrays = {"best_step": count, "best_accuracy": fraction} | arrays  # which earlier versions lack
         if "row_examples" not in arrays:  # nor did they count the examples of these sums
             arrays |= {"row_examples": count, "loss_sum": fraction, "correct": count}
-        own = {f"optimizer/average/{statistic.path}": f"model/{statistic.path}" for statistic in self._statistics()}
-        arrays = {average: arrays[name] for average, name in own.items() if name in arrays} | arrays  # lacked likewise
+        paths = [statistic.path for statistic, _ in self._statistics()]
+        own = {f"optimizer/{kind}/{path}": f"model/{path}" for kind in ("average", "previous") for path in paths}
+        arrays = {copy: arrays[name] for copy, name in own.items() if name in arrays} | arrays  # lacked likewise
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != variable.shape:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"

@@ -112,20 +112,33 @@ def test_averages_move_towards_the_weights_and_lend_them_their_place():
         np.testing.assert_allclose(weight.numpy().item(), 0.075, rtol=1e-5)
 
 
-def test_moving_statistics_are_averaged_as_the_weights_are():
+def test_averaged_statistics_are_those_of_the_mini_batches_in_the_proportions_of_the_weights():
     """By the formula of `MomentumSGD`: the average keeps min(0.9, (1 + t) / (10 + t)) of itself in step t."""
     (weight,) = weights_of([1.0])
-    statistic = keras.Variable([2.0, 3.0], trainable=False, name="moving_mean")
-    optimizer = MomentumSGD([weight], momentum=0.9, averaging=0.9, statistics=[statistic])
-    expected = np.array([2.0, 3.0])
-    for step, value in enumerate(([4.0, 5.0], [-1.0, 0.5], [7.0, 7.0])):
-        statistic.assign(value)
+    statistic = keras.Variable([0.0, 1.0], trainable=False, name="moving_mean")
+    optimizer = MomentumSGD([weight], momentum=0.9, averaging=0.9, statistics=[(statistic, 0.99)])
+    expected, moving = np.array([0.0, 1.0]), np.array([0.0, 1.0])
+    for step, of_mini_batch in enumerate(([4.0, 5.0], [-1.0, 0.5], [7.0, 7.0])):
+        moving = 0.99 * moving + 0.01 * np.array(of_mini_batch)
+        statistic.assign(moving)
         take_step(optimizer, [0.0], step=step)
         kept = min(0.9, (1 + step) / (10 + step))
-        expected = kept * expected + (1 - kept) * np.array(value)
+        expected = kept * expected + (1 - kept) * np.array(of_mini_batch)
     with optimizer.averages_applied():
-        np.testing.assert_allclose(statistic.numpy(), expected, rtol=1e-6)
-    np.testing.assert_array_equal(statistic.numpy(), [7.0, 7.0])
+        np.testing.assert_allclose(statistic.numpy(), expected, rtol=1e-4)  # a 100th of its last bits is known
+    np.testing.assert_array_equal(statistic.numpy(), moving.astype("float32"))
+
+
+def test_a_step_left_out_moves_no_average_of_statistics_and_the_next_counts_its_own_mini_batch():
+    (weight,) = weights_of([1.0])
+    statistic = keras.Variable([0.0], trainable=False, name="moving_mean")
+    optimizer = MomentumSGD([weight], momentum=0.9, averaging=0.9, statistics=[(statistic, 0.5)])
+    statistic.assign([4.0])  # towards 8
+    take_step(optimizer, [np.inf], step=0, usable=False)
+    statistic.assign([3.0])  # towards 2
+    take_step(optimizer, [0.0], step=0)
+    with optimizer.averages_applied():
+        np.testing.assert_allclose(statistic.numpy(), [0.9 * 2.0], rtol=1e-6)
 
 
 def test_weights_have_their_very_bits_back_after_averages():
