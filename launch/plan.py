@@ -23,7 +23,7 @@ def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
     from bn_keras.training.distribution import uses_gpus
     from bn_keras.training.learning_rate import learning_rate
 
-    replicas = strategy.num_replicas_in_sync
+    replicas = config.replicas or strategy.num_replicas_in_sync
     last_rate = float(learning_rate(config, (config.steps - 1) * config.batch_size))
     images = config.steps * config.batch_size
     embedded = "" if FLAGS.data_dir else "no --data_dir, so the embedded data: "

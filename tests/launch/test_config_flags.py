@@ -21,7 +21,7 @@ CLASSES = ["circle", "square", "stripe"]
 class SmoothedConfig(RunConfig):
     """A copy of the configuration with one field more."""
 
-    label_smoothing: float = setting("Share of a label that all classes have.", 0.1, low=0.0, high=0.5)
+    sharpening: float = setting("Share of a label that all classes have.", 0.1, low=0.0, high=0.5)
 
 
 def smoothed(**changes):
@@ -38,44 +38,44 @@ def parsed(configuration, *arguments):
 
 
 def test_a_field_is_a_flag_with_its_help_default_and_bounds():
-    values = parsed(SmoothedConfig, "--label_smoothing=0.2")
-    assert config_flags.given(SmoothedConfig, flag_values=values) == {"label_smoothing": 0.2}
+    values = parsed(SmoothedConfig, "--sharpening=0.2")
+    assert config_flags.given(SmoothedConfig, flag_values=values) == {"sharpening": 0.2}
     help = " ".join(values.get_help().split())
-    assert "--label_smoothing: Share of a label that all classes have. Default: 0.1." in help
+    assert "--sharpening: Share of a label that all classes have. Default: 0.1." in help
     assert "(a number in the range [0.0, 0.5])" in help
     with pytest.raises(
-        flags.IllegalFlagValueError, match=r"--label_smoothing=0\.6: 0\.6 is not a number in the range \[0\.0, 0\.5\]"
+        flags.IllegalFlagValueError, match=r"--sharpening=0\.6: 0\.6 is not a number in the range \[0\.0, 0\.5\]"
     ):
-        parsed(SmoothedConfig, "--label_smoothing=0.6")
+        parsed(SmoothedConfig, "--sharpening=0.6")
 
 
 def test_a_field_stands_in_run_json_within_its_bounds_and_an_older_file_has_its_default(tmp_path):
-    config = smoothed(label_smoothing=0.3)
+    config = smoothed(sharpening=0.3)
     RunDirectory(str(tmp_path), SmoothedConfig).open(config, CLASSES)
     written = json.loads((tmp_path / "run.json").read_text())
-    assert written["label_smoothing"] == 0.3
+    assert written["sharpening"] == 0.3
     assert SmoothedConfig.read(str(tmp_path)) == config
-    (tmp_path / "run.json").write_text(json.dumps(written | {"label_smoothing": 0.6}))
-    with pytest.raises(InputError, match=r"\$\.label_smoothing is 0\.6, not at least 0 and at most 0\.5"):
+    (tmp_path / "run.json").write_text(json.dumps(written | {"sharpening": 0.6}))
+    with pytest.raises(InputError, match=r"\$\.sharpening is 0\.6, not at least 0 and at most 0\.5"):
         SmoothedConfig.read(str(tmp_path))
-    del written["label_smoothing"]
+    del written["sharpening"]
     (tmp_path / "run.json").write_text(json.dumps(written))
-    assert SmoothedConfig.read(str(tmp_path)).label_smoothing == 0.1
+    assert SmoothedConfig.read(str(tmp_path)).sharpening == 0.1
 
 
 def test_a_field_that_changes_is_refused_by_name_and_may_be_allowed(tmp_path):
     RunDirectory(str(tmp_path), SmoothedConfig).open(smoothed(), CLASSES)
     directory = RunDirectory(str(tmp_path), SmoothedConfig)
     with pytest.raises(
-        InputError, match=r"holds a run with label_smoothing 0\.1 \(now 0\.2\).*allow_change=label_smoo"
+        InputError, match=r"holds a run with sharpening 0\.1 \(now 0\.2\).*allow_change=sharpening"
     ):
-        directory.check(smoothed(label_smoothing=0.2), CLASSES, [])
-    directory.check(smoothed(label_smoothing=0.2), CLASSES, ["label_smoothing"])
+        directory.check(smoothed(sharpening=0.2), CLASSES, [])
+    directory.check(smoothed(sharpening=0.2), CLASSES, ["sharpening"])
 
 
 def test_a_field_out_of_its_bounds_is_refused_in_python_too():
-    with pytest.raises(InputError, match=r"`label_smoothing=0\.7` cannot work: it must be at least 0 and at most 0\.5"):
-        smoothed(label_smoothing=0.7).check()
+    with pytest.raises(InputError, match=r"`sharpening=0\.7` cannot work: it must be at least 0 and at most 0\.5"):
+        smoothed(sharpening=0.7).check()
 
 
 def test_a_field_is_in_tensorboards_tables(tmp_path):
@@ -85,14 +85,14 @@ def test_a_field_is_in_tensorboards_tables(tmp_path):
 
     from bn_keras.training.tensorboard import TensorBoardWriter
 
-    TensorBoardWriter(str(tmp_path), smoothed(label_smoothing=0.25).flat(), []).close()
+    TensorBoardWriter(str(tmp_path), smoothed(sharpening=0.25).flat(), []).close()
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = {tag: events.SummaryMetadata(tag).plugin_data for tag in events.Tags()["tensors"]}
     (text,) = (tag for tag, data in tags.items() if data.plugin_name == "text")
-    assert "| label_smoothing | 0.25 |" in make_ndarray(events.Tensors(text)[0].tensor_proto).item().decode()
+    assert "| sharpening | 0.25 |" in make_ndarray(events.Tensors(text)[0].tensor_proto).item().decode()
     tables = [HParamsPluginData.FromString(data.content) for data in tags.values() if data.plugin_name == "hparams"]
     (session,) = (table.session_start_info for table in tables if table.HasField("session_start_info"))
-    (column,) = (name for name in session.hparams if name.endswith("label_smoothing"))
+    (column,) = (name for name in session.hparams if name.endswith("sharpening"))
     assert session.hparams[column].number_value == 0.25
 
 

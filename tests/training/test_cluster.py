@@ -97,7 +97,7 @@ def test_a_port_that_another_program_holds_is_one_line(data_dir, tmp_path):
         done = run_program(
             *train(data_dir, tmp_path / "run", "--peer_timeout=60"), small=True, env=named(0, ports), timeout=120
         )
-    assert done.returncode == 1
+    assert done.returncode == 75  # another try may find the port free
     assert "train: the cluster did not come together (" in done.stderr and "Traceback" not in done.stderr
 
 

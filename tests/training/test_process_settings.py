@@ -1,5 +1,6 @@
 """The threads of one operation: a run's own, so that its bits are the same on any number of cores."""
 
+import logging
 import os
 
 import pytest
@@ -59,6 +60,7 @@ def test_where_tensorflow_has_begun_a_line_says_that_threads_have_no_effect(capl
     limit_threads(begun)
     limit_threads(None)
     assert not caplog.text
-    limit_threads(begun + 1)
+    with caplog.at_level(logging.WARNING):
+        limit_threads(begun + 1)
     assert f"`threads={begun + 1}` has no effect in this process" in caplog.text
     assert tf.config.threading.get_intra_op_parallelism_threads() == begun
