@@ -354,7 +354,7 @@ class _Recorder:
         return True
 
     def update(self, _, moments):
-        self.observe(self.layer, moments.of_groups([moments]) if isinstance(moments.count, float) else moments)
+        self.observe(self.layer, moments)
 
 
 @contextlib.contextmanager

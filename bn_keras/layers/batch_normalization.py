@@ -270,7 +270,7 @@ class BatchNormalization(keras.layers.Layer):
         return transform(ops.cast(x, mean.dtype), mean, variance, gamma, beta, self.epsilon)
 
     def _normalize(self, x, mask, gamma, beta):
-        """Algorithm 1. Returns y, and the Moments of the groups of x as `MovingAverages.update` takes them."""
+        """Algorithm 1. Returns y, and the Moments of the groups of x, each [groups, *gamma.shape]."""
         groups = self._equal_groups(x)
         if tensorflow_kernels.fit(x) and groups and mask is None and not self.renorm:
             return self._normalize_unmasked(x, groups, gamma, beta)
@@ -290,19 +290,14 @@ class BatchNormalization(keras.layers.Layer):
 
     def _normalize_unmasked(self, x, groups, gamma, beta):
         view, axis, parameters = self._channel_view(x, gamma, beta)
+        parts = ops.split(view, groups) if groups > 1 else [view]
         arguments = axis, *parameters, self.epsilon, self.synchronized
-        if groups == 1:
-            outputs, moments = tensorflow_kernels.normalize(view, *arguments)
-            moments = moments if isinstance(moments.count, float) else Moments.of_groups([moments])
-        else:
-            results = (tensorflow_kernels.normalize(part, *arguments) for part in ops.split(view, groups))
-            parts, moments_of_parts = zip(*results, strict=True)
-            outputs, moments = ops.concatenate(parts), Moments.of_groups(moments_of_parts)
-        if self.per_activation:
-            outputs = ops.reshape(outputs, ops.shape(x))
-            shape = self.moving_mean.shape if isinstance(moments.count, float) else (groups, *self.moving_mean.shape)
-            moments = Moments(*(value if isinstance(value, float) else ops.reshape(value, shape) for value in moments))
-        return outputs, moments
+        results = (tensorflow_kernels.normalize(part, *arguments) for part in parts)
+        outputs, moments = zip(*results, strict=True)
+        outputs = ops.concatenate(outputs) if groups > 1 else outputs[0]
+        shape = (groups, *self.moving_mean.shape)
+        moments = Moments(*(ops.reshape(ops.stack(values), shape) for values in zip(*moments, strict=True)))
+        return ops.reshape(outputs, ops.shape(x)), moments
 
     def _channel_view(self, x, *parameters):
         """x with its channels, or its activations, in one dimension; that dimension; the parameters likewise."""

@@ -7,10 +7,9 @@ The pivot of a constant channel is its value, so that its y is exactly beta.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
 from bn_keras.layers.groups import Groups, Tensor, count_of
@@ -28,26 +27,12 @@ class Moments(NamedTuple):
     """Mean and variance of m values, for each of the channels; float32 (float64 for float64 inputs).
 
     count: m. mean: sum(x) / m. variance: sum((x - mean)^2) / m, the biased one that normalizes.
-    The three broadcast against each other. Where count is 0, mean and variance are 0. The count is a float if shapes
-    tell it: what is computed from it then costs a graph no operations.
+    The three broadcast against each other. Where count is 0, mean and variance are 0.
     """
 
     count: Tensor
     mean: Tensor
     variance: Tensor
-
-    @classmethod
-    def of_groups(cls, groups: Sequence[Self]) -> Self:
-        """Joins the Moments of groups, whose values are [*channels], into one whose values are [groups, *channels].
-
-        Its count is a NumPy array if those of the groups are floats.
-        """
-        counts, means, variances = zip(*groups, strict=True)
-        if isinstance(counts[0], float):
-            count = np.stack([np.full(means[0].shape, each, "float32") for each in counts])
-        else:
-            count = ops.stack([each * ops.ones_like(means[0]) for each in counts])
-        return cls(count, ops.stack(means), ops.stack(variances))
 
 
 def moments_over(

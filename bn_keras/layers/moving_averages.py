@@ -25,7 +25,7 @@ class MovingAverages:
 
         Args:
             layer: a built BatchNormalization.
-            moments: Moments, each [groups, *gamma.shape]; or of one group with a float for count, [*gamma.shape].
+            moments: Moments, each [groups, *gamma.shape].
         """
         replicas_differ = not layer.synchronized
         mean, variance, known = average_of_groups(moments, layer.unbiased, replicas_differ)
@@ -51,7 +51,7 @@ class MovingAverages:
 
 def _move(average, value, step):
     """average * (1 - step) + value * step; exactly value where step is 1."""
-    step = step if isinstance(step, float) else ops.cast(step, average.dtype)
+    step = ops.cast(step, average.dtype)
     average.assign(average * (1.0 - step) + ops.cast(value, average.dtype) * step)
 
 
@@ -62,26 +62,20 @@ def average_of_groups(moments: Moments, unbiased: bool, across_replicas: bool) -
     size weigh alike and smaller ones do no harm.
 
     Args:
-        moments: Moments, each [groups, *channels]; or of one group with a float for count, [*channels].
+        moments: Moments, each [groups, *channels].
         unbiased: whether to average variance * m/(m-1) instead of the variance itself.
         across_replicas: whether replicas have moments of their own; their averages then cost one collective.
 
     Returns:
         mean, variance, known, each [*channels]; known is 1 where any group had two values, else 0.
     """
-    across_replicas = across_replicas and replica_count() > 1
-    if isinstance(moments.count, float):
-        if not across_replicas:
-            count, mean, variance = moments
-            variance = variance * (count / max(count - 1.0, 1.0)) if unbiased else variance
-            return mean, variance, float(count > 1)
-        moments = moments.of_groups([moments])
     count, mean, variance = moments
     freedom = ops.maximum(count - 1.0, 0.0)
     weight = freedom if unbiased else count
     if unbiased:
         variance = variance * (count / ops.maximum(freedom, 1.0))
-    if across_replicas or mean.shape[0] != 1:
+    across_replicas = across_replicas and replica_count() > 1
+    if across_replicas or count.shape[0] != 1:
         sums = ops.sum(ops.stack([count, count * mean, weight, weight * variance, freedom]), axis=1)
         sums = sum_over_replicas(sums) if across_replicas else sums
         count, mean, weight, variance, freedom = ops.unstack(sums)

@@ -42,17 +42,16 @@ def normalize(
         synchronized: whether the moments are those of all replicas.
 
     Returns:
-        y, like x, and its Moments, float32 [channels]; their count is a float where the shape of x tells it.
+        y, like x, and its Moments, float32 [channels].
     """
     synchronized = synchronized and replica_count() > 1
-    wide = tf.cast(x, tf.float32)
-    images, data_format = _as_images(wide, axis)
+    images, data_format = _as_images(tf.cast(x, tf.float32), axis)
     gamma, beta = _parameters(x, axis, gamma, beta)
     if synchronized or only_cpus():
         y, moments = normalize_centred(images, data_format, gamma, beta, epsilon, synchronized)
     else:
         y, moments = normalize_fused(images, data_format, gamma, beta, epsilon)
-    return tf.cast(y if images is wide else tf.reshape(y, tf.shape(x)), x.dtype), moments
+    return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), moments
 
 
 def only_cpus() -> bool:
@@ -152,12 +151,10 @@ def normalize_fused(
         is_training=True,
     )
     # The kernel returns NaN for no values, and infinity where the sum of squares overflows: beyond 1e17 or so.
-    known = _count(images, _all_but_channels(data_format))
-    count = tf.cast(known, tf.float32)
+    count = tf.cast(tf.size(images) // tf.size(pivot), tf.float32)
     mean = tf.math.multiply_no_nan(mean, tf.minimum(count, 1.0))
     biased = tf.math.multiply_no_nan(unbiased, tf.maximum(count - 1.0, 0.0) / tf.maximum(count, 1.0))
-    count = known if isinstance(known, float) else count
-    return y, Moments(count, pivot + mean, tf.minimum(biased, LARGEST_VARIANCE))
+    return y, Moments(count * tf.ones_like(mean), pivot + mean, tf.minimum(biased, LARGEST_VARIANCE))
 
 
 def normalize_centred(
@@ -182,16 +179,15 @@ def normalize_centred(
 
     @tf.custom_gradient
     def normalize(images, gamma, beta):
-        centred, pivot, (count, mean, variance) = _centre_where_far(images, data_format)
-        pivot = tf.cast(pivot, tf.float64)
-        true_mean = pivot + mean
+        centred, pivot, moments = _centre_where_far(images, data_format)
+        true = moments._replace(mean=pivot + moments.mean)
         if synchronized:
-            count, true_mean, variance = combine_replicas(Moments(count * tf.ones_like(mean), true_mean, variance))
-            mean, variance = true_mean - pivot, tf.minimum(variance, LARGEST_VARIANCE)
-        inverse = tf.math.rsqrt(variance + epsilon)
-        shift = tf.cast(beta, tf.float64) - tf.cast(gamma, tf.float64) * inverse * mean
-        values = tf.cast(tf.stack([mean, inverse, shift, true_mean, variance]), tf.float32)
-        mean, inverse, shift, true_mean, variance = tf.unstack(values)
+            true = combine_replicas(true)
+        true = true._replace(variance=tf.minimum(true.variance, LARGEST_VARIANCE))
+        inverse = tf.math.rsqrt(true.variance + epsilon)
+        shift = tf.cast(beta, tf.float64) - tf.cast(gamma, tf.float64) * inverse * (true.mean - pivot)
+        mean, inverse, shift = (tf.cast(value, tf.float32) for value in (true.mean - pivot, inverse, shift))
+        count, true_mean, variance = (tf.cast(value, tf.float32) for value in true)
         y = _scale_and_shift(centred, gamma * inverse, shift, data_format)
 
         def gradient(dy, *_):
@@ -215,7 +211,7 @@ def normalize_centred(
                 dgamma, dbeta = tf.reduce_sum(dy * xhat, axes), tf.reduce_sum(dy, axes)
             if synchronized:
                 sums = sum_over_replicas(tf.stack([dbeta, dgamma]))
-                mean_dy, mean_dy_xhat = tf.unstack(gamma * inverse * sums / tf.cast(_at_least_one(count), tf.float32))
+                mean_dy, mean_dy_xhat = tf.unstack(gamma * inverse * sums / tf.maximum(count, 1.0))
                 slope = -mean_dy_xhat * inverse
                 shift = _for_each_channel(-mean_dy - slope * mean, data_format)
                 dx += _for_each_channel(slope, data_format) * centred + shift
@@ -223,14 +219,10 @@ def normalize_centred(
                 dx, dgamma, dbeta = (tf.raw_ops.PreventGradient(input=g, message=message) for g in (dx, dgamma, dbeta))
             return dx, dgamma, dbeta
 
-        counts.append(count)
-        return (y, true_mean, variance), gradient
+        return (y, count, true_mean, variance), gradient
 
-    counts = []  # the count is no output, which could not be a float
     y, *moments = normalize(images, gamma, beta)
-    (count,) = counts
-    count = count if isinstance(count, float) else tf.cast(count, tf.float32)
-    return y, Moments(*(value if isinstance(value, float) else tf.stop_gradient(value) for value in (count, *moments)))
+    return y, Moments(*map(tf.stop_gradient, moments))
 
 
 FAR = 2.0
@@ -238,7 +230,7 @@ FAR = 2.0
 
 
 def _centre_where_far(images, data_format):
-    """images - pivot, the pivot, float32 [channels], and the Moments of images - pivot.
+    """images - pivot, the pivot, float64 [channels], and the Moments of images - pivot.
 
     If every mean is near 0, as most are after a convolution, the pivot is 0 and nothing is copied, which makes the
     layer's step 1.25x faster. An accelerator would have to wait for the answer, so there the images are always centred.
@@ -250,22 +242,22 @@ def _centre_where_far(images, data_format):
 
     if only_cpus():
         no_pivot = tf.zeros(images.shape[-1 if data_format == "NHWC" else 1])
-        images, pivot = tf.cond(_is_near(images, data_format), lambda: (images, no_pivot), centred)
+        images, pivot = tf.cond(_is_far(images, data_format), centred, lambda: (images, no_pivot))
     else:
         images, pivot = centred()
-    return images, pivot, _moments_of_images(images, data_format)
+    return images, tf.cast(pivot, tf.float64), _moments_of_images(images, data_format)
 
 
-def _is_near(images, data_format):
-    """Whether the first examples' mean is within FAR deviations in every channel, and their squares within float32."""
+def _is_far(images, data_format):
+    """Whether the first examples' mean is beyond FAR deviations in any channel, or their squares beyond float32."""
     first = _first_examples(images)
-    axes, (total, squares) = _all_but_channels(data_format), _sums(first, data_format)
+    count, total, squares = _sums(first, data_format)
     # The variance errs by 2e-8 sqrt(row / rows), the error of the sums of rows, times 1 + (mean / deviation)^2.
-    row = _count(images, [2]) if data_format == "NHWC" else 1.0
-    far = 3.0 * _count(images, axes) ** 0.5 / _at_least_one(row)
-    far = min(FAR**2, far) if isinstance(far, float) else tf.minimum(tf.constant(FAR**2, tf.float64), far)
-    is_near = tf.square(total) <= squares * (_count(first, axes) * far / (1.0 + far))
-    return tf.reduce_all(is_near & tf.math.is_finite(squares))
+    row = tf.cast(tf.shape(images)[2] if data_format == "NHWC" else 1, tf.float64)
+    all_examples = tf.cast(tf.size(images) // tf.size(total), tf.float64)
+    far = tf.minimum(tf.constant(FAR**2, tf.float64), 3.0 * tf.sqrt(all_examples) / row)
+    is_near = tf.square(total) * (1.0 + far) <= count * squares * far
+    return tf.logical_not(tf.reduce_all(is_near & tf.math.is_finite(squares)))
 
 
 def _first_examples(images):
@@ -279,20 +271,20 @@ def _mean_of_first_examples(images, data_format):
     first = _first_examples(images)
     corner = first[:1, :1, :1] if data_format == "NHWC" else first[:1, :, :1, :1]
     corner = tf.reduce_sum(corner, _all_but_channels(data_format))
-    difference, _ = _sums(tf.nn.bias_add(first, -corner, data_format), data_format)
-    return corner + tf.cast(difference / _at_least_one(_count(first, _all_but_channels(data_format))), tf.float32)
+    count, difference, _ = _sums(tf.nn.bias_add(first, -corner, data_format), data_format)
+    return corner + tf.cast(difference / tf.maximum(count, 1.0), tf.float32)
 
 
 def _moments_of_images(images, data_format):
     """Moments, float64 [channels], of float32 images."""
-    count = _count(images, _all_but_channels(data_format))
-    mean, square = (total / _at_least_one(count) for total in _sums(images, data_format))
+    count, total, squares = _sums(images, data_format)
+    mean, square = total / tf.maximum(count, 1.0), squares / tf.maximum(count, 1.0)
     variance = tf.where(square < LARGEST_VARIANCE, tf.nn.relu(square - tf.square(mean)), LARGEST_VARIANCE)
-    return Moments(count, mean, variance)
+    return Moments(count * tf.ones_like(mean), mean, variance)
 
 
 def _sums(images, data_format):
-    """The sum of the values of each channel and the sum of their squares, float64 [channels].
+    """How many values a channel has, their sum and the sum of their squares, float64 [], [channels], [channels].
 
     Rows are summed in float32, being short enough to lose nothing that matters, and their sums in float64. That is as
     fast as one float32 sum, which over 100,352 values loses 20 times as much.
@@ -300,20 +292,7 @@ def _sums(images, data_format):
     row, rest = (2, [0, 1]) if data_format == "NHWC" else (3, [0, 2])
     total = tf.reduce_sum(tf.cast(tf.reduce_sum(images, row), tf.float64), rest)
     squares = tf.reduce_sum(tf.square(tf.cast(tf.math.reduce_euclidean_norm(images, row), tf.float64)), rest)
-    return total, squares
-
-
-def _count(images, axes):
-    """The product of dimensions: a float, or float64 [] where the graph alone will know one of them."""
-    sizes = [images.shape[axis] for axis in axes]
-    if None not in sizes:
-        return float(math.prod(sizes))
-    return tf.cast(tf.reduce_prod([tf.shape(images)[axis] for axis in axes]), tf.float64)
-
-
-def _at_least_one(count):
-    """The greater of 1 and what `_count` returned."""
-    return max(count, 1.0) if isinstance(count, float) else tf.maximum(count, 1.0)
+    return tf.cast(tf.size(images) // tf.size(total), tf.float64), total, squares
 
 
 def _scale_and_shift(images, scale, shift, data_format):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from bn_keras.layers.batch_normalization import BatchNormalization
@@ -49,8 +48,6 @@ def sum_over_parts(
         for call, of_part in enumerate(noted[layer]):
             shape = (parts * of_part.mean.shape[0], *layer.moving_mean.shape)
             moments = Moments(*(tf.reshape(of_calls[:, call, k], shape) for k in range(3)))
-            if isinstance(of_part.count, np.ndarray):  # or TensorFlow would divide by it, and by a constant otherwise
-                moments = moments._replace(count=np.concatenate([of_part.count] * parts))
             layer.statistics.update(layer, moments)
     return sums
 
@@ -63,7 +60,7 @@ class _Noted:
         self._noted = noted
 
     def update(self, layer, moments):
-        self._noted.append(moments.of_groups([moments]) if isinstance(moments.count, float) else moments)
+        self._noted.append(moments)
 
 
 @contextlib.contextmanager

@@ -61,11 +61,12 @@ def test_a_step_in_parts_is_numpys_step_on_the_whole(batch):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_moving_averages_have_the_bits_of_the_whole_mini_batch(batch, parts):
+def test_moving_averages_are_those_of_the_whole_mini_batch_within_two_units_of_the_last_place(batch, parts):
+    """TensorFlow divides by a count that the graph knows, of the whole, in another way than by one that it computes."""
     _, whole = after_a_step(*batch, parts=1)
     _, found = after_a_step(*batch, parts=parts)
     for name in ("moving_mean", "moving_variance"):
-        np.testing.assert_array_equal(found[name], whole[name])
+        np.testing.assert_array_max_ulp(found[name], whole[name], maxulp=2)
 
 
 _THREE_STEPS = """
