@@ -23,9 +23,9 @@ class MomentumSGD:
       averaging: weight of the old value in the moving average of the weights; 0 keeps no average. At step t it is at
         most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`, so that the initial weights are forgotten.
       rate_factors: the factor on the learning rate of each weight; None for 1.
-      statistics: (BN's moving average, the weight of its old value in it). Averaged weights need statistics of their own:
-        the averages, in the weights' proportions, of what each mini-batch moved these averages towards. Averages of the
-        moving averages would still hold most of their initial 0 and 1 after 50 steps.
+      statistics: (BN's moving average, the weight of its old value in it). Averaged weights need statistics of their
+        own: averages, in the proportions of the weights, of what each mini-batch moved these moving averages towards.
+        An average of the moving averages themselves would still hold most of the initial 0 and 1 after 50 steps.
     """
 
     def __init__(
