@@ -66,9 +66,7 @@ def test_a_field_stands_in_run_json_within_its_bounds_and_an_older_file_has_its_
 def test_a_field_that_changes_is_refused_by_name_and_may_be_allowed(tmp_path):
     RunDirectory(str(tmp_path), SmoothedConfig).open(smoothed(), CLASSES)
     directory = RunDirectory(str(tmp_path), SmoothedConfig)
-    with pytest.raises(
-        InputError, match=r"holds a run with sharpening 0\.1 \(now 0\.2\).*allow_change=sharpening"
-    ):
+    with pytest.raises(InputError, match=r"holds a run with sharpening 0\.1 \(now 0\.2\).*allow_change=sharpening"):
         directory.check(smoothed(sharpening=0.2), CLASSES, [])
     directory.check(smoothed(sharpening=0.2), CLASSES, ["sharpening"])
 
