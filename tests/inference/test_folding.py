@@ -264,6 +264,7 @@ def layers_of_ones_own():
     ],
 )
 def test_graphs_of_every_shape_fold(build):
+    keras.utils.set_random_seed(0)  # a mean that is 0 by chance would be asked for to 1e-5 of nothing
     assert_folds(keras.Model(*build()))
 
 
