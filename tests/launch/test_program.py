@@ -34,6 +34,15 @@ def test_a_line_stays_one_line():
     assert escaped("two\nlines", line=True) == r"two\nlines"
 
 
+def refused(command, folder):
+    """The name of a program that refuses a command in an empty folder and writes nothing there, and its one line."""
+    name, *arguments = command.split()
+    done = run_program("-m", f"launch.{name}", *arguments, cwd=folder)
+    assert done.returncode == 1 and not os.listdir(folder)
+    (line,) = done.stderr.splitlines()
+    return name, line
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -43,10 +52,7 @@ def test_a_line_stays_one_line():
     ],
 )
 def test_a_file_that_cannot_lie_in_a_bucket_is_refused_in_one_line_before_anything_is_written(tmp_path, command):
-    name, *arguments = command.format(url="gs://bucket/x").split()
-    done = run_program("-m", f"launch.{name}", *arguments, cwd=tmp_path)
-    assert done.returncode == 1 and not os.listdir(tmp_path)
-    (line,) = done.stderr.splitlines()
+    name, line = refused(command.format(url="gs://bucket/x"), tmp_path)
     assert line.startswith(f"{name}: --") and "=gs://bucket/x: no bucket can be given there" in line
 
 
@@ -60,10 +66,7 @@ def test_a_file_that_cannot_lie_in_a_bucket_is_refused_in_one_line_before_anythi
     ],
 )
 def test_a_bucket_that_cannot_be_had_is_refused_in_one_line_before_anything_is_written(tmp_path, command):
-    name, *arguments = command.format(url="nosuch://bucket/x").split()
-    done = run_program("-m", f"launch.{name}", *arguments, cwd=tmp_path)
-    assert done.returncode == 1 and not os.listdir(tmp_path)
-    (line,) = done.stderr.splitlines()  # of fsspec, or that it is not installed
+    name, line = refused(command.format(url="nosuch://bucket/x"), tmp_path)  # of fsspec, or that it is not installed
     assert line.startswith((f"{name}: nosuch://bucket/x: ", f"{name}: fsspec is not installed; fix: pip install "))
 
 
