@@ -17,6 +17,11 @@ class LostWorkerError(InputError):
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+_AROUND = "Graph execution error:", "Detected at node", "  File ", "\t"
+"""How the lines begin that TensorFlow writes around what an error of a graph says."""
+
+
 def first_line(error: Exception) -> str:
     """What an error says, without the operations and the stack that TensorFlow writes around it."""
-    return re.sub(r"\{\{\w+ [^}]*\}\} ?| \[Op:\w+\].*", "", str(error).partition("\n")[0])
+    said = (line for line in str(error).splitlines() if line and not line.startswith(_AROUND))
+    return re.sub(r"\{\{\w+ [^}]*\}\} ?| \[Op:\w+\].*", "", next(said, ""))

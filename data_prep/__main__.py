@@ -27,10 +27,13 @@ from absl import flags
 
 from data_prep import program, signals
 from data_prep.errors import InputError
+from data_prep.json_files import COUNT
 from data_prep.sources import embedded
 from data_prep.sources.dataset import Dataset
 
 FLAGS = flags.FLAGS
+
+_MOST = COUNT["maximum"]  # of a number in a plan
 
 
 def _cores() -> int:
@@ -72,15 +75,15 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_string("output_dir", "", "Folder for the shards and the manifest: a new or empty one, or one to finish.")
 flags.DEFINE_string("name", "", "Name of the data set. Default: that of its archive, or of the folder above --train.")
-flags.DEFINE_integer("seed", 0, "Random seed of the shuffle and of splits.")
+flags.DEFINE_integer("seed", 0, "Random seed of the shuffle and of splits.", 0, _MOST)
 flags.DEFINE_integer(
-    "label_base", 1, "Label of the first class: 1 as in TF-Slim, where 0 is background, or 0 as in TFDS.", 0
+    "label_base", 1, "Label of the first class: 1 as in TF-Slim, where 0 is background, or 0 as in TFDS.", 0, 1
 )
 flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: a number that fits the size.", 0, 99999)
 flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: a number that fits the size.", 0, 99999)
-flags.DEFINE_integer("limit", 0, "Most images in each split, chosen at random; 0: all.", 0)
+flags.DEFINE_integer("limit", 0, "Most images in each split, chosen at random; 0: all.", 0, _MOST)
 flags.DEFINE_integer(
-    "max_side", 0, "Shrink images whose larger side has more pixels than this, such as 500; 0: never.", 0
+    "max_side", 0, "Shrink images whose larger side has more pixels than this, such as 500; 0: never.", 0, _MOST
 )
 flags.DEFINE_enum(
     "duplicates",
@@ -163,6 +166,10 @@ def _convert() -> int:
         raise InputError(f"--validation_share={FLAGS.validation_share}: give a number between 0 and 1, such as 0.2")
     if FLAGS.beam_options and FLAGS.runner != "beam":
         raise InputError("--beam_options needs --runner=beam")
+    try:
+        beam_options = shlex.split(FLAGS.beam_options) if FLAGS.runner == "beam" else None
+    except ValueError as error:
+        raise InputError(f"--beam_options={FLAGS.beam_options}: {error}") from None
     convert.convert(
         _dataset(),
         FLAGS.output_dir,
@@ -181,7 +188,7 @@ def _convert() -> int:
         workers=FLAGS.workers,
         on_bad=FLAGS.on_bad,
         reread=FLAGS.verify != "none",
-        beam_options=shlex.split(FLAGS.beam_options) if FLAGS.runner == "beam" else None,
+        beam_options=beam_options,
         dry_run=FLAGS.dry_run,
         log=lambda text: print(program.escaped(text, line=True)),
     )

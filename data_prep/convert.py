@@ -75,6 +75,7 @@ def convert(
     request = json.loads(json.dumps(request))  # tuples become lists, as in the plan
     work_folder = storage.join(output_dir, WORK_FOLDER)
     storage.close_files()  # archives may have been replaced since an earlier call
+    _check_place(output_dir, dataset)
     planned = _claim(output_dir, request)
     if dry_run:
         _describe_plan(dataset, options, request, log)
@@ -170,6 +171,14 @@ def _describe_plan(dataset: Dataset, options: plan.Options, request: dict, log: 
     for line in [*contents.notes, *(": ".join(pair) for pair in contents.rejected[:20])]:
         log(line)
     log("dry run: nothing written")
+
+
+def _check_place(output_dir: str, dataset: Dataset) -> None:
+    """Raises InputError if the output folder lies among the images, where a listing would take it for a class."""
+    for source in dataset.sources.values():
+        place = os.path.relpath(os.path.realpath(output_dir), os.path.realpath(source))
+        if not place.startswith("."):  # neither outside nor hidden
+            raise InputError(f"{output_dir}: lies in {source}, among the images; give --output_dir another place")
 
 
 def _claim(output_dir: str, request: dict) -> plan.Plan | None:

@@ -1,5 +1,6 @@
 """Starts and ends every program: reads flags, turns an error into one clear line, sets the exit status."""
 
+import functools
 import importlib.util
 import io
 import os
@@ -54,9 +55,9 @@ def run(
     """Parses the flags, calls `main`, and exits with the status that it returns.
 
     `--help` prints `doc` and the program's own flags, `--helpfull` those of its libraries too. A flag that cannot be
-    parsed exits with 2. Bad input, a package that is not installed, and failures of files and disks exit with 1 or the
-    exception's `exit_status`; a signal as in `data_prep.signals`. Each comes with one line on stderr. All output is
-    `escaped` from here on.
+    parsed, or whose number no 32-bit float or 64-bit integer can hold, exits with 2. Bad input, a package that is not
+    installed, and failures of files and disks exit with 1 or the exception's `exit_status`; a signal as in
+    `data_prep.signals`. Each comes with one line on stderr. All output is `escaped` from here on.
 
     Args:
       main: the program; returns an exit status, or None for 0.
@@ -69,6 +70,7 @@ def run(
     """
     name = _name(sys.argv[0])
     _open_streams()
+    _bound_numbers()
     signals.install(f"{name}: interrupted by {{}}{'; the same command continues' if continues else ''}")
     try:
         arguments = _parse(main, doc, name, least_arguments)
@@ -87,6 +89,26 @@ def run(
     finally:
         signals.uninstall()
     sys.exit(status)
+
+
+SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The normal numbers of float32. Smaller ones count as 0, larger ones are infinite."""
+
+
+def _bound_numbers():
+    """Makes every flag that takes a number refuse what TensorFlow's number types cannot hold."""
+    for name in flags.FLAGS:
+        kind = flags.FLAGS[name].parser
+        if isinstance(kind, (flags.FloatParser, flags.IntegerParser)):
+            wanted = "0 or from 1.2e-38 to 3.4e38" if isinstance(kind, flags.FloatParser) else "below 2^63"
+            flags.register_validator(name, functools.partial(_fits, kind), message=f"must be {wanted}")
+
+
+def _fits(parser, value):
+    """Whether the value of a flag fits the number types of TensorFlow; None, no value, does."""
+    if isinstance(parser, flags.IntegerParser):
+        return value is None or abs(value) < 2**63
+    return not value or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT  # false for NaN
 
 
 def _parse(main, doc, name, least_arguments):

@@ -5,13 +5,14 @@ import functools
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import flags
 
-from bn_keras.errors import InputError
-from bn_keras.storage import exists, is_remote
+from bn_keras import storage
+from bn_keras.errors import InputError, first_line
 from data_prep import program, signals
 from data_prep.errors import InputError as DataInputError
 
@@ -27,11 +28,6 @@ def run(
       takes_arguments: whether `main` takes a list of at least one argument beside the flags.
       continues: whether the same command continues after a signal has ended it.
     """
-    for name in flags.FLAGS:
-        kind = flags.FLAGS[name].parser
-        if isinstance(kind, (flags.FloatParser, flags.IntegerParser)):
-            wanted = "0 or from 1.2e-38 to 3.4e38" if isinstance(kind, flags.FloatParser) else "below 2^63"
-            flags.register_validator(name, functools.partial(_fits, kind), message=f"must be {wanted}")
     bad_input = InputError, DataInputError, OSError
     least_arguments = 1 if takes_arguments else None
 
@@ -42,6 +38,13 @@ def run(
             return main(*arguments)
         except InputError as error:
             raise type(error)(as_flags(str(error))) from error
+        except Exception as error:
+            if type(error).__name__ not in ("MemoryError", "ResourceExhaustedError"):  # Python's and TensorFlow's
+                raise
+            fixes = {"batch_size": "a smaller", "eval_batch_size": "a smaller", "accumulate": "a larger"}
+            fix = " or ".join(f"{what} --{name}" for name, what in fixes.items() if name in flags.FLAGS)
+            reason = first_line(error) or "Python's"
+            raise InputError(f"not enough memory ({reason}): give {fix or 'fewer or smaller images'}") from error
 
     program.run(
         speaking_of_flags,
@@ -62,10 +65,31 @@ def _check_urls():
     for name in set(flags.FLAGS) - {"tpu"}:
         value = flags.FLAGS[name].value
         for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, str) and is_remote(path):
+            if isinstance(path, str) and storage.is_remote(path):
                 if name not in _IN_BUCKETS:
                     raise InputError(f"--{name}={path}: no bucket can be given there; fix: give a path of this machine")
-                exists(path)
+                storage.exists(path)
+
+
+def check_output(path: str, *endings: str) -> None:
+    """Makes the folder of --output; refuses, before any work, a file that could not be written in the end.
+
+    Raises:
+      InputError: its name has none of these endings, or a folder has its name.
+      OSError: the folder cannot be made or written to.
+    """
+    if not path.lower().endswith(endings):
+        raise InputError(f"--output={path} ends in none of {', '.join(endings)}")
+    if os.path.isdir(path):
+        raise InputError(f"--output={path} is a folder: name a file")
+    check_folder(os.path.dirname(path))
+
+
+def check_folder(path: str) -> None:
+    """Makes a folder, if it is a local one; OSError if it cannot be written to."""
+    storage.make_folder(path or ".")
+    if not storage.is_remote(path):
+        tempfile.TemporaryFile(dir=path or ".").close()
 
 
 _FLAGS_OF_ARGUMENTS = {"directory": "workdir", "skipped": "on_bad=skip"}
@@ -84,17 +108,6 @@ def as_flags(text: str) -> str:
         return f"--{name}{found['value'] or ''}"
 
     return re.sub(r"`(?P<name>\w+)(?P<value>=[^`]*)?`", flag, text)
-
-
-SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
-"""The normal numbers of float32. Smaller ones count as 0, larger ones are infinite."""
-
-
-def _fits(parser, value):
-    """Whether the value of a flag fits the number types of TensorFlow; None, no value, does."""
-    if isinstance(parser, flags.IntegerParser):
-        return value is None or abs(value) < 2**63
-    return not value or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT  # false for NaN
 
 
 @contextlib.contextmanager

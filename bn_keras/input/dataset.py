@@ -10,7 +10,7 @@ import itertools
 import os
 
 from bn_keras.errors import InputError
-from bn_keras.json_files import COUNT, FILE_NAME, TEXT, parse_json, read_bytes
+from bn_keras.json_files import COUNT, FILE_NAME, parse_json, read_bytes
 from bn_keras.storage import file_size
 
 MANIFEST = "dataset.json"
@@ -30,7 +30,7 @@ _SCHEMA = {
     "properties": {
         "format": {"const": FORMAT},
         "version": {"const": VERSION},
-        "name": TEXT,
+        "name": {"type": "string"},
         "class_names": {"type": "array", "items": {"type": "string"}, "minItems": 2},
         "label_base": {"type": "integer", "enum": [0, 1]},
         "channels": {"type": "integer", "enum": [1, 3]},
@@ -97,9 +97,8 @@ def read_manifest(data_dir: str) -> Dataset:
     content = read_bytes(path, again)
     manifest = parse_json(content, path, _SCHEMA, again)
     dataset = Dataset(
-        name=manifest["name"],
-        # Text that has no UTF-8, such as a folder's name in Latin-1, is written as an escape sequence.
-        class_names=tuple(name.encode("utf-8", "backslashreplace").decode() for name in manifest["class_names"]),
+        name=_text(manifest["name"]),
+        class_names=tuple(map(_text, manifest["class_names"])),
         label_base=manifest["label_base"],
         channels=manifest["channels"],
         median_short_side=manifest["short_side"]["median"],
@@ -111,6 +110,11 @@ def read_manifest(data_dir: str) -> Dataset:
     )
     check_shards(dataset.splits, path)
     return dataset
+
+
+def _text(name):
+    """A name in UTF-8: what has none, such as a folder's name in Latin-1, is written as an escape sequence."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def check_shards(splits: dict[str, tuple[Shard, ...]], origin: str) -> None:

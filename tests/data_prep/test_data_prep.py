@@ -280,6 +280,32 @@ def test_inputs_that_cannot_work_are_named(data, tmp_path):
     assert_one_line(convert(data, tmp_path / "many", "--validation_shards=9"), "--validation_shards=9", "8 images")
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--seed=-1", "--seed=9007199254740992", "--limit=9007199254740992", "--max_side=9007199254740992"),
+        *("--label_base=2", "--validation_share=nan", "--validation_share=1e-300"),
+    ],
+)
+def test_a_number_that_no_plan_or_reader_takes_is_a_bad_flag_before_anything_is_written(data, tmp_path, flag):
+    result = data_prep(f"--images={data}/train", f"--output_dir={tmp_path}/out", flag)
+    assert result.returncode == 2 and flag.partition("=")[0] in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--images={0}/train", "--output_dir={0}/train/records"], "among the images"),
+        (["--images={0}/train", "--output_dir={1}/out", "--runner=beam", "--beam_options='"], "--beam_options='"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_written(data, tmp_path, flags, named):
+    before = contents(data)
+    assert_one_line(data_prep(*(flag.format(data, tmp_path) for flag in flags)), named)
+    assert contents(data) == before and not any(tmp_path.iterdir()) and not (data / "train/records").exists()
+
+
 def test_a_link_to_nothing_is_a_bad_image_and_names_need_not_be_text(data, tmp_path):
     subprocess.run(["cp", "-r", f"{data}/train", f"{data}/val", tmp_path], check=True)
     (tmp_path / "train/ant/gone.jpg").symlink_to("/nowhere.jpg")

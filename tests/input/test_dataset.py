@@ -76,9 +76,10 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_is_named_at_once(copy, make, name
         read_dataset(str(copy))
 
 
-def test_names_of_classes_are_kept_whatever_is_in_them(copy):
+def test_names_are_kept_whatever_is_in_them(copy):
     """Line breaks of every kind; bytes that are no UTF-8 as an escape sequence."""
     manifest = json.loads((copy / "dataset.json").read_text())
     names = ["red\nkite", "a\u2028b\x0b\x0c\x1c\x85", "caf\udce9"]
-    (copy / "dataset.json").write_text(json.dumps(manifest | {"class_names": names}))
-    assert read_dataset(str(copy)).class_names == (*names[:2], "caf\\udce9")
+    (copy / "dataset.json").write_text(json.dumps(manifest | {"name": "caf\udce9", "class_names": names}))
+    dataset = read_dataset(str(copy))
+    assert dataset.class_names == (*names[:2], "caf\\udce9") and dataset.name == "caf\\udce9"

@@ -107,6 +107,36 @@ program.run(main, "")
     assert shown.count(r"\x1b]0;owned\x07") == 4  # and the traceback
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["evaluate", "--workdir="], "must name at least one run"),
+        (["compare", "--variants="], "must name at least one variant"),
+        (["show_input", "--output=sheet.xyz"], "--output=sheet.xyz ends in none of .png, .jpg, .jpeg, .webp"),
+        (["show_input", "--output={0}"], "{0} ends in none of .png, .jpg, .jpeg, .webp"),
+    ],
+)
+def test_a_value_that_would_fail_after_the_work_is_refused_before_it(data_dir, tmp_path, command, message):
+    command = ["-m", f"launch.{command[0]}", f"--data_dir={data_dir}", *(flag.format(tmp_path) for flag in command[1:])]
+    done = run_program(*command)
+    assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and message.format(tmp_path) in done.stderr
+
+
+def test_too_little_memory_is_one_line_that_names_a_flag():
+    code = """
+import tensorflow as tf
+from absl import flags
+from launch import program
+flags.DEFINE_integer("batch_size", 40_000, "")
+step = tf.function(lambda batch: tf.reduce_sum(tf.zeros([batch, 1000, 1000, 8])))
+program.run(lambda: step(tf.constant(flags.FLAGS.batch_size)), "")
+"""
+    done = run_program("-c", code, warm=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "not enough memory (OOM when allocating tensor with shape[40000,1000,1000,8] " in done.stderr
+    assert done.stderr.endswith(": give a smaller --batch_size\n")
+
+
 def test_output_that_nobody_reads_ends_a_program_quietly():
     process = start_program("-m", "launch.train", "--helpfull")
     process.stdout.close()
