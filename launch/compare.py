@@ -28,6 +28,7 @@ from launch.embedded import embedded_data
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list("variants", list(FIGURE_2_VARIANTS), "Variants to train.")
+flags.register_validator("variants", bool, "must name at least one variant")
 flags.DEFINE_string("data_dir", None, "Folder of records. Default: the embedded digits.")
 flags.adopt_module_key_flags(jobs)
 flags.adopt_module_key_flags(report)
@@ -41,7 +42,7 @@ def main() -> int:
     shared = [f"--data_dir={data_dir}", "--on_divergence=record", *(f"--{flag}" for flag in FLAGS.train_flags)]
     all_jobs = [
         (name, iter([["launch.train", f"--variant={name}", f"--workdir={os.path.join(FLAGS.workdir, name)}", *shared]]))
-        for name in FLAGS.variants
+        for name in dict.fromkeys(FLAGS.variants)
     ]
     if status := jobs.run_side_by_side(all_jobs, jobs.jobs_of(config)):
         return status

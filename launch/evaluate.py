@@ -33,6 +33,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(records)
 flags.adopt_module_key_flags(weights)
 flags.DEFINE_list("workdir", None, "Folder of a run; several, separated by commas, are an ensemble.", required=True)
+flags.register_validator("workdir", bool, "must name at least one run")
 flags.DEFINE_multi_enum(
     "protocol",
     ["single_crop"],
@@ -72,6 +73,10 @@ def main() -> None:
     configs = [directory.read_trained() for directory in directories]
     dataset, skipped = records.read_records()
     check_fit(directories, configs, dataset)
+    alone = len(directories) == 1
+    folder = directories[0].path.rstrip("/")
+    output_dir = FLAGS.output_dir or (folder if alone else os.path.dirname(folder) or ".")
+    program.check_folder(output_dir)
 
     with program.loading_tensorflow():
         from bn_keras.evaluation.accuracy import evaluate
@@ -93,10 +98,6 @@ def main() -> None:
             )
             for directory, batches in zip(directories, fed, strict=True)
         ]
-    alone = len(directories) == 1
-    folder = directories[0].path.rstrip("/")
-    output_dir = FLAGS.output_dir or (folder if alone else os.path.dirname(folder) or ".")
-    storage.make_folder(output_dir)
     names = tuple(directory.path for directory in directories)
     members = [(name,) for name in names] + ([] if alone else [names])
     results = []
@@ -126,20 +127,20 @@ def main() -> None:
 
 
 def write_results(results: list[Result], scores: list[ClassScores], dataset: Dataset, output_dir: str) -> None:
-    """Writes and prints the report of all results, and the scores of each class in the last of them."""
+    """Prints and writes the report of all results, and the scores of each class in the last of them."""
     content: dict[str, Any] = {"dataset": dataset.name, "dataset_fingerprint": dataset.fingerprint}
     content["results"] = [result.as_json() for result in results]
     content["classes"] = [
         {"name": name, **score._asdict()} for name, score in zip(dataset.class_names, scores, strict=True)
     ]
-    write_text(os.path.join(output_dir, "evaluation.json"), json.dumps(content, indent=1))
     files = {"evaluation.md": report(results, scores, dataset.class_names, dataset.name)}
     if FLAGS.figure4 or (FLAGS.figure4 is None and len(dataset.class_names) == IMAGENET_CLASSES):
         files["figure4.md"] = figure_4(results, dataset.name)
-    for name, text in files.items():
+    print("\n".join(files.values()))  # before anything is written: a disk may be full
+    for name, text in {"evaluation.json": json.dumps(content, indent=1), **files}.items():
         path = os.path.join(output_dir, name)
         write_text(path, text)
-        print(f"{text}\n{name}: {storage.absolute(path)}")
+        print(f"{name}: {storage.absolute(path)}")
 
 
 def check_fit(directories: list[RunDirectory[RunConfig]], configs: list[RunConfig], dataset: Dataset) -> None:

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from bn_keras.errors import InputError
 from bn_keras.progress import Progress
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import write_text
@@ -30,6 +29,7 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(weights)
 flags.DEFINE_list("workdir", None, "Folder of a run; several, separated by commas, are an ensemble.", required=True)
+flags.register_validator("workdir", bool, "must name at least one run")
 flags.DEFINE_enum(
     "protocol",
     "single_crop",
@@ -47,12 +47,12 @@ Answer = tuple[str, list[tuple[str, float]]]
 
 
 def main(paths: list[str]) -> int:
-    if FLAGS.output and not FLAGS.output.endswith((".csv", ".json")):
-        raise InputError(f"--output={FLAGS.output} ends in neither .csv nor .json")
     for path in paths:
         os.stat(path)
     for directory in FLAGS.workdir:
         RunDirectory(directory).read_trained()
+    if FLAGS.output:
+        program.check_output(FLAGS.output, ".csv", ".json")
 
     with program.loading_tensorflow():
         from bn_keras.evaluation.classifier import Classifier, pictures
@@ -70,7 +70,7 @@ def main(paths: list[str]) -> int:
         if image not in unreadable
     ]
     if FLAGS.output:
-        write_text(FLAGS.output, as_csv(answers) if FLAGS.output.endswith(".csv") else as_json(answers))
+        write_text(FLAGS.output, as_csv(answers) if FLAGS.output.lower().endswith(".csv") else as_json(answers))
         speed = f"{len(images) / (ended - begun):,.0f} a second after a start of {begun - STARTED:.1f} s"
         print(f"{FLAGS.output}: {len(answers):,} of {len(images):,} images, {speed}")
     else:

@@ -76,7 +76,7 @@ def main() -> int:
         raise InputError(f"--only={unknown[0]}: the sections are {', '.join(SECTIONS)}")
     if not FLAGS.seeds or not all(seed.isdecimal() for seed in FLAGS.seeds):
         raise InputError(f"--seeds={','.join(FLAGS.seeds)}: give numbers, such as 0,1,2")
-    seeds = [int(seed) for seed in FLAGS.seeds]
+    seeds = list(dict.fromkeys(map(int, FLAGS.seeds)))
     if wrong := [flag for flag in FLAGS.train_flags if not re.fullmatch(r"\w+=[^=]+", flag)]:
         raise InputError(f"--train_flags={wrong[0]}: give NAME=VALUE,... of launch/train, such as width=0.5")
     training = dict(flag.split("=") for flag in FLAGS.train_flags)
@@ -181,7 +181,7 @@ def note(run: Experiment, command: list[str], workdir: str) -> None:
     storage.make_folder(workdir)
     entry = {"section": run.section, "name": run.name, "command": command, **where(), "wall_time": time.time()}
     path = os.path.join(workdir, LOG)
-    before = storage.read(path).decode() if storage.exists(path) else ""
+    before = storage.read(path).decode(errors="backslashreplace") if storage.exists(path) else ""
     write_text(path, f"{before}{json.dumps(entry)}\n")
 
 

@@ -47,6 +47,7 @@ flags.DEFINE_string("output", "show_input.png", "The file that the sheet is writ
 
 def main() -> None:
     dataset, skipped = records.read_records()
+    program.check_output(FLAGS.output, ".png", ".jpg", ".jpeg", ".webp")
     if FLAGS.page:
         return draw_page(on_this_machine(dataset, FLAGS.cache))
     config = make_config(dataset, FLAGS.variant, **config_flags.given(RunConfig))

@@ -114,7 +114,7 @@ def page_table(pages: dict[str, SplitPage], lists: dict[str, Counter[str]]) -> s
 
 
 def draw(path: str, dataset: Dataset, pages: dict[str, SplitPage], lists: dict[str, Counter[str]]) -> None:
-    """Draws the page as a PNG file: images a class, sizes, shorter sides, and counts of kinds."""
+    """Draws the page as a picture: images a class, sizes, shorter sides, and counts of kinds."""
     plt = plots.pyplot()
     figure, ((classes, sizes), (sides, kinds)) = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     figure.suptitle(f"{dataset.name}: {len(dataset.class_names):,} classes")
@@ -148,5 +148,5 @@ def draw(path: str, dataset: Dataset, pages: dict[str, SplitPage], lists: dict[s
     kinds.xaxis.set_major_formatter("{x:,.0f}")
     kinds.margins(x=0.15)
     kinds.invert_yaxis()
-    figure.savefig(path, dpi=100, format="png")
+    figure.savefig(path, dpi=100)
     plt.close(figure)

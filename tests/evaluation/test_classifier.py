@@ -114,9 +114,24 @@ def test_the_answers_for_a_folder_are_a_table_and_a_bad_picture_is_named(classif
         assert name == classifier.class_names[row.argmax()] and abs(probability - row.max()) < 1e-6
 
 
-def test_an_answer_of_another_kind_is_refused_before_anything_is_loaded(trained_runs, photos):
-    done = run_program("-m", "launch.predict", photos, f"--workdir={trained_runs[0]}", "--output=answers.xls")
-    assert done.returncode == 1 and "--output=answers.xls ends in neither .csv nor .json" in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output=answers.xls"], "--output=answers.xls ends in none of .csv, .json"),
+        (["--output={0}/a.csv/b.csv"], "{0}/a.csv"),  # a file is where a folder would have to be made
+        (["--output={0}/c.csv"], "{0}/c.csv is a folder"),
+        (["--workdir="], "must name at least one run"),
+    ],
+)
+def test_an_output_that_could_not_be_written_is_refused_before_anything_is_loaded(
+    trained_runs, photos, tmp_path, flags, message
+):
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "c.csv").mkdir()
+    flags = [f"--workdir={trained_runs[0]}", *(flag.format(tmp_path) for flag in flags)]
+    done = run_program("-m", "launch.predict", photos, *flags)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert message.format(tmp_path) in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_lines_of_the_readme_classify_a_folder(trained_runs, photos, tmp_path, monkeypatch, capsys):
