@@ -5,7 +5,6 @@ and sent as a whole; it needs no temporary name, as a local file does.
 """
 
 import contextlib
-import glob
 import os
 import shutil
 import stat
@@ -80,10 +79,12 @@ def read(path: str) -> bytes:
     """The content of a file.
 
     Raises:
+      InputError: it is no regular file, as in `file_size`.
       OSError: it is missing or cannot be read.
     """
     if is_remote(path):
         return _ask(path, lambda store, name: store.cat_file(name))
+    file_size(path)
     with open(path, "rb") as file:
         return file.read()
 
@@ -107,12 +108,23 @@ def files(folder: str) -> dict[str, object]:
 
 
 def find(root: str) -> list[str]:
-    """The path of every file below a folder, without hidden files."""
+    """The path of every file below a folder, without hidden ones. What several links lead to is listed once."""
     if is_remote(root):
         return _ask(
             root, lambda store, name: [os.path.join(root, found.removeprefix(f"{name}/")) for found in store.find(name)]
         )
-    return glob.glob(os.path.join(glob.escape(root), "**"), recursive=True)
+    found, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:
+            folders.clear()  # also of a link to a folder above, which would never end
+            continue
+        seen.add(place)
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")),
+            key=lambda name: (os.path.islink(os.path.join(folder, name)), name),
+        )
+        found += [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+    return found
 
 
 def make_folder(path: str) -> None:

@@ -161,7 +161,7 @@ class RunDirectory(Generic[Config]):
         config = self._read_config(state)
         if config is None:
             raise InputError(f"no run in {self.path}: train one with `launch/train --workdir={self.path}`")
-        if state is None and not storage.exists(self.model_path):
+        if state is None and storage.file_size(self.model_path) is None:
             raise InputError(
                 f"no whole checkpoint and no {self.model_path}: it is written when training ends; "
                 "continue it with `launch/train`"

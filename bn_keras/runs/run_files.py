@@ -23,6 +23,7 @@ from bn_keras import storage
 Value = TypeVar("Value")
 
 _STATE = re.compile(r"(checkpoint|best)-(\d{8,})\.npz")
+_STEP_OF_NAME = re.compile(r"-\d{8,}(?=\.)")
 _COMMENT = re.compile(rb"step (\d+) sha256 \Z")
 _DIGEST_BYTES = 64  # sha256 in hexadecimal
 _BARE_END = struct.Struct("<4s16sH")  # the last 22 bytes of a zip without a comment: mark, ..., length of the comment
@@ -42,8 +43,8 @@ def note(line: str) -> None:
 def replacing(path: str) -> Iterator[str]:
     """Gives a temporary name to write to; the file is synced and renamed to `path` if the `with` block ends well.
 
-    The name is the same for all files of one kind in a folder, so that what a kill leaves behind is overwritten. A file
-    of a bucket is written on this machine, and put there as a whole.
+    The name is that of the file without a step, so that what a kill leaves behind is overwritten, and two programs can
+    write different files at once. A file of a bucket is written on this machine, and put there as a whole.
     """
     if storage.is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +52,8 @@ def replacing(path: str) -> Iterator[str]:
             yield temporary
             storage.put(temporary, path)
         return
-    temporary = os.path.join(os.path.dirname(path), ".unfinished" + os.path.splitext(path)[1])
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".unfinished.{_STEP_OF_NAME.sub('', name)}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
