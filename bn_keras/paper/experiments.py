@@ -115,7 +115,8 @@ class Experiment:
 
     def step_seconds(self, workdir: str) -> float | None:
         """The median seconds of a step so far, evaluations included; None if there are fewer than two rows."""
-        rows = [row for row in self.directory(workdir).curve.rows if row["kind"] in ("training", "test")]
+        rows = self.directory(workdir).curve.rows
+        rows = [row for row in rows if row["kind"] in ("training", "test") and "wall_time" in row]
         pairs = [(one, two) for one, two in itertools.pairwise(rows) if two["step"] > one["step"]]
         seconds = [(two["wall_time"] - one["wall_time"]) / (two["step"] - one["step"]) for one, two in pairs]
         return statistics.median(seconds) if seconds else None

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 
 from bn_keras import storage
-from bn_keras.json_files import TEXT, read_json
+from bn_keras.json_files import COUNT, TEXT, read_json, read_json_lines
 from bn_keras.markdown import mean_and_range, percent, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper import figure_1, figures_2_and_3
@@ -20,7 +20,7 @@ from bn_keras.paper.figures_2_and_3 import MeasuredRun, Row
 from bn_keras.paper.mnist_config import MnistConfig
 from bn_keras.paper.published_results import FIGURE_3 as PUBLISHED
 from bn_keras.runs.run_directory import RunDirectory
-from bn_keras.runs.run_files import write_text
+from bn_keras.runs.run_files import note, write_text
 
 LOG = "log.jsonl"
 """A file in the working directory with a line for every run that was started: its command, commit and machine."""
@@ -38,6 +38,11 @@ _CLAIMS_SCHEMA = {
     "type": "object",
     "required": ["title", "made_on", "claims"],
     "properties": {"title": TEXT, "made_on": TEXT, "claims": {"type": "array", "items": _CLAIM}},
+}
+_LOG_SCHEMA = {
+    "type": "object",
+    "required": ["cpu", "cores", "tensorflow", "commit"],
+    "properties": {"cpu": TEXT, "cores": COUNT, "tensorflow": TEXT, "commit": TEXT},
 }
 
 
@@ -157,7 +162,9 @@ def _made_on(workdir):
     path = os.path.join(workdir, LOG)
     if not storage.exists(path):
         return ""
-    log = [json.loads(line) for line in storage.read(path).splitlines()]
+    log, damaged = read_json_lines(path, _LOG_SCHEMA)
+    if damaged:
+        note(f"{path}: {len(damaged)} line(s) are damaged, the first is line {damaged[0]}: left out")
     machines = sorted({f"{run['cpu']}, {run['cores']} cores, TensorFlow {run['tensorflow']}" for run in log})
     commits = sorted({run["commit"] for run in log})
     return f"Runs made on {'; '.join(machines)}; at commit {', '.join(commits)}.\n"

@@ -15,7 +15,7 @@ from bn_keras.progress import Progress
 from bn_keras.runs import checkpoint
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
-from bn_keras.runs.run_files import replacing, seal
+from bn_keras.runs.run_files import note, replacing, seal
 from bn_keras.training.tensorboard import TensorBoardWriter
 from bn_keras.training.trackers import Trackers
 
@@ -84,7 +84,10 @@ class RunRecord:
             if number.isdecimal() and int(number) > step:
                 storage.remove(path)
             elif number.isdecimal():
-                self._board.add_picture(name, int(number), storage.read(path), times.get(int(number), 0.0))
+                try:
+                    self._board.add_picture(name, int(number), storage.read(path), times.get(int(number), 0.0))
+                except Exception as error:  # whatever Pillow raises for damaged bytes
+                    note(f"{path} is damaged ({error}): left out")
 
     def steps_of(self, kind: str) -> list[int]:
         """The steps that have a row of this kind."""

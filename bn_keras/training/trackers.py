@@ -122,7 +122,7 @@ class Trackers:
         """Sends the rows that were not sent yet; a checkpoint must exist for all of them."""
         for name, tracker in self._trackers.items():
             for row in rows[self._known.get(name, {}).get("rows", 0) :]:
-                tracker.log(row["step"], row["wall_time"], dict(scalars(row)))
+                tracker.log(row["step"], row.get("wall_time", 0.0), dict(scalars(row)))
             self._known[name] = {"run": tracker.run, "rows": len(rows)}
         if self._trackers:
             write_text(self._path, json.dumps(self._known))

@@ -15,7 +15,7 @@ from bn_keras.markdown import mean_and_range
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, flat, plan
 from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, rows_of
-from bn_keras.paper.results import write_results
+from bn_keras.paper.results import LOG, write_results
 from bn_keras.runs.run_directory import RunDirectory
 
 CONFIG = {"dataset": "digits", "train_examples": 4000, "validation_examples": 1000, "classes": 10, "image_size": 64}
@@ -128,6 +128,13 @@ def test_the_document_has_a_column_for_every_data_set_and_blanks_for_what_was_no
     text = Path(document).read_text()
     assert "| [digits, 4,000 images, 64x64, width 0.25](results/digits.md) | [photos, 4,000 images" in text
     assert "| BN-x5 matches Inception in fewer steps | 14.8x |  | 3.0x: holds |" in text
+
+
+def test_a_damaged_log_of_what_was_run_does_not_stop_the_document(tmp_path):
+    entry = {"cpu": "a CPU", "cores": 2, "tensorflow": "2.21.0", "commit": "abc"}
+    (tmp_path / LOG).write_text(f"{json.dumps(entry)}\n\n{{}}\n[1]\n\x00\n")
+    page, _ = write_results(str(tmp_path), str(tmp_path / "docs"), "digits", "launch/results")
+    assert "Runs made on a CPU, 2 cores, TensorFlow 2.21.0; at commit abc." in Path(page).read_text()
 
 
 def test_a_run_goes_on_until_three_evaluations_gain_no_more_than_a_standard_error(tmp_path):

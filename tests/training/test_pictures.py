@@ -75,5 +75,6 @@ def test_a_run_with_pictures_has_the_same_weights_and_keeps_them_through_a_resum
     resumed = shutil.copytree(runs[3], tmp_path / "resumed")
     for name in ("checkpoint-00000004.npz", "model.keras"):
         (resumed / name).unlink()
+    (resumed / "pictures/worst_mistakes-00000001.png").write_bytes(b"\x89PNG cut")  # is left out, with a word
     assert train(config, dataset, str(resumed), network=network) is Outcome.FINISHED
     assert shown(resumed) == first
