@@ -2,8 +2,11 @@
 
 import re
 
+import keras
 import pytest
-from conftest import run_program
+from conftest import make_run_config, run_program
+
+from bn_keras.training.cost_estimate import bytes_of_device
 
 DESCRIBE = """
 import sys, time, types
@@ -74,6 +77,15 @@ def test_the_memory_of_a_dry_run_is_that_of_weights_velocities_gradients_and_ave
         about, measured = re.search(r"memory of a device: about (\S+) GB, measured at most (\S+) GB", line).groups()
         assert float(about) == pytest.approx(copies * weights / 1e9, abs=0.006)  # printed with two digits
         assert int(line.split()[0]) / 1e9 - 0.006 < float(measured) < int(line.split()[-1]) / 1e9 + 0.006
+
+
+def test_of_a_mini_batch_in_parts_a_device_holds_one_part_and_one_more_copy_of_the_gradients():
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
+    outputs, weights = 2 * 6 * 6 * 4, 4 * (9 + 1)
+    for parts, replicas, copies in ((1, 1, 3), (4, 1, 4), (2, 2, 4)):
+        config = make_run_config(batch_size=256, accumulate=parts, replicas=replicas)
+        share = 256 // parts // replicas
+        assert bytes_of_device(model, config) == 4 * (copies * weights + share * outputs), (parts, replicas)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
