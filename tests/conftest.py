@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
     for item in items:
         for package in {package for marker in item.iter_markers("needs") for package in marker.args}:
-            if importlib.util.find_spec(package) is None:
+            if importlib.util.find_spec(package) is None and not Path(sys.executable).with_name(package).exists():
                 item.add_marker(pytest.mark.skip(reason=f"{package} is not installed"))
 
 

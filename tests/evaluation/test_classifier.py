@@ -70,7 +70,7 @@ def test_features_are_what_the_classifier_multiplies(classifier, photos):
     assert features.shape == (1, head.kernel.shape[0])
     powers = np.exp((features @ head.kernel.numpy() + head.bias.numpy()).astype("float64"))
     np.testing.assert_allclose(classifier.predict(photos / "b.png"), powers / powers.sum(), rtol=1e-4)
-    assert classifier.features(photos / "b.png", layer="inception_3b").shape[1:3] == (4, 4)
+    assert classifier.features(photos / "b.png", layer="pool2").shape[1:3] == (4, 4)
     with pytest.raises(InputError, match=r"`layer=nose` is none of the network's, which are images, \.\.\., logits"):
         classifier.features(photos / "b.png", layer="nose")
 

