@@ -124,7 +124,7 @@ def trained_runs(data_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def small_inception(monkeypatch):
+def small_networks(monkeypatch):
     """Networks of this process are as small as those of `start_program(small=True)`."""
     shrink(monkeypatch.setattr)
 

@@ -65,7 +65,7 @@ def local_run(data_dir, tmp_path_factory):
     return folder
 
 
-def test_a_run_in_a_bucket_is_the_local_one_bit_for_bit(data_dir, local_run, memory, small_inception):
+def test_a_run_in_a_bucket_is_the_local_one_bit_for_bit(data_dir, local_run, memory, small_networks):
     bucket = fsspec.filesystem("memory")
     bucket.put(str(data_dir), "/b/records", recursive=True)
     dataset = on_this_machine(read_dataset(f"{memory}/records"))
@@ -108,7 +108,7 @@ def checkpoints(run):
 @pytest.mark.needs("flask", "moto", "s3fs")
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_in_an_object_store_goes_on_there_bit_for_bit(
-    data_dir, s3, tmp_path, small_inception, kills
+    data_dir, s3, tmp_path, small_networks, kills
 ):
     dataset = read_dataset(str(data_dir))
     config = config_of(dataset, steps=8 + 8 * kills)

@@ -118,7 +118,7 @@ def flip(path):
     [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1]), flip],
     ids=["missing", "cut", "flipped"],
 )
-def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, small_inception, damage):
+def test_a_model_that_is_not_whole_is_made_from_the_newest_checkpoint(trained_runs, tmp_path, small_networks, damage):
     from bn_keras.evaluation.trained_network import load_network
 
     copy = shutil.copytree(trained_runs[0], tmp_path / "run")

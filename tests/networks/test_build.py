@@ -30,7 +30,7 @@ def test_without_its_top_a_network_ends_with_what_its_classifier_is_given():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_network_trains_and_goes_on_bit_for_bit(name):
+def test_every_network_trains_and_goes_on_bit_for_bit(small_networks, name):
     config = make_run_config(variant=VARIANTS[name], image_size=32, width=0.1, batch_size=4)
     strategy = make_strategy("one_device")
     random = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_run_config
+from warm_start import shrink
 
 from bn_keras import VARIANTS, InputError, build_network, read_dataset
 from bn_keras.runs import checkpoint
@@ -17,6 +18,13 @@ from bn_keras.training.trainer import train
 from bn_keras.training.training_state import TrainingState, make_train_steps
 
 SMALL = {"image_size": 32, "width": 0.1, "channels": 1, "classes": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch.setattr)
+        yield
 
 
 def network(**changes):
@@ -31,14 +39,14 @@ def test_layers_that_fit_by_name_and_shape_are_taken_and_the_rest_is_said():
     source = weights_of(network())
     model = network(classes=5)
     before = model.get_layer("logits").kernel.numpy()
-    assert take_over(model, source, "runs/a") == "40 of 41 layers begin with the weights of runs/a, not logits"
+    assert take_over(model, source, "runs/a") == "16 of 17 layers begin with the weights of runs/a, not logits"
     assert all((value == source[path]).all() for path, value in weights_of(model).items() if "logits" not in path)
     np.testing.assert_array_equal(model.get_layer("logits").kernel, before)
 
 
 def test_another_count_of_channels_keeps_all_but_the_first_convolution():
     model = network(channels=3, image_size=64)
-    assert take_over(model, weights_of(network()), "a") == "40 of 41 layers begin with the weights of a, not conv1_conv"
+    assert take_over(model, weights_of(network()), "a") == "16 of 17 layers begin with the weights of a, not conv1_conv"
 
 
 def test_weights_of_which_none_fits_are_refused():
@@ -74,9 +82,9 @@ def test_a_frozen_body_whose_statistics_are_not_frozen_moves_its_averages_alone(
 
 
 def test_up_to_a_named_layer_nothing_moves_and_all_behind_it_does():
-    before, after = after_steps(2, freeze="stage3_block2")
+    before, after = after_steps(2, freeze="stage1_block2")
     layers = {path.partition("/")[0] for path in moved(before, after)}
-    assert layers == {path.partition("/")[0] for path in before if path.startswith(("stage4", "logits"))}
+    assert layers == {path.partition("/")[0] for path in before if path.startswith(("stage2", "logits"))}
 
 
 def test_a_layer_that_is_not_there_is_named():
@@ -87,7 +95,7 @@ def test_a_layer_that_is_not_there_is_named():
 def test_the_body_moves_at_its_own_rate():
     _, whole = after_steps(1)
     _, slower = after_steps(1, body_learning_rate=VARIANTS["resnet18"].learning_rate / 10)
-    for path in ("stage1_block1_3x3_2_bn/gamma", "stage4_block2_3x3_2_bn/gamma"):  # which begin with 0
+    for path in ("stage1_block1_3x3_2_bn/gamma", "stage2_block1_3x3_2_bn/gamma"):  # which begin with 0
         np.testing.assert_allclose(slower[path], whole[path] / 10, rtol=1e-5)
     np.testing.assert_array_equal(slower["logits/kernel"], whole["logits/kernel"])
 
@@ -127,20 +135,20 @@ def test_weights_of_a_run_and_of_its_model_are_the_same(source):
 
 
 def test_a_run_that_begins_with_trained_weights_is_continued_bit_for_bit(dataset, source, tmp_path, caplog):
-    config = config_of(dataset, source, freeze="stage2_block2", body_learning_rate=0.001, ema=0.9)
+    config = config_of(dataset, source, freeze="stage1_block2", body_learning_rate=0.001, ema=0.9)
     for directory, stops in (("whole", (4,)), ("halves", (2, 4))):
         for steps in stops:
             train(dataclasses.replace(config, steps=steps), dataset, str(tmp_path / directory))
-    assert "41 of 41 layers begin with the weights of" in caplog.text
+    assert "17 of 17 layers begin with the weights of" in caplog.text
     whole, halves = (checkpoint.load_newest(str(tmp_path / directory))[1] for directory in ("whole", "halves"))
     for path in whole.keys() - {"best_step"}:  # the run that stopped at step 2 was evaluated there
         np.testing.assert_array_equal(whole[path], halves[path], err_msg=path)
     before, after = read_weights(str(source)), read_weights(str(tmp_path / "whole"))
     np.testing.assert_array_equal(after["conv1_conv/kernel"], before["conv1_conv/kernel"])
-    assert (after["stage4_block2_3x3_2_conv/kernel"] != before["stage4_block2_3x3_2_conv/kernel"]).any()
+    assert (after["stage2_block1_3x3_2_conv/kernel"] != before["stage2_block1_3x3_2_conv/kernel"]).any()
     averaged = {path.split("/")[2] for path in whole if path.startswith("optimizer/average/")}
     assert averaged == {path.partition("/")[0] for path in moved(before, after)}, "what is frozen has no average"
-    with pytest.raises(InputError, match=r"holds a run with freeze stage2_block2 \(now body\)"):
+    with pytest.raises(InputError, match=r"holds a run with freeze stage1_block2 \(now body\)"):
         RunDirectory(str(tmp_path / "whole")).check(dataclasses.replace(config, freeze="body"), dataset.class_names)
 
 
