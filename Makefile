@@ -97,5 +97,6 @@ $(VENV)/installed: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "This project needs Python 3.11 to 3.13: install one, or give make PYTHON=PATH" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON): 2 GB, some minutes where the packages must be downloaded"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,demo,test]'
+	@$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[cpu,train,demo,test]'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip compiles on one
 	@touch $@

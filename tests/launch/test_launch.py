@@ -94,7 +94,7 @@ def test_a_flag_that_cannot_be_is_named_with_what_it_could_be(arguments, named):
 )
 def test_a_value_that_cannot_work_with_the_data_or_the_devices_is_named(data_dir, tmp_path, flags, named):
     command = ["--variant=bn_x5", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}"]
-    line = complaint(run_program("-m", "launch.train", *command, *flags), 1)
+    line = complaint(run_program("-m", "launch.train", *command, *flags, warm=True), 1)
     assert all(part in line for part in named), line
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +151,7 @@ def test_a_dry_run_on_no_data_of_its_own_writes_nothing(tmp_path):
     for folder in ("here", "tmp"):
         (tmp_path / folder).mkdir()
     command = ["--variant=bn_x5", "--width=0.1", "--image_size=32", "--dry_run"]
-    done = run_program("-m", "launch.train", *command, cwd=tmp_path / "here", env=environment)
+    done = run_program("-m", "launch.train", *command, cwd=tmp_path / "here", env=environment, small=True)
     assert done.returncode == 0 and "4,000 training" in done.stdout, done.stderr
     assert not [*(tmp_path / "here").iterdir(), *(tmp_path / "tmp").iterdir()]
 
