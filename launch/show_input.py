@@ -41,7 +41,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_integer("images", 32, "How many images the sheet has.", 1, 1024)
 flags.DEFINE_integer("step", 0, "The training step whose images are shown; a step takes --images images.", 0)
-config_flags.define(RunConfig, ("seed", "image_size", "augmentation"))
+config_flags.define(RunConfig, ("seed", "image_size", "augmentation", "rand_augment"))
 flags.DEFINE_string("output", "show_input.png", "The file that the sheet is written to.")
 
 

@@ -24,6 +24,7 @@ class InputOptions:
         "imagenet" uses it.
       distort_on: "host", or "device", which leaves the photometric distortion to a
         `photometric_distortion.PhotometricDistortion` in the model; only the augmentation "imagenet" uses it.
+      rand_augment: strength of `rand_augment.rand_augment`, in [0, 1]; 0 leaves it out.
       interpolation: how a training crop is resized. Not in the paper: "bilinear" is TF-Slim's; it does not filter when
         it makes an image smaller.
 
@@ -36,6 +37,7 @@ class InputOptions:
     shuffling: Literal["within_shard", "shard_order"] = "within_shard"
     photometric_distortion: Literal["full", "reduced", "none"] = "reduced"
     distort_on: Literal["host", "device"] = "host"
+    rand_augment: float = 0.0
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ from bn_keras.input.bad_records import SkippedRecords
 from bn_keras.input.dataset import Dataset
 from bn_keras.input.options import InputOptions
 from bn_keras.input.photometric_distortion import random_distortion
+from bn_keras.input.rand_augment import rand_augment
 from bn_keras.input.records import (
     PADDING_LABEL,
     PARALLEL_CALLS,
@@ -117,13 +118,20 @@ def _prepare(records, dataset, options, batch_size, skip_bad):
             return encoded, label, draws
         return encoded, label, draws, preprocessing.random_crop(draws)
 
+    change = rand_augment(options.rand_augment) if options.rand_augment else None
+
     def prepare(encoded, label, draws, crop=None):
         if options.augmentation == "none":
-            return preprocessing.to_network_range(preprocessing.whole_image(encoded, **size)), label
-        if options.augmentation == "shift":
-            return preprocessing.to_network_range(preprocessing.shifted_image(encoded, draws, **size)), label
-        image = preprocessing.training_crop(encoded, crop, **size, interpolation=options.interpolation)
-        return (image, draws), label
+            image = preprocessing.whole_image(encoded, **size)
+        elif options.augmentation == "shift":
+            image = preprocessing.shifted_image(encoded, draws, **size)
+        else:
+            image = preprocessing.training_crop(encoded, crop, **size, interpolation=options.interpolation)
+        if change:
+            image = change(image, draws)
+        if options.augmentation != "imagenet":
+            return preprocessing.to_network_range(image), label
+        return (preprocessing.to_bytes(image) if change else image, draws), label
 
     # XLA makes one pass over the pixels: 100 us for an image of 224 x 224, against 380 by TensorFlow's operations.
     @tf.function(jit_compile=True, autograph=False)

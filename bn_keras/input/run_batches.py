@@ -75,6 +75,7 @@ class RunBatches:
             shuffling=variant.shuffling,
             photometric_distortion=variant.photometric_distortion,
             distort_on=distort_on,
+            rand_augment=config.rand_augment,
         )
 
     @contextlib.contextmanager

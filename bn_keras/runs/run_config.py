@@ -58,8 +58,8 @@ class RunConfig(Configuration):
         "Weight of the old value in batch normalization's moving averages.", 0.99, low=0.0, below=1.0
     )
     normalization_batch: str = setting(
-        "Examples that share batch statistics: a number, for groups of so many on a device; replica, for all of a "
-        "device; or global, for all devices' together.",
+        "Examples that share batch statistics. A number: groups of this size on each device; replica: all of a "
+        "device; global: those of all devices together.",
         "32",
     )
     batch_size: int = setting(
@@ -98,6 +98,12 @@ class RunConfig(Configuration):
     )
     mixup: float = setting(
         "MixUp of pairs of images and of their labels, by weights of Beta(MIXUP, MIXUP); 0: none.",
+        0.0,
+        low=0.0,
+        high=1.0,
+    )
+    rand_augment: float = setting(
+        "RandAugment: two of Keras's operations on each training image, of up to this strength; 0: none.",
         0.0,
         low=0.0,
         high=1.0,
@@ -165,7 +171,7 @@ class RunConfig(Configuration):
 
     @property
     def warmup_learning_rate(self) -> float:
-        """The learning rate at which the warm-up begins, that of the variant's `warmup_batch`."""
+        """The learning rate at which the warm-up begins: the rate for a mini-batch of the variant's `warmup_batch`."""
         return self.variant.learning_rate * self.variant.warmup_batch / PAPER_BATCH_SIZE
 
     @property
@@ -186,7 +192,7 @@ class RunConfig(Configuration):
         return arguments
 
     def start_step(self, examples: int) -> int:
-        """The index of the next mini-batch after so many examples; rounded up if the batch size was changed."""
+        """The index of the mini-batch that follows after `examples`; rounded up if the batch size was changed."""
         return -(-examples // self.batch_size)
 
     def check(self) -> None:
@@ -201,8 +207,8 @@ class RunConfig(Configuration):
             raise InputError("`steps=0` trains nothing: give at least 1")
         if size > self.train_examples:
             raise InputError(
-                f"`batch_size={size}` is more than the {self.train_examples:,} training images of {self.dataset}: "
-                "give at most so many"
+                f"`batch_size={size}` is more than the training images of {self.dataset}: give at most "
+                f"{self.train_examples}"
             )
         if self.variant.batch_normalization and size == 1:
             raise InputError(f"`batch_size=1` leaves {title} one image: batch statistics need at least 2 (Section 3.1)")

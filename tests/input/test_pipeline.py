@@ -56,6 +56,17 @@ def test_a_pipeline_started_at_any_step_continues_the_one_from_0(dataset, shuffl
         assert_equal_batches(batches(dataset, 26 - start, start_step=start, options=options), whole[start:])
 
 
+def test_rand_augment_changes_an_example_alike_from_any_start(dataset):
+    options = dataclasses.replace(OPTIONS, rand_augment=0.3, distort_on="device")
+    (first, second), (plain, _) = (
+        [images.numpy() for (images, _), _ in training_batches(dataset, each, batch_size=7, seed=3).take(2)]
+        for each in (options, dataclasses.replace(options, rand_augment=0.0))
+    )
+    (again, _), _ = next(iter(training_batches(dataset, options, batch_size=7, seed=3, start_step=1)))
+    np.testing.assert_array_equal(again, second)
+    assert first.dtype == plain.dtype == np.uint8 and (first != plain).any(axis=(1, 2, 3)).sum() > 3
+
+
 def test_batches_do_not_depend_on_parallelism(dataset, monkeypatch):
     one_by_one = []
     for calls in (1, 2, 8):

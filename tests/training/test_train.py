@@ -260,8 +260,8 @@ def test_training_in_a_thread_leaves_signals_alone():
     assert seen == [signal.getsignal(signal.SIGTERM)]
 
 
-def test_mixed_and_smoothed_labels_go_on_bit_for_bit(dataset, tmp_path):
-    config = config_of(dataset, mixup=0.4, label_smoothing=0.1, steps=4)
+def test_mixed_smoothed_and_augmented_examples_go_on_bit_for_bit(dataset, tmp_path):
+    config = config_of(dataset, mixup=0.4, label_smoothing=0.1, rand_augment=0.3, steps=4)
     for directory, stops in (("whole", (4,)), ("halves", (2, 4))):
         for steps in stops:
             train(dataclasses.replace(config, steps=steps), dataset, str(tmp_path / directory), network=my_network)

@@ -17,7 +17,7 @@ from bn_keras.runs import checkpoint
 
 def test_two_devices_killed_and_continued_end_bit_for_bit_as_uninterrupted(data_dir, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
-    flags = ("--devices=2", "--distort_on=device", "--population_statistics=2")
+    flags = ("--devices=2", "--distort_on=device", "--population_statistics=2", "--mixup=0.2")
     finish(train_command(data_dir, one, *flags))
     command = train_command(data_dir, other, *flags)
     assert stop_at(8, command, other) == -signal.SIGKILL
