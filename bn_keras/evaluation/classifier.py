@@ -15,7 +15,7 @@ from bn_keras.evaluation.accuracy import class_probabilities
 from bn_keras.evaluation.trained_network import Weights, head_of, image_view, load_network
 from bn_keras.input.image_header import why_unreadable
 from bn_keras.input.preprocessing import to_network_range
-from bn_keras.input.records import prepare_or_blank, without_autotune
+from bn_keras.input.records import PARALLEL_CALLS, without_autotune
 from bn_keras.json_files import check_size
 from bn_keras.runs.run_directory import RunDirectory
 from bn_keras.runs.run_files import note
@@ -34,8 +34,8 @@ class Classifier:
 
     Args:
       directories: of one run, or of several that know the same classes.
-      weights: which of those that the runs have.
-      crops: 1, the view of an image that the run's own evaluation takes; or 144, the mean over those of GoogLeNet.
+      weights: which of the runs' weights to take.
+      crops: 1 for the view of an image that the run's own evaluation takes; 144 for the mean over GoogLeNet's crops.
 
     Raises:
       InputError: there is no run, it has no such weights, or several know different classes.
@@ -73,8 +73,8 @@ class Classifier:
 
         Args:
           images: pictures in JPEG, PNG, GIF, BMP or WebP, those of a folder by name, or their pixels.
-          bad: takes note of (path, what it is) of every picture that cannot be read, and whose row is NaN. None: the
-            first is an error.
+          bad: gets (path, what is wrong) of every picture that cannot be read; the picture's row is then NaN. None: the
+            first such picture is an error.
           after_batch: called with the count of images that are done.
 
         Returns:
@@ -90,14 +90,16 @@ class Classifier:
         """What the first run's network makes of pictures before it classifies them.
 
         Args:
-          images: as of `predict`.
-          layer: name of a layer, whose output is returned; None: what the classifier is given, Inception's 1,024 means.
+          images: as in `predict`.
+          layer: the name of the layer whose output is returned; None: the input of the last layer with weights, such as
+            the 1,024 means of Inception.
 
         Returns:
           float32 `[N, ...]`.
 
         Raises:
-          InputError: there is no such layer; as of `predict`.
+          InputError: there is no such layer, a picture cannot be read, or there is none.
+          OSError: a file is missing.
         """
         return self._outputs(self._body(layer), self._configs[:1], 1, images)
 
@@ -118,26 +120,28 @@ class Classifier:
         names, strings, read = _sources(images)
         views = [image_view(config, crops) for config in configs]
 
-        def prepare(string):
+        def prepare(number, string):
             encoded = read(string)
-            return tuple(tf.nest.map_structure(to_network_range, view(encoded)) for view in views), np.int32(0)
+            return number, tuple(tf.nest.map_structure(to_network_range, view(encoded)) for view in views)
 
-        sources = tf.data.Dataset.from_tensor_slices(strings).map(lambda string: (string,))
-        places = tf.data.Dataset.range(len(names)).map(lambda number: (tf.constant(0, tf.int64), number))
-        batches = prepare_or_blank(tf.data.Dataset.zip((sources, places)), prepare)
-        found: list[np.ndarray] = []
-        for shown, _, places in without_autotune(batches.batch(_BATCH[crops]).prefetch(2)):
-            output = np.array(function(shown))
-            for row, number in enumerate(places[:, 1].numpy()):
-                if number >= 0:
-                    reason = why_unreadable(read(strings[number]).numpy())
-                    if bad is None:
-                        raise InputError(f"{names[number]} is {reason}")
-                    bad.append((names[number], reason))
-                    output[row] = np.nan
-            found.append(output)
-            after_batch(sum(map(len, found)))
-        return np.concatenate(found)
+        def note_unreadable(begin, end, readable):
+            for number in sorted({*range(begin, end)}.difference(readable)):
+                reason = why_unreadable(read(strings[number]).numpy())
+                if bad is None:
+                    raise InputError(f"{names[number]} is {reason}")
+                bad.append((names[number], reason))
+
+        shown = tf.data.Dataset.from_tensor_slices(strings).enumerate().map(prepare, 2 * PARALLEL_CALLS).ignore_errors()
+        traced = function.get_concrete_function()
+        outputs = np.full((len(names), *traced.output_shapes[1:]), np.nan, traced.output_dtypes.as_numpy_dtype)
+        done = 0
+        for numbers, batch in without_autotune(shown.batch(_BATCH[crops]).prefetch(2)):
+            outputs[numbers] = function(batch)
+            begin, done = done, int(numbers[-1]) + 1
+            note_unreadable(begin, done, numbers.numpy())
+            after_batch(done)
+        note_unreadable(done, len(names), ())
+        return outputs
 
 
 def _sources(images: Images) -> tuple[list[str], list, Callable]:
@@ -156,7 +160,7 @@ def _sources(images: Images) -> tuple[list[str], list, Callable]:
 
 
 def pictures(path: str) -> list[str]:
-    """A file itself; of a folder the pictures in it and below, by their names' endings, in the order of names."""
+    """The path itself of a file; the sorted paths of the pictures in a folder and below it, known by their endings."""
     if not os.path.isdir(path):
         return [path]
     files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)

@@ -91,8 +91,8 @@ def read_network(
     directory: RunDirectory[RunConfig], config: RunConfig, network: Network | None = None, weights: Weights = "last"
 ) -> keras.Model:
     """The network of `model.keras`, or of the best checkpoint, or of the newest if its step is later; not folded."""
-    saved = _saved(directory, weights)
-    if weights == "last" and (saved is None or (network is None and (directory.model_step() or 0) >= saved[0])):
+    newest = directory.newest_step()
+    if weights == "last" and (newest is None or (network is None and (directory.model_step() or 0) >= newest)):
         try:
             with storage.local(directory.model_path) as path:
                 return keras.models.load_model(path, compile=False)
@@ -101,7 +101,7 @@ def read_network(
             raise InputError(f"{directory.model_path} is damaged ({reason}): put a copy of it back") from None
     if weights == "ema" and not config.ema:
         raise InputError(f"`weights=ema`: {directory.path} was trained without `ema`: take `weights=last`")
-    if saved is None:
+    if (saved := _saved(directory, weights)) is None:
         raise InputError(f"`weights={weights}`: {directory.path} has no whole checkpoint of them: take `weights=last`")
     step, arrays = saved
     if step < config.steps and weights != "best":
