@@ -2,9 +2,26 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+
+
+class _Average(NamedTuple):
+    """A variable of the model and its average over training.
+
+    Attributes:
+      variable: a weight, or one of batch normalization's moving averages.
+      average: the average.
+      previous: the moving average before the last step; None for a weight.
+      kept: the weight of the old value in the moving average.
+    """
+
+    variable: keras.Variable
+    average: tf.Variable
+    previous: tf.Variable | None = None
+    kept: float = 0.0
 
 
 class MomentumSGD:
@@ -23,9 +40,9 @@ class MomentumSGD:
       averaging: weight of the old value in the moving average of the weights; 0 keeps no average. At step t it is at
         most (1 + t) / (10 + t), as in `tf.train.ExponentialMovingAverage`, so that the initial weights are forgotten.
       rate_factors: the factor on the learning rate of each weight; None for 1.
-      statistics: (BN's moving average, the weight of its old value in it). Averaged weights need statistics of their
-        own: averages, in the proportions of the weights, of what each mini-batch moved these moving averages towards.
-        An average of the moving averages themselves would still hold most of the initial 0 and 1 after 50 steps.
+      statistics: BN's moving averages, each with the weight of its old value. Averaged weights need statistics of the
+        same mini-batches: each mini-batch's statistics are recovered from the step of the moving average, and averaged
+        like the weights. An average of the moving averages would still be mostly their initial 0 and 1 after 50 steps.
     """
 
     def __init__(
@@ -44,24 +61,28 @@ class MomentumSGD:
         self._clip_norm = clip_norm
         self._averaging = averaging
         self._velocities = [_zeros_like(weight) for weight in weights]
-        self._statistics = list(statistics) if averaging else []
-        self._averaged = [*weights, *(statistic for statistic, _ in self._statistics)] if averaging else []
-        self._averages = [_copy_of(variable) for variable in self._averaged]
-        self._previous = [_copy_of(statistic) for statistic, _ in self._statistics]
+        self._averages = []
+        if averaging:
+            self._averages += [_Average(weight, _copy_of(weight)) for weight in weights]
+            self._averages += [
+                _Average(moving, _copy_of(moving), previous=_copy_of(moving), kept=kept) for moving, kept in statistics
+            ]
 
     def variables(self) -> dict[str, tf.Variable]:
         """Every variable of the optimizer by its name."""
         velocities = {f"velocity/{w.path}": v for w, v in zip(self._weights, self._velocities, strict=True)}
-        averages = {f"average/{v.path}": a for v, a in zip(self._averaged, self._averages, strict=True)}
-        previous = {f"previous/{v.path}": p for (v, _), p in zip(self._statistics, self._previous, strict=True)}
+        averages = {f"average/{each.variable.path}": each.average for each in self._averages}
+        previous = {
+            f"previous/{each.variable.path}": each.previous for each in self._averages if each.previous is not None
+        }
         return velocities | averages | previous
 
     def begin_averages(self) -> None:
         """Averages begin with what is averaged as it is now: weights that were taken over are no steps of training."""
-        for variable, average in zip(self._averaged, self._averages, strict=True):
-            average.assign(variable.numpy())
-        for (statistic, _), previous in zip(self._statistics, self._previous, strict=True):
-            previous.assign(statistic.numpy())
+        for each in self._averages:
+            each.average.assign(each.variable.numpy())
+            if each.previous is not None:
+                each.previous.assign(each.variable.numpy())
 
     def apply(
         self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, usable: tf.Tensor | None = None
@@ -85,12 +106,8 @@ class MomentumSGD:
             factor = self._rate_factors[k]
             arguments = (gradient, rate if factor == 1 else rate * factor, usable, self._l2[k], self._velocities[k])
             strategy.extended.update(weight.value, self._update, args=arguments, group=False)
-        for weight, average in zip(self._weights, self._averages, strict=False):
-            strategy.extended.update(weight.value, self._average, args=(average, step, usable), group=False)
-        averages = self._averages[len(self._weights) :]
-        for (statistic, kept), average, previous in zip(self._statistics, averages, self._previous, strict=True):
-            arguments = (kept, average, previous, step, usable)
-            strategy.extended.update(statistic.value, self._average_statistic, args=arguments, group=False)
+        for variable, *others in self._averages:
+            strategy.extended.update(variable.value, self._average, args=(*others, step, usable), group=False)
 
     def _update(self, weight, gradient, rate, usable, l2, velocity):
         def update():
@@ -102,15 +119,15 @@ class MomentumSGD:
 
         return _if_usable(usable, update)
 
-    def _average_statistic(self, moving, kept, average, previous, step, usable):
-        of_mini_batch = (moving - kept * previous) / (1.0 - kept)
-        previous.assign(moving)  # a step that changes no weight has moved it too
-        return self._average(of_mini_batch, average, step, usable)
+    def _average(self, variable, average, previous, kept, step, usable):
+        value = variable
+        if previous is not None:
+            value = (variable - kept * previous) / (1.0 - kept)  # of this step's mini-batch
+            previous.assign(variable)  # also after a step that is not usable, which has moved it too
 
-    def _average(self, variable, average, step, usable):
         def update():
-            kept = tf.minimum(self._averaging, (1.0 + step) / (10.0 + step))
-            average.assign_sub((1.0 - kept) * (average - variable))
+            share = tf.minimum(self._averaging, (1.0 + step) / (10.0 + step))
+            average.assign_sub((1.0 - share) * (average - value))
             return True
 
         return _if_usable(usable, update)
@@ -118,14 +135,14 @@ class MomentumSGD:
     @contextlib.contextmanager
     def averages_applied(self) -> Iterator[None]:
         """In a `with` block, what is averaged has its averages' values; afterwards it has its former bits again."""
-        before = [variable.numpy() for variable in self._averaged]
+        before = [each.variable.numpy() for each in self._averages]
         try:
-            for variable, average in zip(self._averaged, self._averages, strict=True):
-                variable.assign(average.numpy())
+            for each in self._averages:
+                each.variable.assign(each.average.numpy())
             yield
         finally:
-            for variable, value in zip(self._averaged, before, strict=True):
-                variable.assign(value)
+            for each, value in zip(self._averages, before, strict=True):
+                each.variable.assign(value)
 
 
 class LossScale:
@@ -151,7 +168,11 @@ class LossScale:
         return tf.convert_to_tensor(self._scale)
 
     def update(self, usable: tf.Tensor) -> None:
-        """Updates the scale after a step, in cross-replica context; `finite` says whether its gradients were."""
+        """Updates the scale after a step, in cross-replica context.
+
+        Args:
+          usable: bool scalar, whether the step's gradients were all finite.
+        """
         good = tf.where(usable, self._good_steps + 1, 0)
         grow = good == self.GROWTH_INTERVAL
         factor = tf.where(usable, tf.where(grow, 2.0, 1.0), 0.5)
