@@ -38,12 +38,15 @@ def main() -> int:
     if unknown := [name for name in FLAGS.variants if name not in VARIANTS]:
         raise InputError(f"--variants={unknown[0]}: the variants are {', '.join(VARIANTS)}")
     data_dir = FLAGS.data_dir or embedded_data()
-    config = jobs.config_of(read_dataset(data_dir), FLAGS.variants[0], FLAGS.train_flags)
-    shared = [f"--data_dir={data_dir}", "--on_divergence=record", *(f"--{flag}" for flag in FLAGS.train_flags)]
-    all_jobs = [
-        (name, iter([["launch.train", f"--variant={name}", f"--workdir={os.path.join(FLAGS.workdir, name)}", *shared]]))
-        for name in dict.fromkeys(FLAGS.variants)
-    ]
+    training = jobs.train_flags()
+    config = jobs.config_of(read_dataset(data_dir), FLAGS.variants[0], training)
+    shared = {"data_dir": data_dir, "on_divergence": "record", **training}
+
+    def command(variant: str) -> list[str]:
+        own = {"variant": variant, "workdir": os.path.join(FLAGS.workdir, variant)}
+        return ["launch.train", *(f"--{name}={value}" for name, value in (own | shared).items())]
+
+    all_jobs = [(variant, iter([command(variant)])) for variant in dict.fromkeys(FLAGS.variants)]
     if status := jobs.run_side_by_side(all_jobs, jobs.jobs_of(config)):
         return status
     report.main()

@@ -2,15 +2,17 @@
 
 import concurrent.futures
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from absl import flags
 
+from bn_keras.errors import InputError
 from bn_keras.input.dataset import Dataset
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.recipes import make_config
@@ -29,11 +31,23 @@ flags.DEFINE_integer(
 flags.DEFINE_list("train_flags", [], "Flags for every run of launch/train, such as augmentation=imagenet,width=0.5.")
 
 
-def config_of(dataset: Dataset, variant: str, training: Iterable[str]) -> RunConfig:
-    """The configuration that `launch/train` would make from flags, NAME=VALUE each."""
+def train_flags() -> dict[str, str]:
+    """The values of --train_flags by the names of launch/train's flags.
+
+    Raises:
+      InputError: a part of it is not NAME=VALUE.
+    """
+    if wrong := [flag for flag in FLAGS.train_flags if not re.fullmatch(r"\w+=[^=]+", flag)]:
+        raise InputError(f"--train_flags={wrong[0]}: give NAME=VALUE,... of launch/train, such as width=0.5")
+    return dict(flag.split("=") for flag in FLAGS.train_flags)
+
+
+def config_of(dataset: Dataset, variant: str, training: Mapping[str, str]) -> RunConfig:
+    """The configuration that `launch/train` would make from the values of its flags."""
     values = flags.FlagValues()
     config_flags.define(RunConfig, flag_values=values)
-    values(["train", f"--variant={variant}", *(f"--{flag}" for flag in training)], known_only=True)
+    given = [f"--{name}={value}" for name, value in training.items()]
+    values(["train", f"--variant={variant}", *given], known_only=True)
     return make_config(dataset, variant, **config_flags.given(RunConfig, flag_values=values))
 
 

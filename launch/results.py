@@ -77,15 +77,13 @@ def main() -> int:
     if not FLAGS.seeds or not all(seed.isdecimal() for seed in FLAGS.seeds):
         raise InputError(f"--seeds={','.join(FLAGS.seeds)}: give numbers, such as 0,1,2")
     seeds = list(dict.fromkeys(map(int, FLAGS.seeds)))
-    if wrong := [flag for flag in FLAGS.train_flags if not re.fullmatch(r"\w+=[^=]+", flag)]:
-        raise InputError(f"--train_flags={wrong[0]}: give NAME=VALUE,... of launch/train, such as width=0.5")
-    training = dict(flag.split("=") for flag in FLAGS.train_flags)
+    training = jobs.train_flags()
     name = FLAGS.name or (os.path.basename(os.path.normpath(FLAGS.data_dir)) if FLAGS.data_dir else EMBEDDED)
     workdir = FLAGS.workdir or os.path.join("results", name)
     chosen, at_once = [], 1
     if sections := set(FLAGS.only) - {"report"}:
         dataset = read_dataset(FLAGS.data_dir or embedded_data(keep=not FLAGS.dry_run))
-        config = jobs.config_of(dataset, "bn_x5", FLAGS.train_flags)
+        config = jobs.config_of(dataset, "bn_x5", training)
         at_once = jobs.jobs_of(config)
         runs = plan(
             seeds,
@@ -109,8 +107,8 @@ def main() -> int:
         return status
     with program.loading_tensorflow():
         import keras  # noqa: F401 (for Figure 5)
-    shared = [f"--train_flags={','.join(FLAGS.train_flags)}"] if FLAGS.train_flags else []
-    command = " ".join(["launch/results", *([f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []), *shared])
+    shared = {"data_dir": FLAGS.data_dir, "train_flags": ",".join(FLAGS.train_flags)}
+    command = " ".join(["launch/results", *(f"--{flag}={value}" for flag, value in shared.items() if value)])
     print("\n".join(write_results(workdir, FLAGS.output_dir, name, command)))
     return 0
 
@@ -159,20 +157,21 @@ def measured_seconds(run: Experiment, workdir: str, rates: dict[str, float | Non
 
 def run_all(runs: list[Experiment], workdir: str, at_once: int) -> int:
     """Runs what is to do, `at_once` side by side; the exit status of the first that fails, or 0."""
-    to_do = [run for run in runs if run.to_do(workdir)]
-    left, behind, started = sum(run.work(run.to_do(workdir)) for run in to_do), 0.0, time.monotonic()
+    to_do = [(run, steps) for run in runs if (steps := run.to_do(workdir))]
+    left, behind, started = sum(run.work(steps) for run, steps in to_do), 0.0, time.monotonic()
 
-    def programs(number: int, run: Experiment) -> Iterator[list[str]]:
+    def programs(number: int, run: Experiment, steps: range) -> Iterator[list[str]]:
         nonlocal left, behind
-        while steps := run.to_do(workdir):
+        while steps:
             eta = f", {clock((time.monotonic() - started) / behind * left)} left in all" if behind else ""
             print(f"\n[{number}/{len(to_do)}] {run.section} {run.name}{eta}", file=sys.stderr, flush=True)
             work, command = run.work(steps), [f"launch.{run.program}", *run.arguments(workdir, steps.stop)]
             note(run, command, workdir)
             yield command
             behind, left = behind + work, max(0.0, left - work)
+            steps = run.to_do(workdir)
 
-    all_jobs = [(f"{run.section}/{run.name}", programs(number, run)) for number, run in enumerate(to_do, 1)]
+    all_jobs = [(f"{run.section}/{run.name}", programs(k, run, steps)) for k, (run, steps) in enumerate(to_do, 1)]
     return jobs.run_side_by_side(all_jobs, at_once)
 
 
