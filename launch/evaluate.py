@@ -25,13 +25,14 @@ from bn_keras.paper.figure_4 import figure_4
 from bn_keras.progress import Progress
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.runs.run_directory import RunDirectory
-from bn_keras.runs.run_files import write_text
-from launch import program, records, weights
+from bn_keras.runs.run_files import replacing, write_text
+from launch import normalization, program, records, weights
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
 flags.adopt_module_key_flags(weights)
+flags.adopt_module_key_flags(normalization)
 flags.DEFINE_list("workdir", None, "Folder of a run; several, separated by commas, are an ensemble.", required=True)
 flags.register_validator("workdir", bool, "must name at least one run")
 flags.DEFINE_multi_enum(
@@ -39,12 +40,6 @@ flags.DEFINE_multi_enum(
     ["single_crop"],
     ["single_crop", "multicrop144"],
     "Crops of each image; give the flag twice for both. single_crop: the one that training evaluates on.",
-)
-flags.DEFINE_enum(
-    "statistics", "moving", ["moving", "population"], "Batch normalization by moving averages, or by Algorithm 2."
-)
-flags.DEFINE_integer(
-    "statistics_steps", 100, "How many training mini-batches population statistics are measured on.", 1
 )
 flags.DEFINE_integer(
     "batch_size",
@@ -59,7 +54,9 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "output_dir", None, "Folder of the results. Default: the run's; for an ensemble, the folder above its first run."
 )
-
+flags.DEFINE_integer(
+    "mistakes", 32, "Also draw this many of the wrongly classified images, those with the largest losses; 0: none.", 0
+)
 flags.DEFINE_boolean(
     "figure4", None, "Also write Figure 4 beside the paper's numbers. Default: only for 1,000 classes."
 )
@@ -80,6 +77,7 @@ def main() -> None:
 
     with program.loading_tensorflow():
         from bn_keras.evaluation.accuracy import evaluate
+        from bn_keras.evaluation.mistakes import WorstMistakes
         from bn_keras.evaluation.trained_network import image_view, load_network
         from bn_keras.input.run_batches import RunBatches
         from bn_keras.training.distribution import make_strategy
@@ -106,8 +104,9 @@ def main() -> None:
         batch_size = FLAGS.batch_size or (250 if crops == 1 else 8) * strategy.num_replicas_in_sync
         batches = fed[0].evaluation(batch_size=batch_size, view=image_view(configs[0], crops))
         progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), skipped)
+        mistakes = WorstMistakes(FLAGS.mistakes) if FLAGS.mistakes else None
         with fed[0].naming_damage("validation"):
-            evaluations = evaluate(models, batches, strategy, after_batch=progress.update)
+            evaluations = evaluate(models, batches, strategy, after_batch=progress.update, mistakes=mistakes)
         progress.close("finished")
         results += [
             Result(
@@ -122,6 +121,10 @@ def main() -> None:
         if evaluations[-1].confusion is not None:
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion.tolist(), dataset.class_names, protocol, path)
+        if mistakes and mistakes.found:
+            sheet = mistakes.sheet(dataset.class_names, f"{dataset.name}: worst mistakes, {protocol}")
+            with replacing(os.path.join(output_dir, f"mistakes_{protocol}.png")) as temporary:
+                sheet.save(temporary)
     write_results(results, class_scores(evaluations[-1].by_class.tolist()), dataset, output_dir)
     records.say_skipped(skipped)
 

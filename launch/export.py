@@ -22,12 +22,13 @@ from bn_keras.errors import InputError, first_line
 from bn_keras.input.shard_cache import on_this_machine
 from bn_keras.runs.run_directory import RunDirectory
 from data_prep.program import require
-from launch import program, records, weights
+from launch import normalization, program, records, weights
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(records)
 flags.adopt_module_key_flags(weights)
+flags.adopt_module_key_flags(normalization)
 flags.DEFINE_string("workdir", None, "Folder of the run that is exported.", required=True)
 flags.DEFINE_enum(
     "format",
@@ -36,15 +37,6 @@ flags.DEFINE_enum(
     "Format to write. saved_model includes the preprocessing of image files.",
 )
 flags.DEFINE_string("output", None, "The file to write; a SavedModel is a folder.", required=True)
-flags.DEFINE_enum(
-    "statistics",
-    "moving",
-    ["moving", "population"],
-    "Batch normalization by moving averages, or by Algorithm 2 on --data_dir.",
-)
-flags.DEFINE_integer(
-    "statistics_steps", 100, "How many training mini-batches population statistics are measured on.", 1
-)
 
 
 def main() -> None:

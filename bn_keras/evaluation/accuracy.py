@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from bn_keras.evaluation import multicrop
+from bn_keras.evaluation.mistakes import WorstMistakes, judge
 
 CALIBRATION_BINS = 15
 """Bins of equal width in (0, 1] for the expected calibration error, as many as Guo et al. (2017) take."""
@@ -98,7 +99,7 @@ class Evaluator:
 
         def replica_step(images, labels):
             logits = model(images, training=False)
-            return count_correct(logits, labels), _loss_sum(logits, labels)
+            return (count_correct(logits, labels), _loss_sum(logits, labels)), ()
 
         self._sum = _SumOverBatches(replica_step, strategy)
 
@@ -115,6 +116,7 @@ def evaluate(
     strategy: tf.distribute.Strategy,
     *,
     after_batch: Callable[[int], None] = lambda batch: None,
+    mistakes: WorstMistakes | None = None,
 ) -> list[Evaluation]:
     """Evaluates networks and, if there are several, their ensemble.
 
@@ -122,6 +124,7 @@ def evaluate(
       models: the networks, from images to logits, made under `strategy`.
       batches: a dataset of `validation_batches`, whose view is one crop, or the `multicrop.squares` of 144.
       after_batch: called after each batch with the number of batches that are done.
+      mistakes: takes note of the worst mistakes of the one network, or of the ensemble.
 
     Returns:
       One evaluation for each model and, of several, one more of the mean of their class probabilities.
@@ -131,9 +134,19 @@ def evaluate(
         probabilities = class_probabilities(models, views)
         if len(models) > 1:
             probabilities = tf.concat([probabilities, tf.reduce_mean(probabilities, 1, keepdims=True)], 1)
-        return [_tally(each, labels) for each in tf.unstack(probabilities, axis=1)]
+        each = tf.unstack(probabilities, axis=1)
+        return [_tally(own, labels) for own in each], judge(tf.math.log(each[-1]), labels)
 
-    tallies = _SumOverBatches(replica_step, strategy)(batches, after_batch)
+    def note(number, views, labels, judged):
+        if mistakes is not None:
+            shown = views[0] if isinstance(views, tuple) else views  # of 144 crops, the squares of the smallest scale
+            for images, *others in zip(
+                *map(strategy.experimental_local_results, (shown, labels, *judged)), strict=True
+            ):
+                mistakes.add(images[:, 1] if images.shape.rank == 5 else images, *others)
+        after_batch(number)
+
+    tallies = _SumOverBatches(replica_step, strategy)(batches, note)
     return [_evaluation(*tally) for tally in tallies]
 
 
@@ -159,26 +172,31 @@ def class_probabilities(models: Sequence[keras.Model], views: tf.Tensor | tuple[
 
 
 class _SumOverBatches:
-    """The sum of `function(images, labels)`, a structure of tensors, over replicas and batches."""
+    """The sum of what a function returns for each batch, over replicas and batches.
+
+    Args:
+      function: `function(images, labels)` returns two structures of tensors: what is summed, and what is not.
+      strategy: the strategy under which it runs.
+    """
 
     def __init__(self, function, strategy):
         @tf.function
         @tf.autograph.experimental.do_not_convert
         def step(images, labels):
-            results = strategy.run(function, args=(images, labels))
-            return tf.nest.map_structure(lambda result: strategy.reduce("SUM", result, axis=None), results)
+            summed, others = strategy.run(function, args=(images, labels))
+            return tf.nest.map_structure(lambda result: strategy.reduce("SUM", result, axis=None), summed), others
 
         self._step = step
         self._strategy = strategy
 
-    def __call__(self, batches, after_batch=lambda batch: None):
+    def __call__(self, batches, after_batch=lambda number, images, labels, others: None):
         if isinstance(batches, tf.data.Dataset):  # otherwise they are distributed already
             batches = self._strategy.experimental_distribute_dataset(batches)
         total = None
         for number, batch in enumerate(batches, start=1):
-            result = self._step(*batch)
+            result, others = self._step(*batch)
             total = result if total is None else tf.nest.map_structure(tf.add, total, result)
-            after_batch(number)
+            after_batch(number, *batch, others)
         return tf.nest.map_structure(lambda value: value.numpy(), total)
 
 

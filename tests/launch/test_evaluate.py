@@ -74,7 +74,12 @@ def test_members_and_ensemble_by_both_protocols(ensemble, trained_runs):
     table = (output / "figure4.md").read_text()
     assert table in printed and "| ensemble_5 | 144 | 1 |" in table and "beat its best member" in table
     assert {path.name for path in output.iterdir()} == {
-        *("evaluation.json", "evaluation.md", "figure4.md", "confusion_single_crop.png", "confusion_multicrop144.png")
+        *("evaluation.json", "evaluation.md", "figure4.md"),
+        *(
+            f"{what}_{protocol}.png"
+            for what in ("confusion", "mistakes")
+            for protocol in ("single_crop", "multicrop144")
+        ),
     }
 
 

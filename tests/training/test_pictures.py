@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from bn_keras import BatchNormalization, read_dataset
+from bn_keras.evaluation.mistakes import WorstMistakes, judge
 from bn_keras.runs import checkpoint
 from bn_keras.training import Outcome, make_config, train
-from bn_keras.training.pictures import Pictures, worst_mistakes
 
 
 def network(config):
@@ -38,10 +38,16 @@ def test_the_worst_mistakes_are_those_that_numpy_finds():
 
     model = keras.layers.Lambda(lambda x: tf.gather(logits.reshape(20, 3), tf.cast(x[:, 0, 0, 0], tf.int32)))
     batches = [(tf.constant(images[k]), tf.constant(labels[k])) for k in range(5)]
-    found = worst_mistakes(Pictures(model, batches=None)._judge, batches, 6)
+    mistakes = WorstMistakes(6)
+    for shown, classes in batches:
+        mistakes.add(shown, classes, *judge(tf.nn.log_softmax(model(shown)), classes))
+    found = mistakes.found
     assert [int(mistake.image[0, 0, 0]) for mistake in found] == expected.tolist()
     assert [mistake.label for mistake in found] == labels.reshape(-1)[expected].tolist()
     assert [mistake.answer for mistake in found] == logits.reshape(20, 3).argmax(1)[expected].tolist()
+    shares = (exponentials.max(2) / exponentials.sum(2)).reshape(-1)[expected]
+    np.testing.assert_allclose([mistake.probability for mistake in found], shares, rtol=1e-5)
+    np.testing.assert_allclose([mistake.loss for mistake in found], losses.reshape(-1)[expected], rtol=1e-5)
 
 
 def shown(run):
