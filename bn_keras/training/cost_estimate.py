@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from bn_keras.input.run_batches import RunBatches
+from bn_keras.progress import clock
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.distribution import distribute
 from bn_keras.training.process_settings import process_settings
@@ -44,7 +45,7 @@ def describe_cost(batches: RunBatches, strategy: tf.distribute.Strategy) -> str:
             f"memory of a device: about {_gigabytes(bytes_of_device(state.model, config))}{peak}",
             f"a step takes {seconds:.3g} s, {measured['images_per_second']:.3g} images a second, "
             f"{measured['input_wait']:.0%} of it waiting for input",
-            f"{config.steps:,} steps take about {_duration(config.steps * seconds)}, evaluations not counted",
+            f"{config.steps:,} steps take about {clock(config.steps * seconds)}, evaluations not counted",
         )
     )
 
@@ -68,13 +69,3 @@ def trainable_count(model: keras.Model) -> int:
 
 def _gigabytes(count):
     return f"{count / 1e9:.2f} GB"
-
-
-def _duration(seconds):
-    return (
-        f"{seconds / 86400:.1f} days"
-        if seconds > 86400
-        else f"{seconds / 3600:.1f} hours"
-        if seconds > 3600
-        else f"{seconds / 60:.1f} minutes"
-    )

@@ -21,10 +21,10 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from bn_keras import storage
+from bn_keras import markdown, storage
 
 VALIDATION = "accuracy/validation"
-"""Tag of the metric by which runs are compared, that of Figure 2."""
+"""Tag of the validation accuracy, which is Figure 2's curve and the metric in the table of runs."""
 
 _SCALARS = {
     "training": {
@@ -73,11 +73,10 @@ class TensorBoardWriter:
         known = {name: value for name, value in hyper_parameters.items() if value is not None}
         table = {"run": os.path.basename(storage.absolute(directory)), **known}
         columns = {name: HParam(_column(name), display_name=name) for name in table}
-        markdown = "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in table.items())])
         for summary in (
             hparams_config_pb(columns.values(), [Metric(VALIDATION, display_name="validation accuracy")], start),
             hparams_pb({columns[name]: value for name, value in table.items()}, start_time_secs=start),
-            text_pb("hyper-parameters", markdown),
+            text_pb("hyper-parameters", markdown.table(["setting", "value"], ([n, str(v)] for n, v in table.items()))),
             _layout_pb([*filter(None, hyper_parameters.get("monitor", "").split(","))]),
         ):
             self._add(summary, 0, start)
