@@ -1,4 +1,4 @@
-"""The one exception for input that cannot work, and what its message quotes of TensorFlow's errors."""
+"""The exceptions for input that cannot work, and the part of TensorFlow's errors that their messages quote."""
 
 import re
 
@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class LostWorkerError(InputError):
-    """Another worker process is gone. Started again, all of them together go on from the last checkpoint."""
+    """Another worker process is gone. When all of them are started again, they continue from the last checkpoint."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 

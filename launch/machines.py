@@ -56,8 +56,8 @@ def strategy_for(config: RunConfig, alone: bool) -> tuple[Any, RunConfig]:
 
     Args:
       config: the run's configuration.
-      alone: whether to use only this machine and wait for no other; the configuration is then for as many devices on
-        each machine of the cluster.
+      alone: whether to use only this machine and wait for no other. The configuration is nevertheless for the whole
+        cluster, each machine of which is assumed to have as many devices as this one.
     """
     from bn_keras.training.distribution import addresses, find_cluster, make_strategy, uses_gpus
     from bn_keras.training.process_settings import limit_threads

@@ -19,7 +19,7 @@ SMALL_RATE = 0.01  # of the initial rate: training at less hardly changes the we
 
 
 def describe(config: RunConfig, dataset: Dataset, strategy: Any) -> str:
-    """Lines on a run's data, network, batch and learning rate, and on what a person should know of them."""
+    """Describes a run's data, network, batch and learning rate, and warns of what a person may not expect of them."""
     from bn_keras.training.distribution import uses_gpus
     from bn_keras.training.learning_rate import learning_rate
 

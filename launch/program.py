@@ -61,7 +61,7 @@ _IN_BUCKETS = {"data_dir", "initial_weights", "output_dir", "workdir"}
 
 
 def _check_urls():
-    """Refuses URLs where a file of this machine is needed, and those of stores that do not answer."""
+    """Refuses a URL in a flag that needs a path of this machine, and a URL whose store does not answer."""
     for name in set(flags.FLAGS) - {"tpu"}:
         value = flags.FLAGS[name].value
         for path in value if isinstance(value, list) else [value]:

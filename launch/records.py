@@ -30,7 +30,11 @@ flags.DEFINE_string(
 
 
 def read_records(keep: bool = True) -> tuple[Dataset, SkippedRecords | None]:
-    """The data set of the flags, and the notes of which records are left out; `embedded_data` gets `keep`."""
+    """The data set that the flags name, and the counter of records that are left out; None where a bad one is an error.
+
+    Args:
+      keep: as in `embedded_data`.
+    """
     dataset = read_dataset(FLAGS.data_dir or embedded_data(keep), FLAGS.label_base, FLAGS.classes)
     return dataset, SkippedRecords() if FLAGS.on_bad == "skip" else None
 

@@ -29,7 +29,7 @@ def main() -> None:
     print(storage.read(table).decode())
     print(f"Figure 2: {storage.absolute(figure)}")
     print(f"Figure 3: {storage.absolute(table)}")
-    if not storage.is_remote(FLAGS.workdir):  # of which TensorBoard reads few
+    if not storage.is_remote(FLAGS.workdir):  # TensorBoard reads few kinds of buckets
         print(f"All curves: tensorboard --logdir={FLAGS.workdir}")
 
 

@@ -85,7 +85,9 @@ def main() -> int:
     )
     records.say_skipped(skipped)
     folder = os.path.dirname(directory.path) or "."
-    board = "" if is_remote(folder) else f"; see it with: tensorboard --logdir={folder}"  # which reads few stores
+    board = (
+        "" if is_remote(folder) else f"; see it with: tensorboard --logdir={folder}"
+    )  # TensorBoard reads few kinds of buckets
     print(f"{FLAGS.variant}: {outcome.value}{board}")
     return INTERRUPTED if outcome is Outcome.INTERRUPTED else status(outcome is Outcome.DIVERGED)
 
@@ -111,7 +113,7 @@ def profiled_steps(config: RunConfig) -> range:
         return range(0)
     first, _, last = FLAGS.profile.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise InputError(f"--profile={FLAGS.profile} is not FIRST:LAST, two steps of which the run's first is 1")
+        raise InputError(f"--profile={FLAGS.profile} is not FIRST:LAST, such as 100:110; the first step of a run is 1")
     if int(first) > config.steps:
         raise InputError(f"--profile={FLAGS.profile} begins after the last step: the run has {config.steps:,}")
     return range(int(first), int(last) + 1)

@@ -16,7 +16,7 @@ LISTS = {
     "bad.tsv": "bad, left out",
     "duplicates.tsv": "in training and validation",
 }
-"""The lists that `data_prep` writes beside its records, a line an image, and what they are of."""
+"""The lists that `data_prep` writes beside its records, with a line for each image, and what their images are."""
 
 _MOST_NAMES = 24  # of classes under a chart
 _SPLIT_COLORS = {"train": "tab:blue", "validation": "tab:orange"}
@@ -72,12 +72,12 @@ def read(dataset: Dataset, split: str) -> SplitPage:
 
 
 def listed(data_dir: str) -> dict[str, Counter[str]]:
-    """What `LISTS` says -> reason -> how many images; empty beside records that `data_prep` did not write."""
+    """{what the images of a list are: {reason: how many}}; nothing is listed beside records of another program."""
     found = {}
     for name, what in LISTS.items():
         path = os.path.join(data_dir, name)
         lines = storage.read(path).decode("utf-8", "replace").split("\n")[:-1] if storage.exists(path) else []
-        is_pair = name == "duplicates.tsv"  # whose second column is the other image
+        is_pair = name == "duplicates.tsv"  # its second column is the other image, not a reason
         found[what] = Counter("the same bytes" if is_pair else line.partition("\t")[2] for line in lines)
     return found
 

@@ -12,8 +12,13 @@ from bn_keras.input.dataset import Dataset
 
 
 def on_this_machine(dataset: Dataset, cache: str | None = None) -> Dataset:
-    """`cache_shards` where a cache is given, or where the records lie in a bucket: then it is by default `bn_keras` in
-    the system's folder for temporary files. Else the data set as it is."""
+    """The data set, with copies of its shards if a cache is given or if the records lie in a bucket.
+
+    Args:
+      dataset: the data set.
+      cache: as in `cache_shards`. Records of a bucket are copied also without one: to `bn_keras` in the system's folder
+        for temporary files.
+    """
     if not cache and not any(storage.is_remote(shard.path) for shard in dataset.splits["train"]):
         return dataset
     return cache_shards(dataset, cache or os.path.join(tempfile.gettempdir(), "bn_keras"))

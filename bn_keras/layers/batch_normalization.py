@@ -77,9 +77,9 @@ class BatchNormalization(keras.layers.Layer):
         training: bool. `layer.trainable = False` means inference, whatever `training` says.
         mask: bool, shape `inputs.shape[:-1]` or broadcastable to it. False positions do not enter the statistics.
 
-    A channel with one value has no variance (m > 1 is required, Section 3): in training its y is beta (with `renorm`,
-    what its averages make of it) and its moving averages stay. A layer warns of that once, except where only a mask or
-    a graph compiled by XLA would know.
+    A channel with one value has no variance (Section 3 requires m > 1): in training its y is beta (with `renorm`, it is
+    normalized by its averages), and its moving averages stay. A layer warns of that once, except where the count is
+    known only to a mask or to a graph that XLA compiles.
 
     Raises:
         ValueError: an argument out of range; a mask of the wrong rank.
@@ -300,7 +300,7 @@ class BatchNormalization(keras.layers.Layer):
         return ops.reshape(outputs, ops.shape(x)), moments
 
     def _channel_view(self, x, *parameters):
-        """x with its channels, or its activations, in one dimension; that dimension; the parameters likewise."""
+        """x with its channels (or its activations) in one dimension; this dimension; the parameters in its shape."""
         if not self.per_activation:
             return x, self.axis % len(x.shape), parameters
         flat = ops.reshape(x, (-1, math.prod(x.shape[1:])))

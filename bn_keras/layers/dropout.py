@@ -9,9 +9,9 @@ from bn_keras.layers.groups import Tensor
 class Dropout(keras.layers.Dropout):
     """`keras.layers.Dropout` with one mask per replica.
 
-    Keras draws the same mask on every replica, so that two replicas of 16 examples drop what one device would drop for
-    examples 1 to 16, twice. Here the replica's number is folded into the seed; one device is unchanged. The seed and
-    the count of masks drawn are in `model.variables`, so a checkpoint of those resumes with the very next mask.
+    Keras draws the same mask on every replica: two replicas of 16 examples both drop what one device drops of its first
+    16. Here the replica's number is folded into the seed, and one device draws the same masks as Keras. The seed and
+    the count of masks are in `model.variables`, so a run that resumes from a checkpoint of them draws the next mask.
     """
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:

@@ -226,7 +226,7 @@ def normalize_centred(
 
 
 FAR = 2.0
-"""x is centred if its mean is so many deviations from 0. If it is not centred, y errs by 8e-7 at 2, by 1.1e-6 at 4."""
+"""x is centred if its mean is more deviations from 0 than this. Uncentred, y errs by 8e-7 at 2 of them, 1.1e-6 at 4."""
 
 
 def _centre_where_far(images, data_format):

@@ -18,7 +18,7 @@ FIGURE_2 = "figure2.png"
 FIGURE_3 = "figure3.md"
 
 REFERENCE = "inception"
-"""The network to whose best accuracy Figure 3 counts the steps of every network."""
+"""Figure 3 counts the steps that each network needs to reach this network's best accuracy."""
 
 _IMAGENET_CLASSES = 1000
 

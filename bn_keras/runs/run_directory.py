@@ -245,9 +245,9 @@ class RunDirectory(Generic[Config]):
         }
 
     def finished(self: "RunDirectory[RunConfig]", config: RunConfig) -> bool:
-        """Whether nothing is left to do: the last step's model is there, or the run diverged, as it would again.
+        """Whether nothing is left to do: the last step's model is there, or the run diverged and would do so again.
 
-        The last step is that of `config`, or an earlier one at which its patience ends.
+        The last step is `config.steps`, or an earlier step at which its patience ends.
         """
         state = self._newest()
         found = self._read_config(state)

@@ -133,7 +133,7 @@ def newest(directory: str, read: Callable[[bytes], Value], kind: str = "") -> tu
     """(step, `read(content)`) of the newest checkpoint that is whole, or None; damaged ones are named.
 
     Args:
-      kind: "best" for those of best evaluations alone; "" for checkpoints, and those where there is none.
+      kind: "best" looks only at the checkpoints of best evaluations; "" looks at these last, after all others.
 
     Raises:
       PermissionError: a checkpoint may not be read.

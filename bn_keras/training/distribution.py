@@ -115,7 +115,7 @@ def _configure_devices(strategy, devices):
     if devices is not None and (devices < 1 or (strategy == "one_device" and devices != 1)):
         raise InputError(f"`devices={devices}` cannot work with `strategy={strategy}`: give another number")
     if devices and gpus and devices > len(gpus):
-        raise InputError(f"`devices={devices}`, but this machine has {len(gpus)} GPUs: give at most so many")
+        raise InputError(f"`devices={devices}`, but this machine has {len(gpus)} GPUs: give at most {len(gpus)}")
     if gpus:
         if devices:
             tf.config.set_visible_devices(gpus[:devices], "GPU")
@@ -222,7 +222,7 @@ _SLURM = (
 def _slurm_cluster():
     gpus = {}
     if not shutil.which("nvidia-smi"):
-        # TensorFlow leaves out the tasks of nodes without GPUs, which it would count: so it is told a number.
+        # TensorFlow counts the GPUs of each node and leaves out tasks without one, so it is told a number.
         gpus = {"gpus_per_node": 1024, "gpus_per_task": 1, "auto_set_gpu": False}
     try:
         # `srun --resv-ports` reserves ports of its own; 8888 is TensorFlow's default.
@@ -239,7 +239,7 @@ def _slurm_cluster():
         given = ", ".join(f"{name}={os.environ.get(name)}" for name in _SLURM)
         raise InputError(
             f"SLURM's variables name no cluster ({first_line(error)}; {given}): start with srun, which sets them, or "
-            "leave them out of account by `strategy=one_device` or `strategy=mirrored`"
+            "ignore them with `strategy=one_device` or `strategy=mirrored`"
         ) from None
     return cluster
 

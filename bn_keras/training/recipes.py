@@ -70,11 +70,12 @@ number of cores.
 """
 
 MOST_EPOCHS = 320
-"""Of a small recipe's run: 500 photos in 5,000 steps. A set of fewer images gets fewer steps in proportion."""
+"""Most epochs of a run by a recipe for small sets. 500 photos are seen so often in 5,000 steps; a set of fewer images
+gets fewer steps in proportion."""
 
 MOST_DECAYS = 112
-"""Most decays of the exponential schedule on a small data set, which end at 1% of the initial rate. BN-x30 has as many
-in 6 million steps."""
+"""Most decays of the exponential schedule on a small data set: the rate then ends at 1% of its initial value. On
+ImageNet, BN-x30's rate decays as often in its 6 million steps."""
 
 
 SCHEDULE_UNITS = 9
@@ -96,8 +97,8 @@ def make_config(
     Args:
       dataset: the data set to train on.
       variant: a key of `VARIANTS`, or a row of your own.
-      continued: the configuration of the run that continues, if one does. Its threads and its schedule are kept unless
-        others are given; the default schedule depends on the length of the run.
+      continued: the configuration of the run that is continued; None for a new run. Its threads and its schedule are
+        kept unless `changes` has others, because the default schedule depends on the length of the run.
       changes: fields of `RunConfig` and of `Variant`.
 
     Raises:
@@ -156,8 +157,8 @@ def _shortened(recipe, train_examples):
 
 
 _OF_WEIGHTS = "input_convention", "padding", "epsilon", "separable_stem", "projection_4c_4d"
-"""Settings that belong to a network's weights: a run that starts from another run's weights takes them over, and the
-width."""
+"""Settings that belong to a network's weights. A run that starts from another run's weights also takes these settings
+and the width from it."""
 
 
 def _source_of(initial_weights, variant, continued):
@@ -184,7 +185,7 @@ def _source_of(initial_weights, variant, continued):
 
 
 def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -> float:
-    """The schedule's unit of time, in epochs, that fits a run of so many examples.
+    """The schedule's unit of time, in epochs, that fits a run which sees `examples` images.
 
     The variants' schedules are made for ImageNet's epochs, but 167 photos are seen 320 times in 1,670 steps. The
     schedules "steps" and "cosine" become as long as the run. The exponential one keeps the variant's unit, unless the
@@ -196,6 +197,6 @@ def fitting_decay_epochs(variant: Variant, examples: int, train_examples: int) -
 
 
 def spanning_decay_epochs(schedule: str, examples: int, train_examples: int) -> float:
-    """The fewest epochs in a unit of time with which a schedule of so many units spans the run."""
+    """The fewest epochs in a unit of time with which the schedule spans a run of `examples` images."""
     units = MOST_DECAYS + 1 if schedule == "exponential" else SCHEDULE_UNITS
     return math.ceil(examples / units) / train_examples

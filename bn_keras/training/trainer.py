@@ -134,8 +134,8 @@ class Trainer:
         if config.initial_weights and directory.newest_step() is None:
             note(take_over(self.state.model, read_weights(config.initial_weights), config.initial_weights))
             self.state.optimizer.begin_averages()
-        # Restored twice: a checkpoint that does not fit fails before anything is written, and until `open` another
-        # process may train on.
+        # The state is restored twice. Here a checkpoint that does not fit is an error before anything is written. After
+        # `open` it is restored again, because until then another process may have trained in the directory.
         self.step = self._restore(directory)
         self.monitor = self._make_monitor() if config.monitor else None
         if config.pictures and self.agreement.workers > 1:

@@ -23,9 +23,9 @@ from bn_keras.training.soft_labels import SoftLabels, mixture_of
 class TrainingState:
     """All variables of a run, which a checkpoint holds: those of the model, of the optimizer, and running sums.
 
-    The sums are those of the curve's next row: its examples, their losses and right answers. A checkpoint can thus be
-    made between two rows. `step` counts steps and `examples` their images, `batch_size` in each step unless the batch
-    size was changed on the way.
+    The sums are for the curve's next row: its examples, their losses, and the right answers. A checkpoint can thus be
+    made between two rows. `step` counts steps and `examples` counts their images, because the batch size may be changed
+    during a run.
     """
 
     _OWN = ("step", "examples", "row_examples", "loss_sum", "correct", "best_step", "best_accuracy")
@@ -83,12 +83,13 @@ class TrainingState:
         """
         count: np.ndarray = np.zeros((), np.int64)
         fraction: np.ndarray = np.zeros((), np.float32)
-        arrays = {"best_step": count, "best_accuracy": fraction} | arrays  # which earlier versions lack
-        if "row_examples" not in arrays:  # nor did they count the examples of these sums
+        # Checkpoints of earlier versions lack some variables. These get their values before the first step.
+        arrays = {"best_step": count, "best_accuracy": fraction} | arrays
+        if "row_examples" not in arrays:  # the sums are then of unknown many examples
             arrays |= {"row_examples": count, "loss_sum": fraction, "correct": count}
-        paths = [statistic.path for statistic, _ in self._statistics()]
+        paths = [statistic.path for statistic, _ in self._statistics()]  # averages of statistics begin with these
         own = {f"optimizer/{kind}/{path}": f"model/{path}" for kind in ("average", "previous") for path in paths}
-        arrays = {copy: arrays[name] for copy, name in own.items() if name in arrays} | arrays  # lacked likewise
+        arrays = {copy: arrays[name] for copy, name in own.items() if name in arrays} | arrays
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != variable.shape:
                 found = f"of shape {arrays[name].shape}" if name in arrays else "missing"
@@ -204,10 +205,10 @@ def make_replica_step(state: TrainingState, config: RunConfig) -> Callable[..., 
     """Makes one replica's part of a step.
 
     Returns:
-      `replica_step(images, labels, rate, step, mixture)`, of which the first two are as in `training_batches` and the
-      last is `mixture_of` the step. It returns three scalars, the same on every replica: the mean loss of the whole
-      mini-batch, without L2, float32; how many answers were right, float32 (in a mixture, the label that has most of it
-      is right); and whether the gradients were finite, bool.
+      `replica_step(images, labels, rate, step, mixture)`. Images and labels are a mini-batch of `training_batches`,
+      and the mixture is `mixture_of` the step. It returns three scalars, the same on every replica: the mean loss of
+      the whole mini-batch, without L2, float32; the number of right answers, float32 (of a mixture, the right answer
+      is the label with the largest share); and whether the gradients were finite, bool.
     """
     weights = state.model.trainable_variables
     distort = PhotometricDistortion(config.variant.photometric_distortion) if config.distort_on == "device" else None
