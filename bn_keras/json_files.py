@@ -1,6 +1,6 @@
 """JSON files that a person, another program or a damaged disk may have written, read against a JSON Schema.
 
-    manifest = read_json(path, {"type": "object", "required": ["name"], "properties": {"name": TEXT}}, fix="...")
+    manifest = read_json(path, object_of(name=TEXT, counts=list_of(COUNT)), fix="...")
 
 The returned value fits the schema; otherwise an `InputError` of one line says where the file differs. A schema's
 `description` is what that message says was wanted.
@@ -10,6 +10,8 @@ import io
 import json
 import math
 import reprlib
+from collections.abc import Mapping
+from typing import Any
 
 from bn_keras.errors import InputError
 from bn_keras.storage import file_size, read
@@ -38,6 +40,21 @@ FILE_NAME = {
     "pattern": "\\A(?!\\.)[^/\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,255}\\Z",
     "description": "the name of a file in the same folder",
 }
+
+
+def object_of(optional: Mapping[str, dict] | None = None, **required: dict) -> dict:
+    """The schema of an object with these fields, each given with its schema. The object may have more."""
+    return {"type": "object", "required": [*required], "properties": {**required, **(optional or {})}}
+
+
+def list_of(item: dict, **bounds: int) -> dict:
+    """The schema of a list; `bounds` are `minItems` and `maxItems`."""
+    return {"type": "array", "items": item, **bounds}
+
+
+def map_of(value: dict, **rules: Any) -> dict:
+    """The schema of an object whose fields have names of their own; `rules` are `required` and `propertyNames`."""
+    return {"type": "object", **rules, "additionalProperties": value}
 
 
 def read_bytes(path: str, fix: str) -> bytes:

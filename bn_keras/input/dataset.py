@@ -10,7 +10,7 @@ import itertools
 import os
 
 from bn_keras.errors import InputError
-from bn_keras.json_files import COUNT, FILE_NAME, parse_json, read_bytes
+from bn_keras.json_files import COUNT, FILE_NAME, list_of, map_of, object_of, parse_json, read_bytes
 from bn_keras.storage import file_size
 
 MANIFEST = "dataset.json"
@@ -19,33 +19,17 @@ VERSION = 1
 RECORD_FRAME = 16
 """Bytes that a TFRecord file adds to each record: its length and two checksums."""
 
-_SHARD_SCHEMA = {
-    "type": "object",
-    "required": ["file", "examples", "bytes"],
-    "properties": {"file": FILE_NAME, "examples": COUNT, "bytes": COUNT},
-}
-_SCHEMA = {
-    "type": "object",
-    "required": ["format", "version", "name", "class_names", "label_base", "channels", "short_side", "splits"],
-    "properties": {
-        "format": {"const": FORMAT},
-        "version": {"const": VERSION},
-        "name": {"type": "string"},
-        "class_names": {"type": "array", "items": {"type": "string"}, "minItems": 2},
-        "label_base": {"type": "integer", "enum": [0, 1]},
-        "channels": {"type": "integer", "enum": [1, 3]},
-        "short_side": {"type": "object", "required": ["median"], "properties": {"median": COUNT}},
-        "splits": {
-            "type": "object",
-            "required": ["train", "validation"],
-            "additionalProperties": {
-                "type": "object",
-                "required": ["shards"],
-                "properties": {"shards": {"type": "array", "items": _SHARD_SCHEMA}},
-            },
-        },
-    },
-}
+_SHARD_SCHEMA = object_of(file=FILE_NAME, examples=COUNT, bytes=COUNT)
+_SCHEMA = object_of(
+    format={"const": FORMAT},
+    version={"const": VERSION},
+    name={"type": "string"},
+    class_names=list_of({"type": "string"}, minItems=2),
+    label_base={"type": "integer", "enum": [0, 1]},
+    channels={"type": "integer", "enum": [1, 3]},
+    short_side=object_of(median=COUNT),
+    splits=map_of(object_of(shards=list_of(_SHARD_SCHEMA)), required=["train", "validation"]),
+)
 
 
 @dataclasses.dataclass(frozen=True)

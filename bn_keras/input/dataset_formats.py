@@ -15,7 +15,7 @@ import struct
 from bn_keras.errors import InputError
 from bn_keras.input.dataset import MANIFEST, RECORD_FRAME, Dataset, Shard, check_shards, read_manifest
 from bn_keras.input.image_header import read_header
-from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, read_bytes, read_json
+from bn_keras.json_files import COUNT_TEXT, FILE_NAME, TEXT, list_of, map_of, object_of, read_bytes, read_json
 from bn_keras.storage import exists, file_size, is_folder, is_remote
 
 TFDS_INFO, TFDS_FEATURES = "dataset_info.json", "features.json"
@@ -25,58 +25,16 @@ MOST_CLASSES = 1_000_000
 
 _SHARD_NAME = re.compile(r"(train|validation)-(\d{1,9})-of-(\d{1,9})")
 _TEMPLATE_PARTS = ("DATASET", "SPLIT", "FILEFORMAT", "SHARD_INDEX", "NUM_SHARDS", "SHARD_X_OF_Y")
-_INFO_SCHEMA = {
-    "type": "object",
-    "required": ["name", "splits"],
-    "properties": {
-        "name": FILE_NAME,
-        "fileFormat": TEXT,
-        "splits": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "properties": {
-                    "name": FILE_NAME,
-                    "shardLengths": {"type": "array", "items": COUNT_TEXT},
-                    "filepathTemplate": {
-                        "type": "string",
-                        "pattern": rf"\A([\w.-]|\{{({'|'.join(_TEMPLATE_PARTS)})\}})*\Z",
-                        "description": f"a file's name with {', '.join(_TEMPLATE_PARTS)} in braces",
-                    },
-                },
-            },
-        },
-    },
+_TEMPLATE = {
+    "type": "string",
+    "pattern": rf"\A([\w.-]|\{{({'|'.join(_TEMPLATE_PARTS)})\}})*\Z",
+    "description": f"a file's name with {', '.join(_TEMPLATE_PARTS)} in braces",
 }
-_FEATURES_SCHEMA = {
-    "type": "object",
-    "required": ["featuresDict"],
-    "properties": {
-        "featuresDict": {
-            "type": "object",
-            "required": ["features"],
-            "properties": {
-                "features": {
-                    "type": "object",
-                    "propertyNames": {"pattern": "\\A[^\x00-\x1f\ud800-\udfff]+\\Z", "description": "a feature's name"},
-                    "additionalProperties": {
-                        "type": "object",
-                        "required": ["pythonClassName"],
-                        "properties": {
-                            "pythonClassName": TEXT,
-                            "classLabel": {
-                                "type": "object",
-                                "required": ["numClasses"],
-                                "properties": {"numClasses": COUNT_TEXT},
-                            },
-                        },
-                    },
-                }
-            },
-        }
-    },
-}
+_SPLIT_SCHEMA = object_of({"shardLengths": list_of(COUNT_TEXT), "filepathTemplate": _TEMPLATE}, name=FILE_NAME)
+_INFO_SCHEMA = object_of({"fileFormat": TEXT}, name=FILE_NAME, splits=list_of(_SPLIT_SCHEMA))
+_FEATURE_NAME = {"pattern": "\\A[^\x00-\x1f\ud800-\udfff]+\\Z", "description": "a feature's name"}
+_FEATURE_SCHEMA = object_of({"classLabel": object_of(numClasses=COUNT_TEXT)}, pythonClassName=TEXT)
+_FEATURES_SCHEMA = object_of(featuresDict=object_of(features=map_of(_FEATURE_SCHEMA, propertyNames=_FEATURE_NAME)))
 
 
 def read_dataset(data_dir: str, label_base: int | None = None, classes: int | None = None) -> Dataset:

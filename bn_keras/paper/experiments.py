@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from bn_keras.networks.variants import PAPER_BATCH_SIZE, VARIANTS
@@ -175,34 +176,33 @@ def plan(
       data_dir: the records for all runs; None for the embedded digits.
       training: flags for every run of `launch/train`, such as `width="0.5"`.
     """
-    first = seeds[0]
-    runs = []
-    if gray:
-        runs += [
-            Experiment(
-                section="figure1", name=f"mnist-{seed}", program="mnist", flags={"seed": seed}, steps=mnist_steps
-            )
-            for seed in seeds
-        ]
+    data = {"data_dir": data_dir} if data_dir else {}
+    shared = {"mnist": data, "train": {**training, **data}}
+    runs = _runs(seeds, steps, eval_every, mnist_steps, gray)
+    return [dataclasses.replace(run, flags={**shared[run.program], **run.flags}) for run in runs]
+
+
+def _runs(seeds, steps, eval_every, mnist_steps, gray) -> Iterator[Experiment]:
+    """The runs of `plan`, without the flags that they share."""
     flags: dict[str, Any]
-    every = {"eval_every": eval_every}
+    first, every = {"seed": seeds[0]}, {"eval_every": eval_every}
+    for seed in seeds if gray else ():
+        name = f"mnist-{seed}"
+        yield Experiment(section="figure1", name=name, program="mnist", flags={"seed": seed}, steps=mnist_steps)
     for seed in seeds:
-        runs += [
-            _training("figure2", f"{name}-{seed}", name, steps, until_flat=True, seed=seed, **every)
-            for name in FIGURE_2_VARIANTS
-        ]
-    accelerated = VARIANTS["bn_x5"]
+        for name in FIGURE_2_VARIANTS:
+            yield _training("figure2", f"{name}-{seed}", name, steps, until_flat=True, seed=seed, **every)
     for seed in seeds:
         for field in CHANGES:
-            flags = {field: getattr(accelerated, field), "seed": seed, **every}
-            runs.append(_training("changes", f"{field}-{seed}", "bn_baseline", steps, **flags))
+            change = {field: getattr(VARIANTS["bn_x5"], field)}
+            yield _training("changes", f"{field}-{seed}", "bn_baseline", steps, **change, seed=seed, **every)
     for factor in RATE_FACTORS:
         for name in ("inception", "bn_baseline"):
-            flags = {"learning_rate": VARIANTS[name].learning_rate * factor, "seed": first}
+            flags = {"learning_rate": VARIANTS[name].learning_rate * factor, **first}
             flags["eval_every"] = min(_DIVERGENCE_STEPS, eval_every)
-            runs.append(_training("divergence", f"{name}-x{factor}", name, _DIVERGENCE_STEPS, **flags))
-    flags = {"seed": first, "eval_every": _EARLY_EVALUATION, "population_statistics": _EARLY_BATCHES}
-    runs.append(_training("early", f"bn_x5-{first}", "bn_x5", _EARLY_STEPS, **flags))
+            yield _training("divergence", f"{name}-x{factor}", name, _DIVERGENCE_STEPS, **flags)
+    flags = {**first, "eval_every": _EARLY_EVALUATION, "population_statistics": _EARLY_BATCHES}
+    yield _training("early", f"bn_x5-{seeds[0]}", "bn_x5", _EARLY_STEPS, **flags)
     for seed in seeds:
         for kind, (_, over) in STATISTICS.items():
             for batch in BATCH_SIZES:
@@ -210,9 +210,4 @@ def plan(
                 if (kind == "virtual" and batch <= PAPER_BATCH_SIZE) or (batch < 4 and "devices" in over):
                     continue
                 flags = {"seed": seed, "eval_every": max(1, eval_every * PAPER_BATCH_SIZE // batch), **over}
-                runs.append(
-                    _training("batch_size", f"{kind}-{batch}-{seed}", "bn_x5", steps, batch_size=batch, **flags)
-                )
-    data = {"data_dir": data_dir} if data_dir else {}
-    shared = {"mnist": data, "train": {**training, **data}}
-    return [dataclasses.replace(run, flags={**shared[run.program], **run.flags}) for run in runs]
+                yield _training("batch_size", f"{kind}-{batch}-{seed}", "bn_x5", steps, batch_size=batch, **flags)

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 
 from bn_keras import storage
-from bn_keras.json_files import COUNT, TEXT, read_json, read_json_lines
+from bn_keras.json_files import COUNT, TEXT, list_of, object_of, read_json, read_json_lines
 from bn_keras.markdown import mean_and_range, percent, table
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper import figure_1, figures_2_and_3
@@ -34,16 +34,8 @@ PAGES = "results"
 HOLDS, FAILS = "holds", "does not hold"
 
 _CLAIM = {"type": "array", "prefixItems": [TEXT, TEXT, TEXT, {"type": ["boolean", "null"]}], "minItems": 4}
-_CLAIMS_SCHEMA = {
-    "type": "object",
-    "required": ["title", "made_on", "claims"],
-    "properties": {"title": TEXT, "made_on": TEXT, "claims": {"type": "array", "items": _CLAIM}},
-}
-_LOG_SCHEMA = {
-    "type": "object",
-    "required": ["cpu", "cores", "tensorflow", "commit"],
-    "properties": {"cpu": TEXT, "cores": COUNT, "tensorflow": TEXT, "commit": TEXT},
-}
+_CLAIMS_SCHEMA = object_of(title=TEXT, made_on=TEXT, claims=list_of(_CLAIM))
+_LOG_SCHEMA = object_of(cpu=TEXT, cores=COUNT, tensorflow=TEXT, commit=TEXT)
 
 
 def write_results(workdir: str, output_dir: str, name: str, command: str) -> list[str]:
@@ -206,67 +198,48 @@ def _claims_of_4_2_2(rows):
     A network is faster than Inception only if it reaches the best accuracy of Inception's run with every seed.
     """
 
-    def best(name):
-        accuracies = rows[name].max_accuracies()
-        return statistics.mean(accuracies) if accuracies else None
+    reference = rows[figures_2_and_3.REFERENCE]
+    best = {name: statistics.mean(found) for name, row in rows.items() if (found := row.max_accuracies())}
 
-    def faster(claim, paper, name, test: Callable):
-        row, reference = rows[name], rows[figures_2_and_3.REFERENCE]
-        ratios = [ratio for _, ratio in figures_2_and_3.compared_with_reference(row, reference)]
+    def faster(name, claim, paper, test: Callable):
+        row = rows[name]
         if not figures_2_and_3.comparable(row, reference):
             return (claim, paper, "", None)
+        ratios = [ratio for _, ratio in figures_2_and_3.compared_with_reference(row, reference)]
         if len(ratios) < len(row.runs):
             return (claim, paper, f"reached in {len(ratios)} of {len(row.runs)} runs", False)
-        speed_up = statistics.mean(ratios)
-        return (claim, paper, f"{speed_up:.1f}x", test(speed_up))
+        return (claim, paper, f"{statistics.mean(ratios):.1f}x", test(statistics.mean(ratios)))
 
-    def judged(claim, paper, value, form: Callable, test: Callable):
-        return (claim, paper, "" if value is None else form(value), None if value is None else test(value))
-
-    def more(name, other):
-        one, two = best(name), best(other)
-        return None if one is None or two is None else one - two
-
-    def points(value):
-        return f"{100 * value:+.1f} points"
+    def ahead_of_bn_x5(name, claim, test: Callable):
+        theirs = PUBLISHED[name].max_accuracy - PUBLISHED["bn_x5"].max_accuracy
+        if not {name, "bn_x5"} <= best.keys():
+            return (claim, f"{100 * theirs:+.1f} points", "", None)
+        ours = best[name] - best["bn_x5"]
+        return (claim, f"{100 * theirs:+.1f} points", f"{100 * ours:+.1f} points", test(ours))
 
     claims = [
         faster(
+            name,
             f"{VARIANTS[name].title} matches Inception in fewer steps",
             f"{PUBLISHED[name].speed_up:.1f}x",
-            name,
             lambda ratio: ratio > 1,
         )
         for name in ("bn_baseline", "bn_x5", "bn_x30")
     ]
     claims += [
-        faster("BN-x5 is at least 14 times faster than Inception", "14.8x", "bn_x5", lambda ratio: ratio >= 14),
-        judged(
-            "BN-x30 starts more slowly than BN-x5 and ends higher",
-            points(PUBLISHED["bn_x30"].max_accuracy - PUBLISHED["bn_x5"].max_accuracy),
-            more("bn_x30", "bn_x5"),
-            points,
-            lambda difference: difference > 0,
-        ),
-        judged(
+        faster("bn_x5", "BN-x5 is at least 14 times faster than Inception", "14.8x", lambda ratio: ratio >= 14),
+        ahead_of_bn_x5("bn_x30", "BN-x30 starts more slowly than BN-x5 and ends higher", lambda points: points > 0),
+        ahead_of_bn_x5(
+            "bn_x5_sigmoid",
             "BN-x5-Sigmoid learns, below the networks with ReLU",
-            points(PUBLISHED["bn_x5_sigmoid"].max_accuracy - PUBLISHED["bn_x5"].max_accuracy),
-            more("bn_x5_sigmoid", "bn_x5"),
-            points,
-            lambda difference: difference < 0 and best("bn_x5_sigmoid") > 0.5,
+            lambda points: points < 0 and best["bn_x5_sigmoid"] > 0.5,
         ),
     ]
-    sigmoid = rows["inception_sigmoid"]
-    classes = sigmoid.runs[0].config.classes if sigmoid.runs else 1
-    claims.append(
-        judged(
-            "Inception with sigmoid stays at chance",
-            "1/1000",
-            best("inception_sigmoid"),
-            lambda value: f"{percent(value)} of 1/{classes}",
-            lambda value: value < 1.5 / classes,
-        )
-    )
+    sigmoid, here, holds = rows["inception_sigmoid"], "", None
+    if (share := best.get("inception_sigmoid")) is not None:
+        chance = sigmoid.runs[0].config.classes
+        here, holds = f"{percent(share)} of 1/{chance}", share < 1.5 / chance
+    claims.append(("Inception with sigmoid stays at chance", "1/1000", here, holds))
     fast = rows["inception_x5"]
     diverged = f"{len(fast.diverged())} of {len(fast.runs)} runs diverged" if fast.runs else ""
     holds = len(fast.diverged()) == len(fast.runs) if fast.runs else None

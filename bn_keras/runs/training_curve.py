@@ -15,7 +15,7 @@ import json
 import os
 
 from bn_keras import storage
-from bn_keras.json_files import COUNT, NUMBER, TEXT, read_json_lines
+from bn_keras.json_files import COUNT, NUMBER, TEXT, list_of, map_of, read_json_lines
 from bn_keras.networks.variants import PAPER_BATCH_SIZE
 from bn_keras.runs.run_files import note, replacing
 
@@ -37,8 +37,8 @@ MEASURED = (
 _COUNTED = ("validation", "ema", "population", "test")  # "test" is Section 4.1's
 _COUNTS = ["examples", "top1", "of"]
 _THREE = {"minItems": 3, "maxItems": 3}  # Figure 1's percentiles
-_LOOKS = {"type": "object", "additionalProperties": {"type": "array", "items": NUMBER, **_THREE}}
-_UNITS = {"type": "array", "items": NUMBER, "minItems": 100, "maxItems": 100}
+_LOOKS = map_of(list_of(NUMBER, **_THREE))
+_UNITS = list_of(NUMBER, minItems=100, maxItems=100)
 _ROW = {
     "type": "object",
     "required": ["kind", "step"],
@@ -50,7 +50,7 @@ _ROW = {
         "reason": TEXT,
         "network": {"enum": ["without_bn", "with_bn"]},
         "percentiles": {"type": "array", **_THREE},
-        "layers": {"type": "object", "additionalProperties": _LOOKS},
+        "layers": map_of(_LOOKS),
     },
     "allOf": [
         {"if": {"properties": {"kind": {"const": kind}}}, "then": fields}

@@ -12,19 +12,12 @@ from typing import Any, Protocol
 
 from bn_keras import storage
 from bn_keras.errors import InputError, first_line
-from bn_keras.json_files import COUNT, TEXT, read_json
+from bn_keras.json_files import COUNT, TEXT, map_of, object_of, read_json
 from bn_keras.runs.run_files import write_text
 from bn_keras.training.tensorboard import scalars
 
 FILE = "trackers.json"
-_SCHEMA = {
-    "type": "object",
-    "additionalProperties": {
-        "type": "object",
-        "required": ["run", "rows"],
-        "properties": {"run": TEXT, "rows": COUNT},
-    },
-}
+_SCHEMA = map_of(object_of(run=TEXT, rows=COUNT))
 
 
 class Tracker(Protocol):
