@@ -63,6 +63,7 @@ def main(paths: list[str]) -> int:
     progress, begun = Progress("predict", len(images)), time.monotonic()
     probabilities = classifier.predict(images, bad=bad, after_batch=progress.update)
     ended = time.monotonic()
+    progress.close("finished")
     unreadable = {path for path, _ in bad}
     answers = [
         (image, best_of(row, classifier.class_names))
