@@ -104,7 +104,7 @@ def main() -> None:
         batch_size = FLAGS.batch_size or (250 if crops == 1 else 8) * strategy.num_replicas_in_sync
         batches = fed[0].evaluation(batch_size=batch_size, view=image_view(configs[0], crops))
         progress = Progress(protocol, -(-dataset.examples("validation") // batch_size), skipped)
-        mistakes = WorstMistakes(FLAGS.mistakes) if FLAGS.mistakes else None
+        mistakes = WorstMistakes(FLAGS.mistakes)
         with fed[0].naming_damage("validation"):
             evaluations = evaluate(models, batches, strategy, after_batch=progress.update, mistakes=mistakes)
         progress.close("finished")
@@ -121,7 +121,7 @@ def main() -> None:
         if evaluations[-1].confusion is not None:
             path = os.path.join(output_dir, f"confusion_{protocol}.png")
             draw_confusion(evaluations[-1].confusion.tolist(), dataset.class_names, protocol, path)
-        if mistakes and mistakes.found:
+        if mistakes.found:
             sheet = mistakes.sheet(dataset.class_names, f"{dataset.name}: worst mistakes, {protocol}")
             with replacing(os.path.join(output_dir, f"mistakes_{protocol}.png")) as temporary:
                 sheet.save(temporary)
