@@ -23,7 +23,7 @@ MAY_IMPORT = {
         "runs": {"errors", "storage", "json_files", "networks", "runs", "settings"},
         "input": _INPUT | {"markdown", "plots"},
         "evaluation": _EVALUATION | {"markdown", "plots"},
-        "training": _EVALUATION | {"lazy_names", "progress", "training"},
+        "training": _EVALUATION | {"lazy_names", "markdown", "progress", "training"},
         "paper": _EVALUATION | {"progress", "markdown", "plots", "paper"},
     },
     "data_prep": {

@@ -54,7 +54,7 @@ class Classifier:
                 raise InputError(f"{run.path} and {runs[0].path} know different classes")
         self.models = [load_network(run, weights=weights) for run in runs]
         shown = tuple(_shown(model, crops) for model in self.models)
-        self._probabilities = tf.function(self._mean_probabilities, input_signature=[shown])
+        self._probabilities = tf.function(self._mean_probabilities, input_signature=[shown], autograph=False)
         self._body = functools.cache(self._make_body)
 
     @property
