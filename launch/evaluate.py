@@ -118,15 +118,20 @@ def main() -> None:
             )
             for networks, evaluation in zip(members, evaluations, strict=True)
         ]
-        if evaluations[-1].confusion is not None:
-            path = os.path.join(output_dir, f"confusion_{protocol}.png")
-            draw_confusion(evaluations[-1].confusion.tolist(), dataset.class_names, protocol, path)
-        if mistakes.found:
-            sheet = mistakes.sheet(dataset.class_names, f"{dataset.name}: worst mistakes, {protocol}")
-            with replacing(os.path.join(output_dir, f"mistakes_{protocol}.png")) as temporary:
-                sheet.save(temporary)
+        draw_pictures(evaluations[-1], mistakes, dataset, protocol, output_dir)
     write_results(results, class_scores(evaluations[-1].by_class.tolist()), dataset, output_dir)
     records.say_skipped(skipped)
+
+
+def draw_pictures(evaluation: Any, mistakes: Any, dataset: Dataset, protocol: str, output_dir: str) -> None:
+    """Draws the confusions of the one network, or of the ensemble, and its worst mistakes."""
+    if evaluation.confusion is not None:
+        path = os.path.join(output_dir, f"confusion_{protocol}.png")
+        draw_confusion(evaluation.confusion.tolist(), dataset.class_names, protocol, path)
+    if mistakes.found:
+        sheet = mistakes.sheet(dataset.class_names, f"{dataset.name}: worst mistakes, {protocol}")
+        with replacing(os.path.join(output_dir, f"mistakes_{protocol}.png")) as temporary:
+            sheet.save(temporary)
 
 
 def write_results(results: list[Result], scores: list[ClassScores], dataset: Dataset, output_dir: str) -> None:
