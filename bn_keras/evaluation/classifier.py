@@ -51,7 +51,9 @@ class Classifier:
         self.class_names = runs[0].read_class_names()
         for run in runs[1:]:
             if run.read_class_names() != self.class_names:
-                raise InputError(f"{run.path} and {runs[0].path} know different classes")
+                raise InputError(
+                    f"{run.path} and {runs[0].path} know different classes, so they are no ensemble: give one of them"
+                )
         self.models = [load_network(run, weights=weights) for run in runs]
         shown = tuple(_shown(model, crops) for model in self.models)
         self._probabilities = tf.function(self._mean_probabilities, input_signature=[shown], autograph=False)

@@ -108,7 +108,7 @@ def read_network(
         note(f"{directory.path} is at step {step} of {config.steps}")
     if config.builder and network is None:
         raise InputError(
-            f"{directory.path} has no model of its step {step}, and its network is of the function "
+            f"{directory.path} has no model of its step {step}, and its network is built by the function "
             f"{config.builder}: train it to its end and take `weights=last`, or give that function as `network`"
         )
     with building(config):

@@ -49,7 +49,7 @@ def _find(model, name):
     layer_name, _, feature_map = name.partition(":")
     layers = {layer.name: layer for layer in model.layers if isinstance(layer, keras.layers.Activation)}
     if layer_name not in layers:
-        raise InputError(f"`monitor={name}`: the network has {', '.join(layers)}")
+        raise InputError(f"`monitor={name}` is none of the network's nonlinearities, which are {', '.join(layers)}")
     maps = layers[layer_name].input.shape[-1]
     if not (feature_map or "0").isdecimal() or int(feature_map or 0) >= maps:
         raise InputError(f"`monitor={name}`: {layer_name} has the feature maps 0 to {maps - 1}")

@@ -49,7 +49,7 @@ def take_over(model: keras.Model, weights: Weights, source: str) -> str:
         else:
             left.append(layer.name)
     if len(left) == len(layers):
-        raise InputError(f"`initial_weights={source}`: no layer fits this network by name and shape")
+        raise InputError(f"`initial_weights={source}`: no layer fits this network by name and shape: give others")
     others = f", not {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
     return f"{len(layers) - len(left)} of {len(layers)} layers begin with the weights of {source}{others}"
 
@@ -75,7 +75,7 @@ def freeze(model: keras.Model, config: RunConfig) -> None:
         else:
             layer.trainable = False
     if not model.trainable_variables:
-        raise InputError(f"`freeze={config.freeze}` leaves nothing to train")
+        raise InputError(f"`freeze={config.freeze}` leaves nothing to train: give an earlier layer, or `body`")
 
 
 def _index(names, name):

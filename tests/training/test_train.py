@@ -127,7 +127,7 @@ def test_a_run_whose_statistics_were_not_averaged_goes_on_with_averages_that_beg
 def test_before_its_end_a_network_of_ones_own_is_loaded_by_its_function_alone(dataset, mine, tmp_path):
     copy = shutil.copytree(mine, tmp_path / "run")
     (copy / "model.keras").unlink()
-    with pytest.raises(InputError, match=r"network is of the function my_network: .*or give that function as"):
+    with pytest.raises(InputError, match=r"network is built by the function my_network: .*or give that function as"):
         load_network(str(copy))
     images = np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 1)).astype("float32")
     found, expected = load_network(str(copy), network=my_network)(images), load_network(str(mine))(images)
