@@ -44,15 +44,10 @@ class Pictures:
         captions = [dataset.class_names[label] for label in labels.numpy()[:count]]
         title = f"{dataset.name}: training, after {examples:,} examples"
         sheets = {"training_images": contact_sheet(images.numpy()[:count], captions, title=title, **_LAYOUT)}
-        mistakes = self.worst_mistakes(validation)
+        mistakes = WorstMistakes(count)
+        for images, labels in validation:
+            mistakes.add(images, labels, *self._judged(images, labels))
         if mistakes.found:
             title = f"{dataset.name}: worst mistakes, after {examples:,} examples"
             sheets["worst_mistakes"] = mistakes.sheet(dataset.class_names, title, **_LAYOUT)
         return sheets
-
-    def worst_mistakes(self, validation: Iterable) -> WorstMistakes:
-        """The worst mistakes of the network in all batches."""
-        mistakes = WorstMistakes(self._batches.config.pictures)
-        for images, labels in validation:
-            mistakes.add(images, labels, *self._judged(images, labels))
-        return mistakes
