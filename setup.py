@@ -78,8 +78,8 @@ setup(
         "imagenet": ["scipy>=1.14"],
         "beam": ["apache-beam>=2.77"],
         "remote": ["fsspec>=2024.2"],
-        "parquet": ["pyarrow>=18"],
-        "zip": ["isal>=1.7"],  # inflates faster than Python's zlib
+        "parquet": ["isal>=1.7", "pyarrow>=18"],
+        "zip": ["isal>=1.7"],  # inflates and takes checksums faster than Python's zlib
         "tfds": ["importlib_resources>=6.4", "tensorflow-datasets>=4.9.10"],  # which imports it without asking for it
         "heic": ["pillow-heif>=0.22"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16"],

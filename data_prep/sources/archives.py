@@ -1,7 +1,8 @@
 """Finds a split's images: in a folder of class folders, an archive, a folder in an archive, or several archives.
 
 A folder in an archive is written like a folder in a folder: `data.zip/train`. Tar and zip archives are read where they
-are. Archives that can only be read in order are unpacked beside the plan: gzip to its tar, Parquet to its images.
+are, and so is Parquet whose images are not compressed. Archives that can only be read in order are unpacked beside the
+plan: gzip to its tar, compressed Parquet to its images.
 """
 
 import functools
@@ -64,8 +65,9 @@ class Place:
 
     @functools.cached_property
     def is_unpacked(self) -> bool:
-        """Whether its archives can only be read in order."""
-        return any(_kind(self.file(archive)) in ("gzip", "parquet") for archive in self.archives)
+        """Whether some of its archives can only be read in order."""
+        kinds = {file: _kind(file) for file in map(self.file, self.archives)}
+        return any(kind == "gzip" or (kind == "parquet" and parquet.is_copied(file)) for file, kind in kinds.items())
 
     def source(self, unpacked: str) -> str:
         """The folder or archive to which its images' offsets refer; `unpacked` is the folder to unpack into."""
@@ -306,8 +308,10 @@ def images(place: Place, unpacked: Unpacked, found: Found, label_column: str = "
     if _kind(place.file(place.archives[0])) == "parquet":
         listed = []
         for archive in place.archives:
-            target = storage.join(unpacked.folder, unpacked.name(place.file(archive), "images"))
-            listed += parquet.images(place.file(archive), bool(archive), target, found, label_column)
+            file, target = place.file(archive), ""
+            if place.is_unpacked:
+                target = storage.join(unpacked.folder, unpacked.name(file, "images"))
+            listed += parquet.images(file, _reader(file), bool(archive), target, found, label_column)
         return listed
     labels = _Labels()
     members = (image for archive in place.archives for image in _members(place, archive, unpacked, labels, found))

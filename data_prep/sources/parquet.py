@@ -1,18 +1,23 @@
 """Reads images and labels from Parquet files, as Hugging Face's `datasets` writes them, with pyarrow.
 
-A column of images holds files: a struct of `bytes` and `path`, or only bytes. The rows of a group are compressed
-together, so all images are first copied out, in order, to a file in which each can be found.
+A column of images holds files: a struct of `bytes` and `path`, or only bytes. Images that are not compressed are read
+where they are, like those in a tar. Otherwise the images of a group of rows are compressed together, so all are first
+copied out, in order, to a file in which each can be found.
 """
 
+import contextlib
 import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from data_prep import storage
 from data_prep.errors import InputError
+from data_prep.formats import parquet_pages
+from data_prep.formats.parquet_pages import Place, Read
 from data_prep.program import require
 from data_prep.sources.dataset import MOST_CLASSES, Found, Image
 
@@ -22,99 +27,176 @@ LABELS = ("label", "labels", "fine_label", "class", "cls", "category", "target",
 _NAMED = re.compile(
     r"(.*?)(?:_(n\d{8}))?(\.JPEG)", re.DOTALL
 )  # n01440764_10026_n01440764.JPEG of Hugging Face's ImageNet
-_BATCH_ROWS = 64
+_BATCH_ROWS = 16  # 64 take a third longer, as they leave the cache
+
+Copy = Callable[[Any], int]
 
 
 class Copies:
-    """Images that are written one after the other to a file, in which each is found by its offset.
+    """Appends bytes to a file, in which they are found by their offset."""
 
-    Args:
-      output: the file.
-      name: its name in the folder that is the images' source.
+    def __init__(self, output: storage.WrittenAside):
+        self._output, self._offset = output, 0
+
+    def add(self, content: Any) -> int:
+        """Writes bytes, and returns their offset."""
+        self._output.write_all([content])
+        self._offset += len(content)
+        return self._offset - len(content)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """An open Parquet file.
+
+    Attributes:
+      table: pyarrow's ParquetFile.
+      image: the name of the column of images.
+      leaf: the path of the column of bytes: `image` itself, or `image`.bytes.
     """
 
-    def __init__(self, output: storage.WrittenAside, name: str):
-        self._output, self._name, self._offset = output, name, 0
+    table: Any
+    image: str
+    leaf: str
 
-    def add(self, synset: str, path: str, content: Any) -> Image:
-        """Writes the bytes of an image, whose version is their checksum."""
-        import google_crc32c
+    @property
+    def leaf_number(self) -> int:
+        schema = self.table.schema
+        return next(k for k in range(len(schema)) if schema.column(k).path == self.leaf)
 
-        self._output.write_all([content])
-        where = self._offset, f"{google_crc32c.value(bytes(content)):08x}", self._name
-        self._offset += len(content)
-        return Image(synset, path, len(content), *where)
+    def lies_there(self, codecs: set[str]) -> bool:
+        """Whether all images are compressed by one of `codecs`, and `parquet_pages` finds their places."""
+        groups = map(self.table.metadata.row_group, range(self.table.num_row_groups))
+        chunks = (group.column(self.leaf_number) for group in groups)
+        return all(c.compression in codecs and parquet_pages.ENCODINGS.issuperset(c.encodings) for c in chunks)
+
+    def rows(self, read: Read, label: str, copy: Copy | None) -> Iterator[tuple[Place | None, str | None, Any]]:
+        """The place of the bytes, the path and the class of each row; None for what is missing."""
+        number, columns, paths = self.leaf_number, self.table.schema, f"{self.image}.path"
+        has_paths = self.leaf != self.image and paths in (columns.column(k).path for k in range(len(columns)))
+        in_pages = self.lies_there(parquet_pages.CODECS)
+        for group in range(self.table.num_row_groups):
+            about = self.table.metadata.row_group(group)
+            others = self.table.read_row_group(group, [label, paths] if has_paths else [label], use_threads=False)
+            if others.num_rows != about.num_rows:
+                raise ValueError(f"{others.num_rows:,} of {about.num_rows:,} rows")
+            if in_pages:
+                chunk, column = about.column(number), columns.column(number)
+                places = parquet_pages.places(read, chunk, column, about.num_rows, copy)
+            else:
+                assert copy, "`lies_there` says so"
+                places = self._decoded(group, copy)
+            named = others.column(self.image).combine_chunks().field("path") if has_paths else [None] * len(places)
+            for place, path, value in zip(places, named, others.column(label), strict=True):
+                yield place, path and path.as_py(), value.as_py()
+
+    def _decoded(self, group: int, copy: Copy) -> list[Place | None]:
+        """Copies the images of a group of rows, in an encoding that only pyarrow reads."""
+        places = list[Place | None]()
+        for batch in self.table.iter_batches(_BATCH_ROWS, [group], [self.leaf], use_threads=False):
+            column = batch.column(0) if self.leaf == self.image else batch.column(0).field("bytes")
+            buffers = (value.as_buffer() if value.is_valid else None for value in column)
+            places += [b if b is None else (copy(b), len(b), parquet_pages.checksum(b)) for b in buffers]
+        return places
 
 
-def images(file: str, is_one_of_several: bool, target: str, found: Found, label_column: str = "") -> list[Image]:
-    """The images of a file, which are copied to the file `target`.
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[_Table]:
+    """An open Parquet file; errors about its content, also in the `with` block, become an InputError."""
+    require("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with storage.open_read(file) as opened:
+            # Checksums are of pages that have one. To read ahead takes 139 us an image, to read in order 100.
+            table = parquet.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
+            groups = sum(table.metadata.row_group(k).num_rows for k in range(table.num_row_groups))
+            if groups != table.metadata.num_rows:
+                raise ValueError(f"{groups:,} rows of {table.metadata.num_rows:,}")
+            yield _Table(table, *_columns_of_images(file, table.schema_arrow))
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, ValueError, TypeError, LookupError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = " ".join(str(error).split())
+        raise InputError(f"{file}: damaged Parquet file ({why}); fix: download it again") from None
+
+
+def is_copied(file: str) -> bool:
+    """Whether the images of a file have to be copied out, as they are compressed or encoded.
+
+    Raises:
+      InputError: the file is not Parquet, is damaged, or has no column of images.
+    """
+    with _opened(file) as opened:
+        return not opened.lies_there({"UNCOMPRESSED"})
+
+
+def images(file: str, read: Read, is_one_of_several: bool, target: str, found: Found, label_column: str) -> list[Image]:
+    """The images of a file.
 
     Args:
       file: the path of the Parquet file.
+      read: (offset, size) -> bytes of the file.
       is_one_of_several: whether the images' paths begin with the file's name.
-      target: the path to copy to, in a folder that exists.
+      target: the path to copy the images to, in a folder that exists; "" to leave them where they are.
       found: gets the classes, if the file names or numbers them, and the rows without an image.
       label_column: the column that holds the class; "" for the first of `LABELS`.
     Raises:
       InputError: the file is not Parquet, is damaged, or lacks a column of images or of labels.
     """
-    require("pyarrow")
-    import pyarrow
-    from pyarrow import parquet
-
-    listed, base, number = [], posixpath.basename(file), -1
-    prefix = f"{base}/" if is_one_of_several else ""
-    try:
-        with storage.open_read(file) as opened, storage.written_aside(target) as output:
-            # Checksums are of pages that have one. To read ahead takes 139 us an image, to read in order 100.
-            table = parquet.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
-            image, label = _columns(file, table.schema_arrow, label_column)
-            classes, copies = _classes(table.schema_arrow, label), Copies(output, posixpath.basename(target))
-            found.classes = classes | found.classes
-            for number, (content, path, value) in enumerate(_rows(table, image, label)):
-                stem, wnid, ending = _name(path, base, number)
-                if content is None or value is None:
-                    why = "holds no image" if content is None else "has no class"
-                    found.rejected.append((f"{file}/{stem}{ending}", why))
-                    continue
-                if isinstance(value, int):
-                    if (classes and value not in classes) or not 0 <= value < MOST_CLASSES:
-                        found.rejected.append((f"{file}/{stem}{ending}", f"has class {value}, which is none"))
-                        continue
-                    synset, text = classes.get(value) or (str(value), str(value))
-                    synset = wnid or synset
-                    found.classes[value] = synset, text
-                else:
-                    synset = str(value)
-                listed.append(copies.add(synset, f"{prefix}{stem}{ending}", content))
-            groups = sum(table.metadata.row_group(k).num_rows for k in range(table.num_row_groups))
-            if {table.metadata.num_rows, groups} != {number + 1}:
-                raise pyarrow.ArrowInvalid(f"{number + 1:,} rows of {table.metadata.num_rows:,}")
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise InputError(f"{file}: damaged Parquet file ({error}); fix: download it again") from None
-    found.notes.append(f"{file}: {len(listed):,} images, of column {image!r}, classes of column {label!r}")
+    # glibc then keeps freed blocks of up to this size, such as pages of 11 MB: to fault them in takes twice as long.
+    bytearray(31 << 20)
+    base = posixpath.basename(file)
+    own = base if is_one_of_several else ""
+    prefix, archive = own and f"{own}/", posixpath.basename(target) or own
+    listed = []
+    with _opened(file) as opened, storage.written_aside(target) if target else contextlib.nullcontext() as output:
+        label = _label(file, opened.table.schema_arrow, label_column)
+        classes = _classes(opened.table.schema_arrow, label)
+        found.classes = classes | found.classes
+        rows = opened.rows(read, label, Copies(output).add if output else None)
+        for number, (place, path, value) in enumerate(rows):
+            stem, wnid, ending = _name(path, base, number)
+            why = "has no class" if value is None else ""
+            if isinstance(value, int) and ((classes and value not in classes) or not 0 <= value < MOST_CLASSES):
+                why = f"has class {value}, which is none"
+            if why or place is None:
+                found.rejected.append((f"{file}/{stem}{ending}", why or "holds no image"))
+                continue
+            synset = str(value)
+            if isinstance(value, int):
+                synset, text = classes.get(value) or (synset, synset)
+                synset = wnid or synset
+                found.classes[value] = synset, text
+            offset, size, version = place
+            listed.append(Image(synset, f"{prefix}{stem}{ending}", size, offset, version, archive))
+    found.notes.append(f"{file}: {len(listed):,} images, of column {opened.image!r}, classes of column {label!r}")
     return listed
 
 
-def _columns(file: str, schema, label_column: str) -> tuple[str, str]:
-    """The names of the columns that hold images and classes."""
-    import pyarrow
+def _columns_of_images(file: str, schema: Any) -> tuple[str, str]:
+    """The name of the column of images, and the path of its bytes."""
+    from pyarrow import types
 
-    def holds_images(kind) -> bool:
-        if pyarrow.types.is_struct(kind):
-            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
-        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+    for field in schema:
+        kind, path = field.type, field.name
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind, path = kind.field("bytes").type, f"{field.name}.bytes"
+        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+            return field.name, path
+    raise InputError(f"{file}: has no column of images (bytes), but {', '.join(schema.names)}")
 
-    image = next((field.name for field in schema if holds_images(field.type)), "")
+
+def _label(file: str, schema: Any, label_column: str) -> str:
+    """The name of the column of classes."""
     label = next((name for name in ([label_column] if label_column else LABELS) if name in schema.names), "")
-    columns = ", ".join(schema.names)
-    if not image:
-        raise InputError(f"{file}: has no column of images (bytes), but {columns}")
     if not label:
+        columns = ", ".join(schema.names)
         raise InputError(f"{file}: no column says the class; give one with --label_column; there are {columns}")
-    return image, label
+    return label
 
 
 def _classes(schema, label: str) -> dict[int, tuple[str, str]]:
@@ -125,22 +207,6 @@ def _classes(schema, label: str) -> dict[int, tuple[str, str]]:
         return {}
     times = Counter(names)  # ImageNet has two kinds of crane
     return {k: (name if times[name] == 1 else f"{name} ({k})", name) for k, name in enumerate(names)}
-
-
-def _rows(table, image: str, label: str) -> Iterator[tuple]:
-    """The bytes, path and class of each row; None for a missing one."""
-    import pyarrow
-
-    for batch in table.iter_batches(_BATCH_ROWS, columns=[image, label]):
-        column, paths = batch.column(image), None
-        if pyarrow.types.is_struct(column.type):
-            if column.type.get_field_index("path") >= 0:
-                paths = column.field("path")
-            column = column.field("bytes")
-        for row, value in enumerate(batch.column(label)):
-            content = column[row]
-            path = paths[row].as_py() if paths is not None else None
-            yield content.as_buffer() if content.is_valid else None, path, value.as_py()
 
 
 def _name(path: str | None, file: str, number: int) -> tuple[str, str, str]:

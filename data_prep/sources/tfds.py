@@ -79,6 +79,7 @@ def dataset(
 
 def _copied(builder, split: str, unpacked: str, found: Found) -> Iterator[Image]:
     """Copies the images of a split to a file of the split's name in the folder `unpacked`."""
+    import google_crc32c
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -90,13 +91,15 @@ def _copied(builder, split: str, unpacked: str, found: Found) -> Iterator[Image]
     in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     examples = builder.as_dataset(split=split, decoders=decoders, read_config=in_order)
     with storage.written_aside(storage.join(unpacked, split)) as output:
-        copies = Copies(output, split)
+        copies = Copies(output)
         for number, example in enumerate(tfds.as_numpy(examples)):
             path, value = f"{split}/{builder.name}-{split}-{number:07}", int(example[label])
             if value < 0:
                 found.rejected.append((f"{builder.info.full_name}/{path}", "has no class"))
             else:
-                yield copies.add(names[value], path, example[image])
+                content = example[image]
+                where = copies.add(content), f"{google_crc32c.value(content):08x}", split
+                yield Image(names[value], path, len(content), *where)
 
 
 def _feature(builder, usual: str, kind: type) -> str:

@@ -264,13 +264,16 @@ def write_kaggles_zip(release, folder):
 
 
 def write_hugging_faces_parquet(release, folder):
-    for split, images in (("train", release.train), ("validation", release.validation)):
+    """Training images are copied out, validation images are read where they are."""
+    for split, images, compression in (
+        ("train", release.train, "snappy"),
+        ("validation", release.validation, "none"),
+    ):
         rows = [
             {"image": {"bytes": content, "path": name}, "label": index} for name, (index, content) in images.items()
         ]
-        miniature_release.write_parquet(
-            folder / f"data/{split}-00000-of-00001.parquet", rows, miniature_release.WORDS, write_page_checksum=True
-        )
+        path, options = folder / f"data/{split}-00000-of-00001.parquet", {"compression": compression}
+        miniature_release.write_parquet(path, rows, miniature_release.WORDS, write_page_checksum=True, **options)
     return folder
 
 
