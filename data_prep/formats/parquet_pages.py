@@ -4,6 +4,7 @@ pyarrow, which reads everything else of the file, gives copies of values and not
 each image lies with its length before it, as a member lies in an archive, and need not be copied out.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from data_prep.formats.fast_zlib import zlib
 
-CODECS = {"UNCOMPRESSED", "SNAPPY", "GZIP", "ZSTD", "BROTLI"}
-ENCODINGS = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
-"""pyarrow's names of the encodings in which values lie as they are; the last two are of levels and of indices."""
+UNCOMPRESSED = 0
+_CODECS = {UNCOMPRESSED: "", 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}  # as pyarrow calls them
+_ENCODINGS = {0, 2, 3, 4, 8}  # those in which values lie as they are; 3 and 4 are of levels and of indices
+_PLAIN = 0
 
 Read = Callable[[int, int], bytes | memoryview]
 Place = tuple[int, int, str]  # offset, size in bytes, CRC-32 in hexadecimal digits
@@ -27,6 +29,38 @@ class DamagedPageError(ValueError):
     """A page that cannot be read; the message says why."""
 
 
+class Chunk(NamedTuple):
+    """The values of a column in a group of rows, which are pages one after the other."""
+
+    codec: int
+    encodings: frozenset[int]
+    offset: int
+    packed: int  # bytes in the file
+    full: int  # bytes when decompressed
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether `places` finds its values."""
+        return self.codec in _CODECS and self.encodings <= _ENCODINGS
+
+
+def chunks(read: Read, size: int, column: int) -> list[Chunk]:
+    """The chunks of a column, one for each group of rows, from the end of a file of `size` bytes.
+
+    pyarrow has them, too, and ends the process by a C++ exception where a chunk's statistics are damaged.
+
+    Raises:
+      DamagedPageError, LookupError: they are damaged.
+    """
+    length = int.from_bytes(read(size - 8, 4), "little")
+    found = []
+    for group in _thrift(read(size - 8 - length, length), 0)[0][4]:
+        about = group[1][column][3]
+        starts = about.get(11), about[9]  # of the page that is the dictionary, and of the first other page
+        found.append(Chunk(about[4], frozenset(about[2]), min(filter(None, starts)), about[7], about[6]))
+    return found
+
+
 class _Page(NamedTuple):
     kind: int
     about: dict[int, Any]
@@ -37,14 +71,14 @@ class _Page(NamedTuple):
 
 
 def places(
-    read: Read, chunk: Any, column: Any, rows: int, copy: Callable[[bytes], int] | None = None
+    read: Read, chunk: Chunk, most: int, rows: int, copy: Callable[[bytes], int] | None = None
 ) -> list[Place | None]:
     """Where the value of each row of a column chunk lies; None for a missing value.
 
     Args:
       read: (offset, size) -> bytes of the file.
-      chunk, column: pyarrow's ColumnChunkMetaData and ColumnSchema. The codec is one of `CODECS`, the encodings are of
-        `ENCODINGS`, and the column is not repeated.
+      chunk: a readable chunk of a column that is not repeated.
+      most: the column's highest definition level, which values have that are not missing.
       rows: the number of rows.
       copy: appends bytes to another file and returns their offset there, to which the places then refer; a compressed
         chunk needs it.
@@ -52,9 +86,9 @@ def places(
       DamagedPageError: a page contradicts its header, its checksum, or the number of rows.
       Exception: numpy's or pyarrow's, about a page whose content is malformed.
     """
-    found, dictionary, most = list[Place | None](), list[Place](), column.max_definition_level
+    found, dictionary = list[Place | None](), list[Place]()
     for page in _pages(read, chunk):
-        within, start = _opened(read, page, chunk.compression, copy)
+        within, start = _opened(read, page, chunk.codec, copy)
         count = page.about[1]
         if page.kind == _DICTIONARY:
             dictionary = list(_plain(within, 0, page.full, count, start))
@@ -71,7 +105,7 @@ def places(
             levels = within(levels_at, position - levels_at)
             present = _integers(levels, most.bit_length(), count) == most
         values: Iterator[Place]
-        if page.about[4 if page.kind == _DATA_2 else 2] == 0:
+        if page.about[4 if page.kind == _DATA_2 else 2] == _PLAIN:
             values = _plain(within, position, page.full, int(present.sum()), start)
         else:
             indices = within(position, page.full - position)
@@ -82,35 +116,34 @@ def places(
     return found
 
 
-def _pages(read: Read, chunk: Any) -> Iterator[_Page]:
-    """The pages of a column chunk, which lie one after the other."""
-    position = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
-    end = position + chunk.total_compressed_size
+def _pages(read: Read, chunk: Chunk) -> Iterator[_Page]:
+    """The pages of data and dictionaries in a chunk."""
+    position, end = chunk.offset, chunk.offset + chunk.packed
     while position < end:
         header, length = _thrift(read(position, min(_HEADER_BYTES, end - position)), 0)
         kind, full, packed = (header.get(field, -1) for field in (1, 2, 3))
         position += length
-        sizes_fit = 0 <= packed <= end - position and 0 <= full <= chunk.total_uncompressed_size
-        if not sizes_fit or (chunk.compression == "UNCOMPRESSED" and packed != full):
+        sizes_fit = 0 <= packed <= end - position and 0 <= full <= chunk.full
+        if not sizes_fit or (chunk.codec == UNCOMPRESSED and packed != full):
             raise DamagedPageError(f"no page at byte {position:,}")
         if kind in _ABOUT:
             yield _Page(kind, header[_ABOUT[kind]], position, packed, full, header.get(4))
         position += packed
 
 
-def _opened(read: Read, page: _Page, codec: str, copy: Callable[[bytes], int] | None) -> tuple[Read, int]:
+def _opened(read: Read, page: _Page, codec: int, copy: Callable[[bytes], int] | None) -> tuple[Read, int]:
     """A function (offset, size) -> bytes of a decompressed page, and the offset at which that lies in its file."""
     if page.checksum is None and not copy:
         return lambda offset, size: read(page.offset + offset, size), page.offset
     content = bytes(read(page.offset, page.packed))
     if page.checksum is not None and zlib.crc32(content) != page.checksum & 0xFFFFFFFF:
         raise DamagedPageError(f"the page at byte {page.offset:,} does not fit its checksum")
-    if codec != "UNCOMPRESSED" and page.about.get(7, True):
+    if codec != UNCOMPRESSED and page.about.get(7, True):
         import pyarrow
 
         levels = page.about[5] if page.kind == _DATA_2 else 0  # in bytes; these are not compressed there
         packed = memoryview(content)[levels:]
-        content = content[:levels] + pyarrow.Codec(codec).decompress(packed, page.full - levels, asbytes=True)
+        content = content[:levels] + pyarrow.Codec(_CODECS[codec]).decompress(packed, page.full - levels, asbytes=True)
     view = memoryview(content)
     return lambda offset, size: view[offset : offset + size], copy(content) if copy else page.offset
 
@@ -165,27 +198,39 @@ def _varint(data: Any, place: int) -> tuple[int, int]:
 
 
 def _thrift(data: Any, place: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol, field number -> value, and the place after it.
-
-    It may hold what headers of pages hold: flags, integers, bytes and structs.
-    """
+    """A struct of Thrift's compact protocol, field number -> value, and the place after it."""
     fields, number = dict[int, Any](), 0
     while head := data[place]:
-        delta, kind = head >> 4, head & 15
-        number, place = number + delta, place + 1
-        if not delta:
-            raise DamagedPageError("a malformed header of a page")
-        if kind in (1, 2):
-            fields[number] = kind == 1
-        elif kind in (4, 5, 6):
+        number, place = number + (head >> 4), place + 1
+        if not head >> 4:
             value, place = _varint(data, place)
-            fields[number] = value >> 1 ^ -(value & 1)
-        elif kind == 8:
-            size, place = _varint(data, place)
-            fields[number] = data[place : place + size]
-            place += size
-        elif kind == 12:
-            fields[number], place = _thrift(data, place)
+            number = value >> 1 ^ -(value & 1)
+        if head & 15 in (1, 2):
+            fields[number] = head & 15 == 1
         else:
-            raise DamagedPageError("a malformed header of a page")
+            fields[number], place = _thrift_value(head & 15, data, place)
     return fields, place + 1
+
+
+def _thrift_value(kind: int, data: Any, place: int) -> tuple[Any, int]:
+    """A value of a kind that Parquet has, and the place after it."""
+    if kind in (1, 2, 3):  # flags in lists, bytes
+        return data[place], place + 1
+    if kind in (4, 5, 6):
+        value, place = _varint(data, place)
+        return value >> 1 ^ -(value & 1), place
+    if kind in (7, 8):
+        size, place = (8, place) if kind == 7 else _varint(data, place)
+        return data[place : place + size], place + size
+    if kind == 9:
+        count, kind, place = data[place] >> 4, data[place] & 15, place + 1
+        if count == 15:
+            count, place = _varint(data, place)
+        values = []
+        for _ in itertools.repeat(None, count):
+            value, place = _thrift_value(kind, data, place)
+            values.append(value)
+        return values, place
+    if kind == 12:
+        return _thrift(data, place)
+    raise DamagedPageError(f"a value of kind {kind}")

@@ -67,7 +67,10 @@ class Place:
     def is_unpacked(self) -> bool:
         """Whether some of its archives can only be read in order."""
         kinds = {file: _kind(file) for file in map(self.file, self.archives)}
-        return any(kind == "gzip" or (kind == "parquet" and parquet.is_copied(file)) for file, kind in kinds.items())
+        return any(
+            kind == "gzip" or (kind == "parquet" and parquet.is_copied(file, _reader(file)))
+            for file, kind in kinds.items()
+        )
 
     def source(self, unpacked: str) -> str:
         """The folder or archive to which its images' offsets refer; `unpacked` is the folder to unpack into."""

@@ -53,40 +53,38 @@ class _Table:
       table: pyarrow's ParquetFile.
       image: the name of the column of images.
       leaf: the path of the column of bytes: `image` itself, or `image`.bytes.
+      chunks: the chunks of that column, one for each group of rows.
+      read: (offset, size) -> bytes of the file.
     """
 
     table: Any
     image: str
     leaf: str
+    chunks: list[parquet_pages.Chunk]
+    read: Read
 
     @property
-    def leaf_number(self) -> int:
-        schema = self.table.schema
-        return next(k for k in range(len(schema)) if schema.column(k).path == self.leaf)
+    def is_copied(self) -> bool:
+        """Whether the images have to be copied out, as they are compressed or in an encoding of their own."""
+        return not all(chunk.is_readable and chunk.codec == parquet_pages.UNCOMPRESSED for chunk in self.chunks)
 
-    def lies_there(self, codecs: set[str]) -> bool:
-        """Whether all images are compressed by one of `codecs`, and `parquet_pages` finds their places."""
-        groups = map(self.table.metadata.row_group, range(self.table.num_row_groups))
-        chunks = (group.column(self.leaf_number) for group in groups)
-        return all(c.compression in codecs and parquet_pages.ENCODINGS.issuperset(c.encodings) for c in chunks)
-
-    def rows(self, read: Read, label: str, copy: Copy | None) -> Iterator[tuple[Place | None, str | None, Any]]:
+    def rows(self, label: str, copy: Copy | None) -> Iterator[tuple[Place | None, str | None, Any]]:
         """The place of the bytes, the path and the class of each row; None for what is missing."""
-        number, columns, paths = self.leaf_number, self.table.schema, f"{self.image}.path"
-        has_paths = self.leaf != self.image and paths in (columns.column(k).path for k in range(len(columns)))
-        in_pages = self.lies_there(parquet_pages.CODECS)
-        for group in range(self.table.num_row_groups):
-            about = self.table.metadata.row_group(group)
-            others = self.table.read_row_group(group, [label, paths] if has_paths else [label], use_threads=False)
-            if others.num_rows != about.num_rows:
-                raise ValueError(f"{others.num_rows:,} of {about.num_rows:,} rows")
-            if in_pages:
-                chunk, column = about.column(number), columns.column(number)
-                places = parquet_pages.places(read, chunk, column, about.num_rows, copy)
+        columns, path_column = _leaves(self.table), f"{self.image}.path"
+        has_paths = self.leaf != self.image and path_column in columns
+        wanted = [label, path_column] if has_paths else [label]
+        for group, chunk in enumerate(self.chunks):
+            count = self.table.metadata.row_group(group).num_rows
+            others = self.table.read_row_group(group, wanted, use_threads=False)
+            if others.num_rows != count:
+                raise ValueError(f"{others.num_rows:,} of {count:,} rows")
+            if chunk.is_readable:
+                most = columns[self.leaf].max_definition_level
+                places = parquet_pages.places(self.read, chunk, most, count, copy)
             else:
-                assert copy, "`lies_there` says so"
+                assert copy, "as `is_copied` says"
                 places = self._decoded(group, copy)
-            named = others.column(self.image).combine_chunks().field("path") if has_paths else [None] * len(places)
+            named = others.column(self.image).combine_chunks().field("path") if has_paths else [None] * count
             for place, path, value in zip(places, named, others.column(label), strict=True):
                 yield place, path and path.as_py(), value.as_py()
 
@@ -101,7 +99,7 @@ class _Table:
 
 
 @contextlib.contextmanager
-def _opened(file: str) -> Iterator[_Table]:
+def _opened(file: str, read: Read) -> Iterator[_Table]:
     """An open Parquet file; errors about its content, also in the `with` block, become an InputError."""
     require("pyarrow")
     import pyarrow
@@ -114,24 +112,32 @@ def _opened(file: str) -> Iterator[_Table]:
             groups = sum(table.metadata.row_group(k).num_rows for k in range(table.num_row_groups))
             if groups != table.metadata.num_rows:
                 raise ValueError(f"{groups:,} rows of {table.metadata.num_rows:,}")
-            yield _Table(table, *_columns_of_images(file, table.schema_arrow))
+            image, leaf = _columns_of_images(file, table.schema_arrow)
+            chunks = parquet_pages.chunks(read, storage.size(file), list(_leaves(table)).index(leaf))
+            yield _Table(table, image, leaf, chunks, read)
     except InputError:
         raise
-    except (pyarrow.ArrowException, ValueError, TypeError, LookupError, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, TypeError, LookupError, RecursionError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         why = " ".join(str(error).split())
         raise InputError(f"{file}: damaged Parquet file ({why}); fix: download it again") from None
 
 
-def is_copied(file: str) -> bool:
+def _leaves(table: Any) -> dict[str, Any]:
+    """The columns of a ParquetFile that hold values: path -> pyarrow's ColumnSchema, in order."""
+    columns = map(table.schema.column, range(len(table.schema)))
+    return {column.path: column for column in columns}
+
+
+def is_copied(file: str, read: Read) -> bool:
     """Whether the images of a file have to be copied out, as they are compressed or encoded.
 
     Raises:
       InputError: the file is not Parquet, is damaged, or has no column of images.
     """
-    with _opened(file) as opened:
-        return not opened.lies_there({"UNCOMPRESSED"})
+    with _opened(file, read) as opened:
+        return opened.is_copied
 
 
 def images(file: str, read: Read, is_one_of_several: bool, target: str, found: Found, label_column: str) -> list[Image]:
@@ -153,11 +159,11 @@ def images(file: str, read: Read, is_one_of_several: bool, target: str, found: F
     own = base if is_one_of_several else ""
     prefix, archive = own and f"{own}/", posixpath.basename(target) or own
     listed = []
-    with _opened(file) as opened, storage.written_aside(target) if target else contextlib.nullcontext() as output:
+    with _opened(file, read) as opened, storage.written_aside(target) if target else contextlib.nullcontext() as output:
         label = _label(file, opened.table.schema_arrow, label_column)
         classes = _classes(opened.table.schema_arrow, label)
         found.classes = classes | found.classes
-        rows = opened.rows(read, label, Copies(output).add if output else None)
+        rows = opened.rows(label, Copies(output).add if output else None)
         for number, (place, path, value) in enumerate(rows):
             stem, wnid, ending = _name(path, base, number)
             why = "has no class" if value is None else ""
