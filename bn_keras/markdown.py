@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterable
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """A table whose first column is text and whose others are numbers. A cell may hold any text, such as a name."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n"
+
+
+def _cell(text):
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def percent(share: float, digits: int = 1) -> str:

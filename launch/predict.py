@@ -78,7 +78,7 @@ def main(paths: list[str]) -> int:
         for image, best in answers:
             print(escaped(image, line=True))
             for name, probability in best:
-                print(f"  {probability:6.2%}  {name}")
+                print(escaped(f"  {probability:6.2%}  {name}", line=True))
     for path, reason in bad:
         print(f"predict: {path} is {reason}", file=sys.stderr)
     return 1 if bad else 0

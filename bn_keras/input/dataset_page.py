@@ -109,7 +109,7 @@ def page_table(pages: dict[str, SplitPage], lists: dict[str, Counter[str]]) -> s
     ]
     for what, reasons in lists.items():
         for reason, number in reasons.most_common(5):
-            rows.append([f"{what}: {reason}".replace("|", "/"), *("" for _ in pages), f"{number:,}"])
+            rows.append([f"{what}: {reason}", *("" for _ in pages), f"{number:,}"])
     return table(["", *pages, "both"], rows)
 
 

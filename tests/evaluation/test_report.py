@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from bn_keras.evaluation.report import Result, class_scores, draw_confusion, report, wilson_interval
+from bn_keras.markdown import table
 
 RUN = Result(networks=("runs/mine",), crops=1, statistics="moving", top1=3, top5=4, of=4, calibration_error=0.031)
 
@@ -39,6 +40,11 @@ def test_a_report_has_accuracy_and_a_row_for_every_class_and_nothing_of_the_pape
     assert "| cat | 2 | 100.0% | 50.0% | 66.7% |" in text and "| dog | 2 | 66.7% | 100.0% | 80.0% |" in text
     assert "| mean of all classes | 4 | 83.3% | 75.0% | 73.3% |" in text
     assert "Paper" not in text and "error |" not in text.replace("Calibration error", "")
+
+
+def test_a_class_of_any_name_is_one_row_of_as_many_cells():
+    header, _, *rows = table(["Class", "Images"], [["a|b\nc\u2028", "1"], ["", "2"]]).splitlines()
+    assert rows == [r"| a\|b c | 1 |", "|  | 2 |"] and header == "| Class | Images |"
 
 
 def test_of_many_classes_the_worst_are_listed():
