@@ -36,7 +36,8 @@ class MeasuredRun:
 
 
 class Row:
-    """Runs of one variant that differ only in the seed: one line of Figure 2 and one row of Figure 3.
+    """Runs of one variant that differ only in the seed, or in how far they went with another seed: one line of Figure 2
+    and one row of Figure 3.
 
     Args:
       name: the variant's name.
@@ -54,8 +55,10 @@ class Row:
 
     def band(self) -> list[tuple[float, float, float, float]]:
         """The points (step, mean, lowest, highest validation accuracy) at which every seed was evaluated."""
-        curves = zip(*(run.curve.validation() for run in self.runs), strict=False)
-        return [(at[0][0], statistics.mean(a), min(a), max(a)) for at in curves for a in [[y for _, y in at]]]
+        curves = [dict(run.curve.validation()) for run in self.runs]
+        common = set.intersection(*map(set, curves)) if curves else set()
+        accuracies = ((step, [curve[step] for curve in curves]) for step in sorted(common))
+        return [(step, statistics.mean(each), min(each), max(each)) for step, each in accuracies]
 
     def max_accuracies(self) -> list[float]:
         return [most for run in self.runs if (most := run.curve.max_accuracy()) is not None]
@@ -66,13 +69,22 @@ class Row:
 
 def rows_of(runs: list[RunDirectory]) -> list[Row]:
     """The rows of a report, in the order of the variants table."""
-    groups = {}
-    for run in map(MeasuredRun, runs):
-        # Threads, which earlier runs did not note, decide the last bits alone.
-        conditions = {name: value for name, value in run.config.flat().items() if name not in ("seed", "threads")}
-        groups.setdefault(json.dumps(conditions, sort_keys=True), []).append(run)
-    rows = [Row(group[0].config.variant.name, group) for group in groups.values()]
+    rows = []
+    # Threads, which earlier runs did not note, decide the last bits alone.
+    for group in _alike([*map(MeasuredRun, runs)], "seed", "threads", "steps"):
+        several = len({run.seed for run in group}) < len(group)  # runs of a seed, which only their steps tell apart
+        parts = _alike(group, "seed", "threads") if several else [group]
+        rows += [Row(part[0].config.variant.name, part) for part in parts]
     return sorted(rows, key=lambda row: (row.rank, row.path))
+
+
+def _alike(runs, *free):
+    """Groups runs whose configurations differ in the fields `free` alone."""
+    groups = {}
+    for run in runs:
+        conditions = {name: value for name, value in run.config.flat().items() if name not in free}
+        groups.setdefault(json.dumps(conditions, sort_keys=True), []).append(run)
+    return groups.values()
 
 
 def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
@@ -182,7 +194,7 @@ def _conditions(rows):
     found = {
         f"{c.dataset} ({c.train_examples:,} training, {c.validation_examples:,} validation images), "
         f"{c.image_size}x{c.image_size} pixels, width {c.width:g}, batch {c.batch_size}, "
-        f"{c.steps:,} steps, {_seeds(row)}"
+        f"{_steps(row)} steps, {_seeds(row)}"
         for row in rows
         if row.runs
         for c in [row.runs[0].config]
@@ -198,6 +210,11 @@ def _caption(rows, has_reference):
         f"read at every evaluation.{several if any(len(row.runs) > 1 for row in rows) else ''} "
         "Paper: ILSVRC2012, Figure 3. `-`: never reached, or not in the paper. A blank cell was not run.\n"
     )
+
+
+def _steps(row):
+    fewest, most = (each(run.config.steps for run in row.runs) for each in (min, max))
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
 
 
 def _seeds(row):

@@ -16,7 +16,7 @@ from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, flat, plan
 from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, rows_of
 from bn_keras.paper.results import LOG, write_results
-from bn_keras.runs.run_directory import RunDirectory
+from bn_keras.runs.run_directory import RunDirectory, find_runs
 
 CONFIG = {"dataset": "digits", "train_examples": 4000, "validation_examples": 1000, "classes": 10, "image_size": 64}
 CONFIG |= {"width": 0.25, "batch_size": 32, "steps": 150}
@@ -54,6 +54,24 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(two_seeds, tmp_path):
         ("bn_x5", [0, 1]),
         ("bn_x5", [0]),
     ]
+
+
+def test_seeds_that_went_on_for_longer_are_in_the_same_row_and_all_of_them_count(tmp_path):
+    """As `launch/results` extends each run of Figure 2 until its curve is flat."""
+    runs = tmp_path / "figure2"
+    write_run(runs / "bn_x5-0", "bn_x5", (0.2, 0.6, 0.8), seed=0)
+    write_run(runs / "bn_x5-1", "bn_x5", (0.4, 0.6, 0.7, 0.9), seed=1, steps=300)
+    (row,) = rows_of(find_runs(str(runs)))
+    assert row.max_accuracies() == [0.8, 0.9]
+    assert [(at, mean) for at, mean, *_ in row.band()] == [(50, pytest.approx(0.3)), (100, 0.6), (150, 0.75)]
+    page, _ = write_results(str(tmp_path), str(tmp_path / "docs"), "digits", "launch/results")
+    text = Path(page).read_text()
+    assert "85.0% (80.0% to 90.0%)" in text and "150 to 300 steps, seeds 0, 1" in text
+
+
+def test_runs_of_one_seed_and_different_lengths_are_rows_of_their_own(tmp_path):
+    runs = [write_run(tmp_path / str(steps), "bn_x5", (0.2, 0.6), steps=steps) for steps in (100, 200)]
+    assert [len(row.runs) for row in rows_of(runs)] == [1, 1]
 
 
 def test_the_band_is_the_mean_and_the_extremes_at_every_evaluation(two_seeds):
