@@ -1,8 +1,10 @@
 """A trained network as it is used: pictures in, probabilities of the classes or features out."""
 
 import functools
+import io
 import mimetypes
 import os
+import warnings
 from collections.abc import Callable, Sequence
 
 import keras
@@ -13,7 +15,7 @@ from bn_keras.errors import InputError
 from bn_keras.evaluation import multicrop
 from bn_keras.evaluation.accuracy import class_probabilities
 from bn_keras.evaluation.trained_network import Weights, head_of, image_view, load_network
-from bn_keras.input.image_header import why_unreadable
+from bn_keras.input.image_header import MOST_PIXELS, why_unreadable
 from bn_keras.input.preprocessing import to_network_range
 from bn_keras.input.records import PARALLEL_CALLS, without_autotune
 from bn_keras.json_files import check_size
@@ -74,7 +76,8 @@ class Classifier:
         """The class probabilities of pictures.
 
         Args:
-          images: pictures in JPEG, PNG, GIF, BMP or WebP, those of a folder by name, or their pixels.
+          images: pictures in JPEG, PNG, GIF, BMP or WebP, those of a folder by name, or their pixels. Files are seen as
+            `data_prep` stores them for training: `upright_on_white`.
           bad: gets (path, what is wrong) of every picture that cannot be read; the picture's row is then NaN. None: the
             first such picture is an error.
           after_batch: called with the count of images that are done.
@@ -158,7 +161,45 @@ def _sources(images: Images) -> tuple[list[str], list, Callable]:
     for path in paths:
         os.stat(path)  # raises for one that is missing
         check_size(path, "give a smaller picture")
-    return paths, paths, tf.io.read_file
+    return paths, paths, _read_upright
+
+
+def _read_upright(path):
+    encoded = tf.numpy_function(upright_on_white, [tf.io.read_file(path)], tf.string, stateful=False)
+    return tf.ensure_shape(encoded, ())
+
+
+def upright_on_white(encoded: bytes) -> bytes:
+    """A picture as data_prep stores it: turned upright by its EXIF orientation, and white where it is transparent.
+
+    TensorFlow decodes pixels as they are stored: a phone's photo may lie on its side, and what is transparent is black.
+    A file that needs none of this, or that Pillow cannot read, is returned as it is.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(encoded), formats=["JPEG", "PNG", "GIF", "WEBP"]) as image,
+        ):
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
+            known = image.mode[0] not in "IF" and image.width * image.height <= MOST_PIXELS
+            if not known or not (turned or image.has_transparency_data):
+                return encoded
+            mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+            upright = ImageOps.exif_transpose(image)
+            plain = upright.convert(mode)
+            if upright.has_transparency_data:
+                alpha = upright.convert("RGBA").getchannel("A")
+                plain = Image.composite(plain, Image.new(mode, plain.size, "white"), alpha)
+            output = io.BytesIO()
+            plain.save(output, "PNG", compress_level=1)
+            return output.getvalue()
+    except Exception:  # whatever Pillow raises for a damaged file, which is then found to be bad
+        return encoded
+
+
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 def pictures(path: str) -> list[str]:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, run_program
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bn_keras import Classifier, InputError
 from bn_keras.evaluation.classifier import pictures
@@ -55,6 +55,36 @@ def test_probabilities_are_the_saved_models_for_files_and_pixels_alike(classifie
     alone = classifier.predict(paths[1])[0]  # whose sums may have another order than those of a batch of two
     np.testing.assert_allclose(alone, found[1], rtol=1e-6)
     assert classifier.class_names == ["circle", "square", "stripe"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_on_its_side_is_seen_upright_as_data_prep_stores_it(classifier, photos, orientation):
+    """Pillow's own transposition is the oracle."""
+    with Image.open(photos / "b.png") as image:
+        image = image.crop((0, 0, 40, 30))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(photos / "stored.png", exif=exif)
+        with Image.open(photos / "stored.png") as stored:
+            ImageOps.exif_transpose(stored).save(photos / "upright.png")
+    found, expected = (classifier.predict(photos / f"{name}.png") for name in ("stored", "upright"))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP"])
+def test_what_is_transparent_is_seen_white_as_data_prep_stores_it(classifier, photos, form):
+    with Image.open(photos / "b.png") as image:
+        color = image.convert("RGB")
+    alpha = Image.new("L", color.size)
+    alpha.paste(255, (10, 10, 40, 40))
+    pixels = np.where(np.asarray(alpha)[..., None] == 255, np.asarray(color), 0).astype("uint8")
+    stored = Image.fromarray(pixels)
+    stored.putalpha(alpha)
+    stored.save(photos / "stored", form, lossless=True)
+    with Image.open(photos / "stored") as image:
+        shown = np.asarray(image.convert("RGBA"))
+    white = np.where(shown[..., 3:] == 255, shown[..., :3], 255).astype("uint8")
+    np.testing.assert_array_equal(classifier.predict(photos / "stored"), classifier.predict([white]))
 
 
 def test_batches_of_any_count_are_put_together_in_order(classifier, photos):
