@@ -10,7 +10,7 @@ from keras import ops
 
 from bn_keras.layers import tensorflow_kernels
 from bn_keras.layers.groups import Tensor
-from bn_keras.layers.moments import Moments, moments_over, scale_and_shift, transform
+from bn_keras.layers.moments import Moments, at_least_float32, moments_over, scale_and_shift, transform
 from bn_keras.layers.moving_averages import MovingAverages
 from bn_keras.layers.replicas import replica_count
 
@@ -228,7 +228,7 @@ class BatchNormalization(keras.layers.Layer):
         if any(inputs.shape[i] is None for i in own):  # in a graph; the layer knows them since it was built
             inputs = ops.reshape(inputs, [own.get(i, size) for i, size in enumerate(ops.shape(inputs))])
         # Statistics of float16 and bfloat16 inputs are float32: 70000 is beyond float16, 257 is no bfloat16.
-        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        dtype = at_least_float32(inputs.dtype)
         gamma, beta = (value if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
         if self.statistics.by_mini_batch(bool(training and self.trainable)):
             if training and mask is None and not (self.synchronized and replica_count() > 1):
@@ -274,7 +274,7 @@ class BatchNormalization(keras.layers.Layer):
         groups = self._equal_groups(x)
         if tensorflow_kernels.fit(x) and groups and mask is None and not self.renorm:
             return self._normalize_unmasked(x, groups, gamma, beta)
-        x = ops.cast(x, gamma.dtype if gamma is not None else keras.backend.result_type(x.dtype, "float32"))
+        x = ops.cast(x, gamma.dtype if gamma is not None else at_least_float32(x.dtype))
         if mask is not None:
             mask = ops.broadcast_to(ops.expand_dims(ops.cast(mask, "bool"), -1), ops.shape(x))
         arguments = self._reduction_axes, self.virtual_batch_size, mask, self.synchronized

@@ -7,7 +7,7 @@ The pivot of a constant channel is its value, so that its y is exactly beta.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -33,6 +33,11 @@ class Moments(NamedTuple):
     count: Tensor
     mean: Tensor
     variance: Tensor
+
+
+def at_least_float32(dtype: Any) -> str:
+    """The dtype of statistics: float64 for float64, else float32. Keras's `result_type` has no float64 on PyTorch."""
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def moments_over(

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from bn_keras.layers.groups import Tensor
+from bn_keras.layers.moments import at_least_float32
 
 
 @keras.saving.register_keras_serializable(package="bn_keras")
@@ -28,13 +29,13 @@ class ScaleAndShift(keras.layers.Layer):
         own = range(1, rank) if self.axis is None else (self.axis % rank,)
         self._broadcast_shape = tuple(input_shape[i] if i in own else 1 for i in range(rank))
         shape = tuple(input_shape[i] for i in own)
-        kind = {"dtype": keras.backend.result_type(self.variable_dtype, "float32"), "autocast": False}
+        kind = {"dtype": at_least_float32(self.variable_dtype), "autocast": False}
         self.center = self.add_weight(shape=shape, name="center", initializer="zeros", **kind)
         self.scale = self.add_weight(shape=shape, name="scale", initializer="ones", **kind)
         self.shift = self.add_weight(shape=shape, name="shift", initializer="zeros", **kind)
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        dtype = at_least_float32(inputs.dtype)
         variables = (self.center, self.scale, self.shift)
         center, scale, shift = (ops.reshape(ops.cast(each, dtype), self._broadcast_shape) for each in variables)
         return ops.cast((ops.cast(inputs, dtype) - center) * scale + shift, self.compute_dtype)

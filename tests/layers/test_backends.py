@@ -1,9 +1,11 @@
 """The layer, the network, population statistics and folding give the same numbers on the three Keras backends."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
-from conftest import on, run_program
+from conftest import ROOT, on, run_program
 
 COMMON = """
 import sys
@@ -121,6 +123,30 @@ def test_the_layer_population_statistics_and_folding_equal_tensorflows(backend, 
 @pytest.mark.parametrize("backend", [on("jax"), on("torch")])
 def test_the_network_equals_tensorflows(backend, tmp_path):
     assert_equals_tensorflow(backend, OF_THE_NETWORK, tmp_path)
+
+
+IN_FLOAT64 = """
+import numpy as np, keras
+from keras import ops
+from bn_keras import BatchNormalization, fold_batch_normalization
+
+x = np.random.default_rng(0).normal(1000, 1, (16, 5, 8))
+expected = (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-3)
+layer, inputs = BatchNormalization(dtype="float64", momentum=0, unbiased=False), keras.Input((5, 8), dtype="float64")
+folded = fold_batch_normalization(keras.Model(inputs, layer(inputs)))  # before there are averages: the identity
+values = ops.convert_to_tensor(x, "float64")
+print(*(abs(ops.convert_to_numpy(y) - right).max() for y, right in (
+    (layer(values, training=True), expected), (layer(values), expected), (folded(values), x / np.sqrt(1.001)))))
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", on("torch")])
+def test_float64_has_its_digits(backend):
+    """By numpy; a float32 near 1000 is off by up to 3e-5."""
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
+    done = run_program("-c", IN_FLOAT64, env=environment, warm=backend == "tensorflow")
+    assert done.returncode == 0, done.stderr
+    assert max(map(float, done.stdout.split())) < 1e-10, done.stdout
 
 
 def test_synchronized_statistics_are_tensorflows(monkeypatch):
