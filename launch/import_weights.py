@@ -50,7 +50,7 @@ def main() -> None:
     dataset = records.read_records()[0] if FLAGS.data_dir else None
     given: dict[str, Sequence[str]] = {}
     if FLAGS.class_names:
-        given[FLAGS.class_names] = Path(FLAGS.class_names).read_text(encoding="utf-8").splitlines()
+        given[FLAGS.class_names] = names_in(FLAGS.class_names)
     if dataset:
         given[dataset.name] = dataset.class_names
 
@@ -91,6 +91,12 @@ def main() -> None:
         f"{FLAGS.checkpoint}: {variant.title}'s network, {model.count_params():,} parameters, {classes} classes, "
         f"in {directory.path}"
     )
+
+
+def names_in(path: str) -> list[str]:
+    """The lines of a text file, of any editor: a name may hold every character but a line end."""
+    text = storage.read(path).decode("utf-8-sig", "backslashreplace").removesuffix("\n")
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def run() -> NoReturn:

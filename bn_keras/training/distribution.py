@@ -252,7 +252,7 @@ def _tpu_strategy(address):
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, ImportError, OSError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0][:200]
+        reason = first_line(error).split(". ")[0][:200]
         raise InputError(
             f"no TPU at `tpu={address}` ({reason}): run on a TPU VM with tensorflow-tpu, or give the TPU's name"
         ) from None

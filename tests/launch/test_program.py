@@ -1,5 +1,6 @@
 """What a program prints, and how it ends when it cannot: names escaped, closed and full outputs, one line."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -120,6 +121,21 @@ def test_a_value_that_would_fail_after_the_work_is_refused_before_it(data_dir, t
     command = ["-m", f"launch.{command[0]}", f"--data_dir={data_dir}", *(flag.format(tmp_path) for flag in command[1:])]
     done = run_program(*command)
     assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and message.format(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"kite\nred\n", ["kite", "red"]),
+        (b"\xef\xbb\xbfkite\r\nred", ["kite", "red"]),  # as Windows's Notepad writes it
+        (b"a\xe2\x80\xa8b\n\n\xe9t\xe9\n", ["a\u2028b", "", "\\xe9t\\xe9"]),  # a line separator; Latin-1
+    ],
+)
+def test_names_of_imported_classes_are_the_lines_of_a_file_of_any_editor(tmp_path, content, names):
+    (tmp_path / "names.txt").write_bytes(content)
+    code = "import json, sys; from launch.import_weights import names_in; print(json.dumps(names_in(sys.argv[1])))"
+    done = run_program("-c", code, tmp_path / "names.txt")
+    assert done.returncode == 0 and json.loads(done.stdout) == names, done.stderr
 
 
 def test_too_little_memory_is_one_line_that_names_a_flag():
