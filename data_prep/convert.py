@@ -80,9 +80,12 @@ def convert(
     if dry_run:
         _describe_plan(dataset, options, request, log)
         return {}
-    storage.make_folder(storage.join(work_folder, "journal"))
     counters = Counters()
-    with _locked(output_dir), local_runner.pool(1 if beam_options is not None else workers, counters) as pool:
+    with (
+        _left_as_it_was(output_dir),
+        _locked(output_dir),
+        local_runner.pool(1 if beam_options is not None else workers, counters) as pool,
+    ):
         _remove_temporary(output_dir)
         if not planned:
             local_runner.start(pool)
@@ -250,6 +253,20 @@ def _remove_temporary(output_dir: str) -> None:
         for name in storage.names(folder):
             if storage.is_temporary(name):
                 os.unlink(os.path.join(folder, name))
+
+
+@contextlib.contextmanager
+def _left_as_it_was(output_dir: str) -> Iterator[None]:
+    """Makes the folders of a conversion, and removes them again if an error in the `with` block comes before a plan."""
+    work_folder = storage.join(output_dir, WORK_FOLDER)
+    was_there = storage.exists(output_dir), storage.exists(work_folder)
+    storage.make_folder(storage.join(work_folder, "journal"))
+    try:
+        yield
+    except Exception:
+        if not storage.is_remote(output_dir) and not was_there[1] and not plan.exists(work_folder):
+            shutil.rmtree(work_folder if was_there[0] else output_dir)
+        raise
 
 
 @contextlib.contextmanager

@@ -200,6 +200,11 @@ def save(folder: str, contents: Contents, options: Options, request: dict) -> No
     storage.close_files()
 
 
+def exists(folder: str) -> bool:
+    """Whether there is a plan in `folder`."""
+    return storage.exists(_path(folder))
+
+
 def load(folder: str) -> Plan | None:
     """The plan in `folder`; None if there is none.
 

@@ -26,11 +26,8 @@ from data_prep.sources.zip import Read
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".parquet")
 SPLIT_NAMES = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "validation",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev", "test", "testing"), "validation"),
 }
 """What people call the splits. If there are several names for a split, the first one here is taken."""
 
@@ -271,6 +268,17 @@ def splits(path: str) -> tuple[dict[str, Place], str]:
         if named:
             return {split: Place(folder, folder, tuple(names)) for split, names in named.items()}, note
     return {}, ""
+
+
+def innermost(folder: str) -> str:
+    """The folder itself or, as long as it holds one folder of folders and perhaps texts, that one."""
+    while storage.is_folder(folder):
+        held = [name for name in storage.names(folder) if not storage.is_clutter(name)]
+        held = [name for name in held if not name.lower().endswith((*_SMALL, ".md"))]
+        if len(held) != 1 or not folders(inner := storage.join(folder, held[0])):
+            break
+        folder = inner
+    return folder
 
 
 def _by_split(words: dict[str, str], path: str) -> tuple[dict[str, list[str]], str]:

@@ -396,7 +396,8 @@ def of_images(path: str, name: str = "", given: Given = NOTHING, unpacked: str =
     """
     places, note = archives.splits(path)
     if not places:
-        return dataset(Release(path, ""), name, given, unpacked)
+        name = name or image_folder.name_after(path, is_split=False)
+        return dataset(Release(archives.innermost(path), ""), name, given, unpacked)
     if given.share is not None:
         raise InputError(f"{note}: they need no --validation_share; to split one of them give it as --images")
     root = next((root for root in _roots(path) if _part(root, "validation_labels")), path)

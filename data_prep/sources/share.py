@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 
-from data_prep.errors import BadImageError
+from data_prep.errors import BadImageError, InputError
 from data_prep.sources.dataset import Found, Image, read_image
 
 
@@ -22,6 +22,8 @@ def split(source: str, images: list[Image], share: float, seed: int, found: Foun
       found: gets a line about classes whose images cannot be on both sides.
     Returns:
       "train" and "validation" -> images.
+    Raises:
+      InputError: there is not a single class whose images can be on both sides.
     """
     all_of = Counter(image.synset for image in images)
     wanted = {synset: min(max(round(share * count), 1), count - 1) for synset, count in all_of.items()} | {"": 0}
@@ -41,10 +43,11 @@ def split(source: str, images: list[Image], share: float, seed: int, found: Foun
             choose(number, own)
     if few := sorted(synset for synset in all_of if synset and not given[synset]):
         named = ", ".join(f"{synset!r} ({all_of[synset]:,})" for synset in few[:5])
-        found.notes.append(
-            f"{source}: {len(few)} class(es) have too few different images for validation, so all are for training: "
-            f"{named}{', ...' if len(few) > 5 else ''}"
-        )
+        too_few = f"{source}: {len(few)} class(es) have too few different images for validation"
+        listed = f"{named}{', ...' if len(few) > 5 else ''}"
+        if not chosen:
+            raise InputError(f"{too_few}, and no other class is there: {listed}; fix: add images")
+        found.notes.append(f"{too_few}, so all are for training: {listed}")
     sides = {"train": [], "validation": []}
     for number, (group, _) in enumerate(groups):
         sides["validation" if number in chosen else "train"] += group

@@ -312,6 +312,36 @@ def test_beside_val_the_folder_test_is_left_out_and_that_is_said(animals, tmp_pa
     assert any("are train and valid; left out: test" in line for line in lines)
 
 
+@pytest.mark.parametrize(("train", "validation"), [("Training", "Testing"), ("training", "dev")])
+def test_other_words_for_the_splits_are_recognized(animals, tmp_path, train, validation):
+    files = {f"{split}/{name}": content for split in (train, validation) for name, content in animals.items()}
+    found = run(of_images(write(tmp_path / "in", files), tmp_path / "out"), tmp_path / "out")
+    assert [len(examples) for examples in found.values()] == [30, 30]
+
+
+@pytest.mark.parametrize("around", ["train", "download/pets"])
+def test_folders_around_all_class_folders_are_no_classes(animals, tmp_path, around):
+    files = {f"{around}/{name}": content for name, content in animals.items()} | {"readme.md": b"pets"}
+    sides = split_truth(run(of_images(write(tmp_path / "in", files), tmp_path / "out"), tmp_path / "out"))
+    assert {synset for split in sides.values() for synset, *_ in split} == {"cat", "cow", "dog"}
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["name"] == "in"
+
+
+def test_a_refused_set_leaves_no_folder_behind(animals, tmp_path):
+    write(tmp_path / "in", {name: content for name, content in animals.items() if name.startswith("cat")})
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(InputError, match="holds one class"):
+            convert.convert(of_images(tmp_path / "in", output), str(output), log=lambda line: None)
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "empty"} and not os.listdir(tmp_path / "empty")
+
+
+def test_one_image_a_class_is_too_few_and_the_classes_are_named(animals, tmp_path):
+    write(tmp_path / "in", {name: content for name, content in animals.items() if "0" in name})
+    with pytest.raises(InputError, match=r"too few different images.*'cat' \(1\), 'cow' \(1\), 'dog' \(1\); fix: add"):
+        run(of_images(tmp_path / "in", tmp_path / "out"), tmp_path / "out")
+
+
 @pytest.mark.parametrize("form", ["zip", "deflated", "tar.gz", "tar"])
 def test_an_archive_of_class_folders_is_split_as_its_folder_is(animals, tmp_path, form):
     named = {f"pets/{name}": content for name, content in animals.items()}
