@@ -118,7 +118,9 @@ def check_classes(images: dict[str, list[Image]], sources: dict[str, str], found
         strays = [image.path for image in images[split] if not image.synset]
         if not classes[split]:
             if not strays:
-                raise InputError(f"{source}: no images found for the {split} split")
+                reasons = [f"; {path} {why}" for path, why in found.rejected if path.startswith(source)]
+                reasons += [f"; {note}" for note in found.notes if note.startswith(f"{source}: ")]
+                raise InputError(f"{source}: no images found for the {split} split{''.join(reasons[:1])}")
             raise InputError(
                 f"{source}: its {len(strays)} {split} image(s), such as {strays[0]}, are in no class folder; "
                 "give what holds one folder a class"

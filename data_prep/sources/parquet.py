@@ -86,7 +86,7 @@ class _Table:
                 places = self._decoded(group, copy)
             named = others.column(self.image).combine_chunks().field("path") if has_paths else [None] * count
             for place, path, value in zip(places, named, others.column(label), strict=True):
-                yield place, path and path.as_py(), value.as_py()
+                yield place, path and path.as_py(), _class(value.as_py())
 
     def _decoded(self, group: int, copy: Copy) -> list[Place | None]:
         """Copies the images of a group of rows, in an encoding that only pyarrow reads."""
@@ -122,6 +122,13 @@ def _opened(file: str, read: Read) -> Iterator[_Table]:
             raise
         why = " ".join(str(error).split())
         raise InputError(f"{file}: damaged Parquet file ({why}); fix: download it again") from None
+
+
+def _class(value: Any) -> Any:
+    """The class of a value; pandas makes floats of a column of numbers in which one is missing."""
+    if not isinstance(value, float):
+        return value
+    return int(value) if value.is_integer() else None if value != value else value
 
 
 def _leaves(table: Any) -> dict[str, Any]:
@@ -179,6 +186,8 @@ def images(file: str, read: Read, is_one_of_several: bool, target: str, found: F
                 found.classes[value] = synset, text
             offset, size, version = place
             listed.append(Image(synset, f"{prefix}{stem}{ending}", size, offset, version, archive))
+    if not listed:
+        raise InputError(f"{file}: no row has an image's bytes in column {opened.image!r} and a class in {label!r}")
     found.notes.append(f"{file}: {len(listed):,} images, of column {opened.image!r}, classes of column {label!r}")
     return listed
 
@@ -198,10 +207,14 @@ def _columns_of_images(file: str, schema: Any) -> tuple[str, str]:
 
 def _label(file: str, schema: Any, label_column: str) -> str:
     """The name of the column of classes."""
+    from pyarrow import types
+
     label = next((name for name in ([label_column] if label_column else LABELS) if name in schema.names), "")
     if not label:
         columns = ", ".join(schema.names)
         raise InputError(f"{file}: no column says the class; give one with --label_column; there are {columns}")
+    if types.is_nested(kind := schema.field(label).type):
+        raise InputError(f"{file}: column {label!r} holds {kind}, not one class; give one with --label_column")
     return label
 
 

@@ -342,6 +342,19 @@ def test_one_image_a_class_is_too_few_and_the_classes_are_named(animals, tmp_pat
         run(of_images(tmp_path / "in", tmp_path / "out"), tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("files", "compression", "why"),
+    [
+        ({"cat/0.jpg": b"", "dog/0.jpg": b""}, zipfile.ZIP_LZMA, r"cat/0\.jpg is compressed by method 14"),
+        ({"pets.zip": b"PK"}, zipfile.ZIP_STORED, r"left out what is no image: 1 \.zip"),
+    ],
+)
+def test_a_zip_without_a_usable_image_says_what_it_holds(tmp_path, files, compression, why):
+    path = zip_of(tmp_path / "a.zip", files, compression)
+    with pytest.raises(InputError, match=f"no images found for the train split.*{why}"):
+        run(of_images(path, tmp_path / "out"), tmp_path / "out")
+
+
 @pytest.mark.parametrize("form", ["zip", "deflated", "tar.gz", "tar"])
 def test_an_archive_of_class_folders_is_split_as_its_folder_is(animals, tmp_path, form):
     named = {f"pets/{name}": content for name, content in animals.items()}
@@ -400,6 +413,46 @@ def test_parquet_without_a_column_of_labels_names_its_columns(animals, tmp_path)
     with pytest.raises(InputError, match=r"--label_column; there are picture, species"):
         run(of_images(tmp_path / "a.parquet", tmp_path / "out"), tmp_path / "out")
     assert run(of_images(tmp_path / "a.parquet", tmp_path / "b", label_column="species"), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "names"),
+    [
+        ([0.0, 1.0, None], "float64", ["0", "1"]),
+        ([0.0, 1.0, float("nan")], "float64", ["0", "1"]),
+        ([True, False, None], "bool_", ["False", "True"]),
+        (["cat", "dog", None], "large_string", ["cat", "dog"]),
+    ],
+)
+@pytest.mark.needs("pyarrow")
+def test_a_column_of_classes_may_be_of_any_kind_and_lack_some(animals, tmp_path, values, kind, names):
+    import pyarrow
+    from pyarrow import parquet
+
+    labels = pyarrow.array([values[number % 3] for number in range(30)], getattr(pyarrow, kind)())
+    parquet.write_table(pyarrow.table({"image": list(animals.values()), "label": labels}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a-0000002: has no class; fix: leave out all such with --on_bad=skip"):
+        run(of_images(tmp_path / "a.parquet", tmp_path / "out"), tmp_path / "out")
+    data = of_images(tmp_path / "a.parquet", tmp_path / "out")
+    manifest = convert.convert(data, str(tmp_path / "out"), on_bad="skip", log=lambda line: None)
+    assert manifest["class_names"] == names
+    assert sum(split["examples"] for split in manifest["splits"].values()) == 20
+
+
+@pytest.mark.needs("pyarrow")
+def test_parquet_of_paths_or_of_lists_of_classes_says_so(animals, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    lists = pyarrow.table({"image": list(animals.values()), "label": [[0]] * 30})
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array([{"bytes": None, "path": name} for name in animals], kind)
+    paths = pyarrow.table({"image": images, "label": [0, 1] * 15})
+    for table, message in ((lists, r"'label' holds list<.*>, not one class"), (paths, "no row has an image's bytes")):
+        parquet.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=message):
+            run(of_images(tmp_path / "a.parquet", tmp_path / "out"), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("label", ["cls", "json"])
