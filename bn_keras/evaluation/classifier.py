@@ -177,6 +177,8 @@ def upright_on_white(encoded: bytes) -> bytes:
     """
     from PIL import Image, ImageOps
 
+    if encoded.startswith(b"\xff\xd8\xff") and not any(mark in encoded for mark in (b"Exif", b"tiff:Orientation")):
+        return encoded  # neither EXIF nor XMP says an orientation; Pillow would take ten times as long to find out
     try:
         with (
             warnings.catch_warnings(action="ignore"),

@@ -1,6 +1,7 @@
 """`bn_keras.Classifier` and launch/predict: the same answers for files and pixels; a bad one costs no other."""
 
 import csv
+import io
 import json
 import re
 
@@ -11,7 +12,7 @@ from conftest import ROOT, run_program
 from PIL import Image, ImageOps
 
 from bn_keras import Classifier, InputError
-from bn_keras.evaluation.classifier import pictures
+from bn_keras.evaluation.classifier import pictures, upright_on_white
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,20 @@ def test_what_is_transparent_is_seen_white_as_data_prep_stores_it(classifier, ph
         shown = np.asarray(image.convert("RGBA"))
     white = np.where(shown[..., 3:] == 255, shown[..., :3], 255).astype("uint8")
     np.testing.assert_array_equal(classifier.predict(photos / "stored"), classifier.predict([white]))
+
+
+@pytest.mark.parametrize("said_in", [None, "exif", "xmp"])
+def test_a_jpeg_is_turned_by_exif_or_xmp_and_otherwise_stays_the_very_bytes(said_in):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    said = {None: {}, "exif": {"exif": exif}, "xmp": {"xmp": xmp}}[said_in]
+    stored = io.BytesIO()
+    Image.new("RGB", (24, 16), "red").save(stored, "JPEG", **said)
+    found = upright_on_white(stored.getvalue())
+    with Image.open(io.BytesIO(found)) as image:
+        assert image.size == ((16, 24) if said_in else (24, 16))
+    assert (found == stored.getvalue()) == (said_in is None)
 
 
 def test_batches_of_any_count_are_put_together_in_order(classifier, photos):
