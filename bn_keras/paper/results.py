@@ -136,10 +136,19 @@ def _verdict(holds):
 
 
 def _measured(workdir, section):
-    """The runs of a section, by the name of their folder."""
+    """The runs of a section that came to their end, by the name of their folder: half a run would be called slow."""
     folder = os.path.join(workdir, section)
-    runs = {name: RunDirectory(os.path.join(folder, name)) for name in _names(folder)}
-    return {name: MeasuredRun(run) for name, run in runs.items() if run.read_config() is not None}
+    measured = {}
+    for name in _names(folder):
+        run = RunDirectory(os.path.join(folder, name))
+        if (config := run.read_config()) is None:
+            continue
+        step = max((row["step"] for row in run.curve.rows), default=0)
+        if step >= config.steps or run.curve.diverged() or run.curve.stalled(config.patience, step):
+            measured[name] = MeasuredRun(run)
+        else:
+            note(f"{run.path}: at step {step:,} of {config.steps:,}, so it is left out of the results")
+    return measured
 
 
 def _names(folder):

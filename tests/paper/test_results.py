@@ -148,6 +148,14 @@ def test_the_document_has_a_column_for_every_data_set_and_blanks_for_what_was_no
     assert "| BN-x5 matches Inception in fewer steps | 14.8x |  | 3.0x: holds |" in text
 
 
+def test_a_run_that_is_not_over_is_blank_and_said(tmp_path, caplog):
+    write_run(tmp_path / "a" / "figure2" / "inception-0", "inception", (0.2, 0.6, 0.8))
+    write_run(tmp_path / "a" / "figure2" / "bn_x5-0", "bn_x5", (0.5, 0.6))
+    page, _ = write_results(str(tmp_path / "a"), str(tmp_path / "docs"), "digits", "launch/results")
+    assert "| BN-x5 matches Inception in fewer steps | 14.8x |  |  |" in Path(page).read_text()
+    assert "bn_x5-0: at step 100 of 150, so it is left out of the results" in caplog.text
+
+
 def test_a_damaged_log_of_what_was_run_does_not_stop_the_document(tmp_path):
     entry = {"cpu": "a CPU", "cores": 2, "tensorflow": "2.21.0", "commit": "abc"}
     (tmp_path / LOG).write_text(f"{json.dumps(entry)}\n\n{{}}\n[1]\n\x00\n")
