@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from bn_keras.errors import InputError
 from data_prep.program import as_started
 from launch import program
 
@@ -30,7 +31,10 @@ def main() -> None:
         import tensorflow as tf
 
     service = tf.data.experimental.service
-    dispatcher = service.DispatchServer(service.DispatcherConfig(port=FLAGS.port))
+    try:
+        dispatcher = service.DispatchServer(service.DispatcherConfig(port=FLAGS.port))
+    except (RuntimeError, tf.errors.OpError) as error:
+        raise InputError(f"--port={FLAGS.port} cannot be served ({error}): give one that no program uses") from None
     port = dispatcher.target.rpartition(":")[2]
     # Trainers also connect to the worker, at an address that the dispatcher gives them.
     worker = service.WorkerServer(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_a_missing_folder_is_one_line(program):
         and done.stderr.startswith(f"{program}: no folder /nowhere")
         and done.stderr.count("\n") == 1
     )
+
+
+def test_a_service_at_a_port_that_another_program_holds_is_one_line():
+    with socket.create_server(("", 0)) as held:
+        port = held.getsockname()[1]
+        done = run_program("-m", "launch.data_service", f"--port={port}", warm=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"data_service: --port={port} cannot be")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
