@@ -65,6 +65,19 @@ def compiled_by_xla() -> bool:
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
+def graph_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `tf.function`, without AutoGraph, that is not merged into the graph that calls it, such as a loop's.
+
+    oneDNN's pass over a graph replaces the gradient of a max pooling only if it has come to the pooling before. It goes
+    from inputs to outputs, but a loop's graph has cycles, where the order depends on addresses in memory: in 2 of 5
+    traces of a training loop on two devices, one gradient was left to another kernel, whose last bits differ.
+    """
+    import tensorflow as tf
+
+    function = tf.autograph.experimental.do_not_convert(function)
+    return tf.function(function, experimental_attributes={"_noinline": True})
+
+
 @contextlib.contextmanager
 def new_layer_names() -> Iterator[None]:
     """In a `with` block, Keras numbers layers from 1 again, so that a network built again has the same names."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from bn_keras.layers.batch_normalization import BatchNormalization
 from bn_keras.layers.moments import Moments
-from bn_keras.private_names import layers_within
+from bn_keras.private_names import graph_of_its_own, layers_within
 
 
 def sum_over_parts(
@@ -31,14 +31,19 @@ def sum_over_parts(
     layers = [layer for layer in layers_within(model) if isinstance(layer, BatchNormalization) and layer.trainable]
     noted: dict[BatchNormalization, list[Moments]] = {layer: [] for layer in layers}
 
+    @graph_of_its_own
+    def values_and_moments(*part):
+        with _noting(noted):
+            values = compute(*part)
+        calls = [[tf.stack(list(moments)) for moments in noted[layer]] or tf.zeros(0) for layer in layers]
+        return values, [tf.stack(each) for each in calls]
+
     def add_part(part, sums, arrays):
         def of_part(value):
             return tf.slice(value, [part * size, *[0] * (len(value.shape) - 1)], [size, *value.shape[1:]])
 
-        with _noting(noted):
-            values = compute(*tf.nest.map_structure(of_part, batch))
-        calls = [[tf.stack(list(moments)) for moments in noted[layer]] or tf.zeros(0) for layer in layers]
-        arrays = [array.write(part, tf.stack(each)) for array, each in zip(arrays, calls, strict=True)]
+        values, moments = values_and_moments(*tf.nest.map_structure(of_part, batch))
+        arrays = [array.write(part, each) for array, each in zip(arrays, moments, strict=True)]
         return part + 1, [total + value for total, value in zip(sums, values, strict=True)], arrays
 
     start = 0, [tf.zeros(shape) for shape in shapes], [tf.TensorArray(tf.float32, parts) for _ in layers]

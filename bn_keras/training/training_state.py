@@ -11,6 +11,7 @@ from bn_keras.evaluation.accuracy import count_correct
 from bn_keras.evaluation.trained_network import Network, network_of
 from bn_keras.inference.population_statistics import batch_normalizations
 from bn_keras.input.photometric_distortion import PhotometricDistortion
+from bn_keras.private_names import graph_of_its_own
 from bn_keras.runs.run_config import RunConfig
 from bn_keras.training.accumulation import sum_over_parts
 from bn_keras.training.fine_tuning import freeze, rate_factors
@@ -148,8 +149,7 @@ def make_train_steps(
             return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
         return tf.timestamp()
 
-    @tf.function
-    @tf.autograph.experimental.do_not_convert
+    @graph_of_its_own
     def train_step(images, labels):
         rate = learning_rate(config, state.examples)
         arguments = images, labels, rate, tf.identity(state.step), mixture_of(config, state.step)

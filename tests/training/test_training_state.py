@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_run_config
+from tensorflow.python.eager import context
 
 from bn_keras.input.photometric_distortion import distort_colors, random_colors
 from bn_keras.input.preprocessing import uniform_draws
@@ -18,7 +19,7 @@ from bn_keras.layers.local_response_normalization import LocalResponseNormalizat
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.training.learning_rate import learning_rate
 from bn_keras.training.optimizer import LossScale, MomentumSGD
-from bn_keras.training.training_state import make_replica_step
+from bn_keras.training.training_state import TrainingState, make_replica_step, make_train_steps
 
 RATE = tf.constant(0.5)
 
@@ -263,3 +264,40 @@ def test_xla_compiles_the_whole_step_in_static_shapes(policy):
     hlo = step.experimental_get_compiler_ir(*arguments)(stage="hlo")
     assert "convolution" in hlo and ("bf16" in hlo) == (policy == "mixed_bfloat16")
     assert not re.search(r"\[[^\]]*<=", hlo)
+
+
+def loops_operations(function, *arguments):
+    """The kinds of operations in those graphs with a loop that TensorFlow, after all that it optimizes, runs."""
+    context.context().enable_run_metadata()
+    try:
+        function(*arguments)
+        graphs = context.context().export_run_metadata().partition_graphs
+    finally:
+        context.context().disable_run_metadata()
+    kinds = [{node.op for node in graph.node} for graph in graphs]
+    return set().union(*(graph for graph in kinds if "NextIteration" in graph))
+
+
+@pytest.mark.parametrize("loop", ["steps", "parts of a step"])
+def test_no_loop_has_gradients_in_its_graph_whose_kernels_oneDNN_chooses_by_addresses_in_memory(loop):  # noqa: N802
+    def network(config):
+        x = images = keras.Input((8, 8, 1))
+        x = BatchNormalization(virtual_batch_size=4)(keras.layers.Conv2D(4, 3, use_bias=False)(x))
+        x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
+        return keras.Model(images, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    parts = 2 if loop == "parts of a step" else 1
+    config = make_run_config(
+        batch_size=8, image_size=8, normalization_batch="4", accumulate=parts, augmentation="none"
+    ).on_devices(1, False)
+    state = TrainingState(config, strategy, network)
+    batch = tf.random.stateless_normal((8, 8, 8, 1), (0, 0)), tf.range(8) % 3
+    if parts == 1:
+        batches = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat())
+        kinds = loops_operations(make_train_steps(state, config, strategy), iter(batches), tf.constant(2))
+    else:
+        step = make_replica_step(state, config)
+        arguments = *batch, RATE, tf.constant(0, tf.int64)
+        kinds = loops_operations(tf.function(lambda: strategy.run(step, args=arguments)))
+    assert kinds and not {kind for kind in kinds if "Grad" in kind or "Backprop" in kind}, kinds
