@@ -29,6 +29,9 @@ _NAMED = re.compile(
 )  # n01440764_10026_n01440764.JPEG of Hugging Face's ImageNet
 _BATCH_ROWS = 16  # 64 take a third longer, as they leave the cache
 
+# What reading numbers raises that mean nothing, beside pyarrow's own exceptions.
+_OF_DAMAGE = ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError
+
 Copy = Callable[[Any], int]
 
 
@@ -117,7 +120,7 @@ def _opened(file: str, read: Read) -> Iterator[_Table]:
             yield _Table(table, image, leaf, chunks, read)
     except InputError:
         raise
-    except (pyarrow.ArrowException, ValueError, TypeError, LookupError, RecursionError, OSError) as error:
+    except (pyarrow.ArrowException, *_OF_DAMAGE) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         why = " ".join(str(error).split())
