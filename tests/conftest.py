@@ -23,8 +23,10 @@ CLASSES = ("circle", "square", "stripe")
 
 
 LONGEST = (
-    *("test_trainer", "test_trainer_devices", "test_folding", "test_inception", "test_cluster", "test_signals"),
-    *("test_faults", "test_again", "test_batch_normalization", "test_evaluate", "test_input_programs"),
+    *("test_trainer", "test_trainer_devices", "test_exactness", "test_input_programs", "test_signals", "test_cluster"),
+    *("test_launch", "test_fine_tuning", "test_build", "test_batch_normalization", "test_inception", "test_folding"),
+    *("test_evaluate", "test_predict", "test_population_statistics", "test_accumulation", "test_train"),
+    *("test_faults", "test_data_prep", "test_again"),
 )
 """Files that take longest, in this order: they start first, so that no worker of `make test` is left with one alone."""
 

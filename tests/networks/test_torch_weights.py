@@ -218,16 +218,16 @@ def test_an_imported_network_is_predicted_with_and_exported_without_a_flag(tmp_p
     path = write(original, tmp_path / "weights.pth")
     (tmp_path / "names.txt").write_text("\n".join(names))
     command = ["-m", "launch.import_weights", f"--checkpoint={path}", f"--workdir={run}", "--image_size=64"]
-    done = run_program(*command, f"--class_names={tmp_path / 'names.txt'}")
+    done = run_program(*command, f"--class_names={tmp_path / 'names.txt'}", warm=True)
     assert done.returncode == 0 and "1000 classes" in done.stdout, done.stderr
     random = np.random.default_rng(0)
     encoded = tf.io.encode_png(random.integers(0, 256, (80, 70, 3)).astype("uint8")).numpy()
     (tmp_path / "photo.png").write_bytes(encoded)
     expected = torch.tensor(original(single_crop(encoded, image_size=64, channels=3).numpy()[None]))[0].softmax(0)
-    done = run_program("-m", "launch.predict", tmp_path / "photo.png", f"--workdir={run}")
+    done = run_program("-m", "launch.predict", tmp_path / "photo.png", f"--workdir={run}", warm=True)
     best = int(expected.argmax())
     assert done.stdout.splitlines()[1].split(maxsplit=1) == [f"{float(expected[best]):.2%}", names[best]], done.stderr
-    done = run_program("-m", "launch.export", f"--workdir={run}", f"--output={tmp_path / 'served'}")
+    done = run_program("-m", "launch.export", f"--workdir={run}", f"--output={tmp_path / 'served'}", warm=True)
     assert done.returncode == 0, done.stderr
     served = tf.saved_model.load(str(tmp_path / "served"))
     np.testing.assert_allclose(served.serve([encoded])["probabilities"][0], expected, rtol=1e-3, atol=1e-7)
