@@ -27,13 +27,11 @@ from absl import flags
 
 from data_prep import program, signals
 from data_prep.errors import InputError
-from data_prep.json_files import COUNT
+from data_prep.json_files import MOST
 from data_prep.sources import embedded
 from data_prep.sources.dataset import Dataset
 
 FLAGS = flags.FLAGS
-
-_MOST = COUNT["maximum"]  # of a number in a plan
 
 
 def _cores() -> int:
@@ -75,15 +73,15 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_string("output_dir", "", "Folder for the shards and the manifest: a new or empty one, or one to finish.")
 flags.DEFINE_string("name", "", "Name of the data set. Default: that of its archive, or of the folder above --train.")
-flags.DEFINE_integer("seed", 0, "Random seed of the shuffle and of splits.", 0, _MOST)
+flags.DEFINE_integer("seed", 0, "Random seed of the shuffle and of splits.", 0, MOST)
 flags.DEFINE_integer(
     "label_base", 1, "Label of the first class: 1 as in TF-Slim, where 0 is background, or 0 as in TFDS.", 0, 1
 )
 flags.DEFINE_integer("train_shards", 0, "Number of training shards; 0: a number that fits the size.", 0, 99999)
 flags.DEFINE_integer("validation_shards", 0, "Number of validation shards; 0: a number that fits the size.", 0, 99999)
-flags.DEFINE_integer("limit", 0, "Most images in each split, chosen at random; 0: all.", 0, _MOST)
+flags.DEFINE_integer("limit", 0, "Most images in each split, chosen at random; 0: all.", 0, MOST)
 flags.DEFINE_integer(
-    "max_side", 0, "Shrink images whose larger side has more pixels than this, such as 500; 0: never.", 0, _MOST
+    "max_side", 0, "Shrink images whose larger side has more pixels than this, such as 500; 0: never.", 0, MOST
 )
 flags.DEFINE_enum(
     "duplicates",

@@ -8,7 +8,8 @@ from typing import Any
 from data_prep import storage
 from data_prep.errors import InputError
 
-COUNT = {"type": "integer", "minimum": 0, "maximum": (1 << 53) - 1}
+MOST = (1 << 53) - 1
+COUNT = {"type": "integer", "minimum": 0, "maximum": MOST}
 TEXT = {"type": "string"}
 HEX = {"type": "string", "pattern": r"\A[0-9a-f]+\Z"}
 FILE_NAME = {  # in the same folder

@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import sys
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -136,14 +137,14 @@ def _reader(file: str) -> Read:
     is_gzip = _kind(file) == "gzip"
     if not storage.is_remote(file) and not is_gzip:
         return functools.partial(storage.read_range, file)
-    opened: Any = storage.open_read(file)
-    if is_gzip:
-        opened = gzip.GzipFile(fileobj=opened)
+    stored: Any = storage.open_read(file)
+    opened = gzip.GzipFile(fileobj=stored) if is_gzip else stored
 
     def read_through(offset: int, size: int) -> bytes:
         opened.seek(offset)
         return opened.read(size)
 
+    weakref.finalize(read_through, stored.close)
     return read_through
 
 
@@ -402,7 +403,11 @@ def _gunzipped(file: str, unpacked: Unpacked) -> tuple[str, str]:
     target = storage.join(unpacked.folder, name)
     if not known:
         try:
-            with gzip.open(storage.open_read(file)) as stream, storage.written_aside(target) as output:
+            with (
+                storage.open_read(file) as packed,
+                gzip.open(packed) as stream,
+                storage.written_aside(target) as output,
+            ):
                 while block := stream.read(_BLOCK):
                     output.write_all([block])
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
