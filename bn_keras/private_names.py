@@ -69,8 +69,8 @@ def graph_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     """A `tf.function`, without AutoGraph, that is not merged into the graph that calls it, such as a loop's.
 
     oneDNN's pass over a graph replaces the gradient of a max pooling only if it has come to the pooling before. It goes
-    from inputs to outputs, but a loop's graph has cycles, where the order depends on addresses in memory: in 2 of 5
-    traces of a training loop on two devices, one gradient was left to another kernel, whose last bits differ.
+    from inputs to outputs, but a loop's graph has cycles, where the order differs from trace to trace: in 2 of 5 traces
+    of a training loop of an earlier layer on two devices, one gradient was left to another kernel.
     """
     import tensorflow as tf
 

@@ -129,7 +129,7 @@ class Configuration:
 
     FILE: ClassVar[str]
     VERSION: ClassVar[int] = 1
-    ARITHMETIC: ClassVar[int] = 1
+    ARITHMETIC: ClassVar[int] = 2
 
     @classmethod
     def schema(cls) -> dict:

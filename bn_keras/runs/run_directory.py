@@ -276,7 +276,7 @@ class RunDirectory(Generic[Config]):
             before = "without a number" if arithmetic is None else arithmetic
             note(
                 f"{self.path} was begun with another arithmetic ({before}, now {config.ARITHMETIC}): from here "
-                "on its weights differ in their last bits from those that the version which began it would give"
+                "on its weights may differ in their last bits from those that the version which began it would give"
             )
         self.texts = {
             os.path.basename(self.config_path): config.text(arithmetic),
