@@ -164,6 +164,7 @@ def _sources(images: Images) -> tuple[list[str], list, Callable]:
     return paths, paths, _read_upright
 
 
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)])  # called alone, NumPy gets its bytes as an array
 def _read_upright(path):
     encoded = tf.numpy_function(upright_on_white, [tf.io.read_file(path)], tf.string, stateful=False)
     return tf.ensure_shape(encoded, ())

@@ -303,6 +303,7 @@ class RunDirectory(Generic[Config]):
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise InputError(
                     f"another process is training in {self.path}: wait for it, or give another `directory`"

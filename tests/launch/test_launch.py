@@ -78,7 +78,7 @@ def test_a_flag_that_cannot_be_is_named_with_what_it_could_be(arguments, named):
     "flags, named",
     [
         (["--batch_size=1"], ["--batch_size=1", "at least 2"]),
-        (["--batch_size=61"], ["--batch_size=61", "60 training images"]),
+        (["--batch_size=61"], ["--batch_size=61", "training images", "at most 60"]),
         (["--batch_size=9", "--devices=2"], ["--batch_size=9", "2 devices"]),
         (["--eval_batch_size=9", "--devices=2"], ["--eval_batch_size=9", "2 devices"]),
         (["--devices=2", "--strategy=one_device"], ["--devices=2", "one_device"]),
