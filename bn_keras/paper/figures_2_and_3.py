@@ -100,7 +100,7 @@ def write_report(runs: list[RunDirectory], output_dir: str) -> list[str]:
     rows = rows_of(runs)
     storage.make_folder(output_dir)
     paths = [os.path.join(output_dir, name) for name in (FIGURE_2, FIGURE_3)]
-    draw_figure_2(rows, paths[0])
+    draw_figure_2(rows, paths[0], _data_and_networks(rows))
     write_text(paths[1], figure_3(rows))
     return paths
 
@@ -212,6 +212,20 @@ def _caption(rows, has_reference):
     )
 
 
+def _data_and_networks(rows):
+    configs = [run.config for row in rows for run in row.runs]
+    each = (
+        f"{its.dataset}, {its.train_examples:,} images, {its.image_size}x{its.image_size}, width {its.width:g}"
+        for its in configs
+    )
+    return "; ".join(dict.fromkeys(each))
+
+
+def _text_of_a_plot(text):
+    # A name that is not UTF-8 has bytes that no font has, and what stands between dollars would be a formula.
+    return os.fsencode(text).decode(errors="backslashreplace").replace("$", r"\$")
+
+
 def _steps(row):
     fewest, most = (each(run.config.steps for run in row.runs) for each in (min, max))
     return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
@@ -221,7 +235,7 @@ def _seeds(row):
     return f"seed{'s' if len(row.runs) > 1 else ''} {', '.join(str(run.seed) for run in row.runs)}"
 
 
-def draw_figure_2(rows: list[Row], path: str, title: str = "") -> None:
+def draw_figure_2(rows: list[Row], path: str, title: str) -> None:
     """Draws Figure 2: validation accuracy by steps of 32 images, for each row the mean over seeds in their range."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9.5, 5), dpi=150, layout="constrained")
@@ -242,7 +256,11 @@ def draw_figure_2(rows: list[Row], path: str, title: str = "") -> None:
         axes.axhline(mean, color="0.7", linewidth=0.8, zorder=0)
         axes.annotate("Inception's best", (0, mean), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
     axes.set(
-        title=title, xlabel="Training steps of 32 images", ylabel="Validation accuracy", ylim=(0, 1), xlim=(0, None)
+        title=_text_of_a_plot(title),
+        xlabel="Training steps of 32 images",
+        ylabel="Validation accuracy",
+        ylim=(0, 1),
+        xlim=(0, None),
     )
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper")
@@ -253,5 +271,4 @@ def draw_figure_2(rows: list[Row], path: str, title: str = "") -> None:
 
 def _label(row, rows):
     alike = sum(other.variant.name == row.variant.name for other in rows)
-    folder = os.fsencode(os.path.basename(row.path)).decode(errors="backslashreplace")  # a plot needs text
-    return row.variant.title if alike == 1 else f"{row.variant.title} ({folder})"
+    return row.variant.title if alike == 1 else f"{row.variant.title} ({_text_of_a_plot(os.path.basename(row.path))})"

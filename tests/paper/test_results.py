@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_program, start_program
+from matplotlib import pyplot
 
 from bn_keras.markdown import mean_and_range
 from bn_keras.networks.variants import VARIANTS
 from bn_keras.paper.experiments import CHANGES, FIGURE_2_VARIANTS, flat, plan
-from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, rows_of
+from bn_keras.paper.figures_2_and_3 import Row, compared_with_reference, figure_3, rows_of, write_report
 from bn_keras.paper.results import LOG, write_results
 from bn_keras.runs.run_directory import RunDirectory, find_runs
 
@@ -154,6 +155,16 @@ def test_a_run_that_is_not_over_is_blank_and_said(tmp_path, caplog):
     page, _ = write_results(str(tmp_path / "a"), str(tmp_path / "docs"), "digits", "launch/results")
     assert "| BN-x5 matches Inception in fewer steps | 14.8x |  |  |" in Path(page).read_text()
     assert "bn_x5-0: at step 100 of 150, so it is left out of the results" in caplog.text
+
+
+def test_figure_2_says_its_data_and_networks_whatever_names_are_in_them(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    for width in (0.25, 0.5):  # what stands between dollars is a formula to Matplotlib
+        write_run(tmp_path / rf"$\frac{width}$", "inception", (0.2, 0.6, 0.8), dataset=r"$\a$", width=width)
+    write_report(find_runs(str(tmp_path)), str(tmp_path / "report"))
+    title = drawn[0].axes[0].get_title().replace(r"\$", "$")
+    assert title == "; ".join(rf"$\a$, 4,000 images, 64x64, width {width}" for width in (0.25, 0.5))
 
 
 def test_a_damaged_log_of_what_was_run_does_not_stop_the_document(tmp_path):
