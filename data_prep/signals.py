@@ -28,7 +28,8 @@ cleanups: list[Callable[[], None]] = []
 
 _line = ""
 _stderr = 2
-_ending = threading.Lock()
+_ending = threading.RLock()
+_ends = False
 
 
 def install(line: str) -> None:
@@ -115,12 +116,16 @@ def _end_unless_handled(number, handler):
 
 def end(number: int, frame: object = None) -> None:
     """Ends the program as a signal does; a handler for `signal.signal`."""
-    if _ending.acquire(blocking=False):
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        start = "\n" if os.isatty(_stderr) else ""  # an updated line of progress may be there
-        if select.select([], [_stderr], [], 1.0)[1]:  # writing into a full pipe would block
-            with contextlib.suppress(OSError):
-                os.write(_stderr, f"{start}{_line.format(name)}\n".encode(errors="backslashreplace"))
-        leave(STATUS[signal.Signals(number)])
-    time.sleep(1.0)  # another thread, or the caller of this handler, is ending the program
-    os._exit(STATUS[signal.Signals(number)])
+    global _ends
+    if not _ending.acquire(blocking=False):  # another thread is ending the program
+        time.sleep(1.0)
+        os._exit(STATUS[signal.Signals(number)])
+    if _ends:  # a second signal interrupts this thread's own answer to the first, which goes on after it
+        return
+    _ends = True
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    start = "\n" if os.isatty(_stderr) else ""  # an updated line of progress may be there
+    if select.select([], [_stderr], [], 1.0)[1]:  # writing into a full pipe would block
+        with contextlib.suppress(OSError):
+            os.write(_stderr, f"{start}{_line.format(name)}\n".encode(errors="backslashreplace"))
+    leave(STATUS[signal.Signals(number)])

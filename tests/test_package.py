@@ -89,8 +89,8 @@ assert BatchNormalization not in map(type, fold_batch_normalization(model).layer
 @pytest.mark.parametrize(
     ("missing", "command", "extra"),
     [
-        ("jsonschema", ["-m", "launch.train", "--variant=bn_x5", "--data_dir={data}"], "train"),
-        ("tensorflow", ["-m", "launch.train", "--variant=bn_x5", "--data_dir={data}"], "cpu"),
+        ("jsonschema", ["-m", "launch.train", "--variant=bn_x5", "--data_dir={data}", "--workdir={new}"], "train"),
+        ("tensorflow", ["-m", "launch.train", "--variant=bn_x5", "--data_dir={data}", "--workdir={new}"], "cpu"),
         ("jsonschema", ["-m", "data_prep", "verify", "{data}"], "prep"),
         ("fsspec", ["-m", "data_prep", "--train=s3://a", "--validation=s3://b", "--output_dir={new}"], "remote"),
     ],

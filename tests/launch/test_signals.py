@@ -121,6 +121,29 @@ def test_a_loop_is_told_of_the_first_signal_and_the_second_ends_the_program():
     assert ended(process, signal.SIGTERM) == (143, "deaf: interrupted by SIGTERM\n")
 
 
+TWICE = """
+import os, signal, sys
+from data_prep import signals
+number = int(sys.argv[1])
+signals.install("twice: interrupted by {}")
+ready = signals.select.select
+def again(*arguments):
+    signals.select.select = ready
+    os.kill(os.getpid(), number)
+    return ready(*arguments)
+signals.select.select = again
+os.kill(os.getpid(), number)
+"""
+
+
+@BOTH
+def test_a_second_signal_during_the_answer_to_the_first_does_not_end_the_program_without_its_line(number):
+    """A terminal and a parent both send one."""
+    process = start_program("-c", TWICE, int(number))
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (STATUS[number], f"twice: interrupted by {NAME[number]}\n")
+
+
 @pytest.fixture(scope="module")
 def many_images(image_folders, tmp_path_factory):
     """20,000 images, by links to one: converting them takes a second or two."""
