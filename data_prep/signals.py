@@ -30,6 +30,7 @@ _line = ""
 _stderr = 2
 _ending = threading.RLock()
 _ends = False
+_held: list[int] | None = None
 
 
 def install(line: str) -> None:
@@ -65,12 +66,20 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Workers that start in this `with` block get no signals until they have called `start_worker`."""
+    """Workers that start in this `with` block get no signals until they have called `start_worker`.
+
+    The program itself answers a signal after the block: a worker that it leaves half started would print a traceback.
+    """
+    global _held
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+    _held = []  # signals that another thread gets are handled by this one all the same
     try:
         yield
     finally:
+        held, _held = _held, None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            end(held[0])
 
 
 def start_worker() -> None:
@@ -117,6 +126,9 @@ def _end_unless_handled(number, handler):
 def end(number: int, frame: object = None) -> None:
     """Ends the program as a signal does; a handler for `signal.signal`."""
     global _ends
+    if _held is not None:
+        _held.append(number)
+        return
     if not _ending.acquire(blocking=False):  # another thread is ending the program
         time.sleep(1.0)
         os._exit(STATUS[signal.Signals(number)])
