@@ -95,7 +95,7 @@ class Experiment:
         # finished run; its curve then says what was done.
         curve, done = directory.curve, directory.newest_step()
         if done is None:
-            done = max((row["step"] for row in curve.rows), default=0)
+            done = curve.last_step()
         if curve.diverged():
             return range(done, done)
         if done < self.steps:

@@ -143,7 +143,7 @@ def _measured(workdir, section):
         run = RunDirectory(os.path.join(folder, name))
         if (config := run.read_config()) is None:
             continue
-        step = max((row["step"] for row in run.curve.rows), default=0)
+        step = run.curve.last_step()
         if step >= config.steps or run.curve.diverged() or run.curve.stalled(config.patience, step):
             measured[name] = MeasuredRun(run)
         else:

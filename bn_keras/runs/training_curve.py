@@ -112,6 +112,10 @@ class TrainingCurve:
         with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
 
+    def last_step(self) -> int:
+        """The step of the latest row; 0 without rows."""
+        return max((row["step"] for row in self.rows), default=0)
+
     def validation(self) -> list[tuple[float, float]]:
         """The points of Figure 2: (steps of 32 images, top-1 accuracy as a fraction)."""
         return [
